@@ -1,0 +1,123 @@
+"""Precision and thread scopes, keys and small numerical helpers. Nothing here knows what a posterior is."""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import threadpoolctl
+
+F = TypeVar("F", bound=Callable)
+
+
+def x64():
+    """The scope in which every fit runs: float64, without touching the user's global flags."""
+    return jax.enable_x64(True)
+
+
+def scoped(method: F) -> F:
+    """Run a public method inside `x64()`.
+
+    Outside the scope `+`, `mean` and `vmap` silently turn float64 leaves into float32, so each public
+    method that computes with JAX re-enters it.
+    """
+
+    @functools.wraps(method)
+    def wrapper(*args, **kwargs):
+        with x64():
+            return method(*args, **kwargs)
+
+    return wrapper  # pyright: ignore[reportReturnType]
+
+
+@functools.cache
+def _blas() -> Any:
+    return threadpoolctl.ThreadpoolController()
+
+
+def host_algebra():
+    """The scope of NumPy algebra on d x d matrices: one BLAS thread.
+
+    BLAS threads that spin beside XLA's slow matrices of a few dozen rows down thirty to sixty times (measured).
+    """
+    return _blas().limit(limits=1, user_api="blas")
+
+
+def key_words(key: Any) -> tuple[int, ...]:
+    """The integer words of a key: of an int, a typed JAX key, or a legacy `PRNGKey` array.
+
+    Raises:
+        TypeError: for anything else, with the three accepted kinds.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, (bool, np.bool_)):
+        seed = int(key) % 2**64
+        return (seed >> 32, seed & 0xFFFFFFFF)  # what `jax.random.key(seed)` holds, without a compilation
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        key = jr.key_data(key)
+    if isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32 and key.shape in ((2,), (4,)):
+        return tuple(int(word) for word in np.asarray(key))
+    raise TypeError(
+        f"`key` must be an int, a key from jax.random.key(seed), or a legacy jax.random.PRNGKey array; got "
+        f"{_describe(key)}. Pass for instance key=0; split a batch of keys and pass one of them."
+    )
+
+
+def as_key(key: Any) -> jax.Array:
+    """A typed JAX key from whatever a user may pass as `key`; a key that is being traced passes through."""
+    if isinstance(key, jax.core.Tracer):
+        return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)
+    words = key_words(key)
+    if len(words) == 2:
+        return jr.wrap_key_data(np.asarray(words, np.uint32), impl="threefry2x32")
+    return jr.wrap_key_data(np.asarray(words, np.uint32), impl="rbg")
+
+
+def host_rng(key: Any, stream: str) -> np.random.Generator:
+    """A NumPy generator that is a pure function of `key` and the name of its purpose.
+
+    Host-side draws need no compilation, which is most of what a user waits for on small models.
+    """
+    entropy = [*key_words(key), zlib.crc32(stream.encode())]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    dtype = getattr(value, "dtype", None)
+    return f"{type(value).__name__}" + (f" of dtype {dtype} and shape {shape}" if dtype is not None else f" {value!r}")
+
+
+def to_device(tree: Any, dtype: Any = None) -> Any:
+    """NumPy and JAX array leaves as JAX arrays, floating ones in `dtype` (float64 unless told); call in `x64()`."""
+    dtype = np.float64 if dtype is None else dtype
+
+    def convert(leaf):
+        if not eqx.is_array_like(leaf) or isinstance(leaf, (bool, int, float, complex)):
+            return leaf
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return jnp.asarray(leaf, dtype)
+        return jnp.asarray(leaf)
+
+    return jax.tree.map(convert, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """JAX array leaves as NumPy arrays: immune to the user's precision flags, and plain to look at."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if _is_numeric_array(leaf) else leaf, tree)
+
+
+def _is_numeric_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def logmeanexp(log_values: np.ndarray) -> float:
+    """log of the mean of exp(log_values), on the host, safe for any finite or -inf input."""
+    top = np.max(log_values)
+    if not np.isfinite(top):
+        return float(top)
+    return float(top + np.log(np.mean(np.exp(log_values - top))))

@@ -1,0 +1,99 @@
+"""`tb.check`: fresh draws, the findings, and the verdict."""
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from .._numerics import host_algebra, key_words
+from .._types import Fitted
+from ..targets.batched import batched
+from ..targets.base import Density, require
+from . import findings
+from .base import Certificate, Finding, Verdict
+from .corrections import coordinate_table, value_table
+from .draws import FreshDraws, fresh_draws
+from .optima import optima
+
+_DRAWS = 4000
+_MAX_DRAWS = 16_000
+_MAX_NUMBERS = 20_000_000  # draws x dim: 160 MB an array; fewer draws above 5,000 dimensions
+_LEAST_DRAWS = 200
+_CHEAP = 1_000  # effective draws below which more are drawn, up to _MAX_DRAWS
+
+
+def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32) -> Certificate:
+    """How far off a fit is: a Certificate from fresh draws of `fitted.q` and dispersed searches of its target.
+
+    Uses nothing of how q was found: any object with `.q` (a family member) and `.target` (with the ability `density`)
+    can be checked. Cost: `draws` gradients (at least 2,000 for a k-hat worth having; four times as many where the
+    effective sample is small), and some 50 per start.
+
+    Arguments:
+        key: an int or a JAX key; use another than the fit's for an independent check.
+        draws: number of fresh draws, an even number.
+        starts: dispersed short searches for other optima, at least 16.
+
+    Raises:
+        ValueError: when `draws` < 100 or `starts` < 16.
+        PairingError: when the target has no log density on R^d.
+    """
+    if draws < 100:
+        raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")
+    if starts < 16:
+        raise ValueError(f"check: `starts` must be at least 16 (fewer miss one of two equal basins too often), got {starts}.")
+    require("check", fitted.target, Density)
+    started = time.perf_counter()
+    with host_algebra():
+        sample = fresh_sample(fitted, key, draws + draws % 2)
+        found = judge(sample)
+        seconds = time.perf_counter() - started
+        return certify(sample, found, key=key, starts=starts, seconds=seconds, used=sample.evaluations)
+
+
+def judge(sample: FreshDraws) -> tuple[Finding, ...]:
+    """Every finding that needs nothing but the sample; `check` adds the search for other optima."""
+    coordinates = coordinate_table(sample)
+    tables = [(coordinates, sample.z)]
+    if _has_own_values(sample):
+        tables.append((value_table(sample), sample.values[1]))
+    per_table = [[findings.moments(t), findings.noise(t), findings.parameter_khat(sample, t, x)] for t, x in tables]
+    worst = [max(same, key=lambda f: (list(Verdict).index(f.verdict), f.value)) for same in zip(*per_table, strict=True)]
+    of_sample = [f(sample) for f in (findings.finite, findings.converged, findings.khat, findings.evidence)]
+    return (*of_sample, *worst, findings.precision(sample))
+
+
+def certify(sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int) -> Certificate:
+    """The certificate of a sample that was judged already: adds the search for other optima."""
+    started, before = time.perf_counter(), batched(sample.target).evaluations
+    found = (*found, optima(sample, _check_key(key), starts=starts))
+    certificate = Certificate(found, (-np.inf, np.inf), sample.elbo, 0, 0.0)
+    detail = certificate["evidence"].detail
+    bounds = (detail["lower"] - 2 * detail["lower_stderr"], detail["upper"] + 2 * detail["upper_stderr"])
+    used += batched(sample.target).evaluations - before
+    return Certificate(found, bounds, sample.elbo, used, seconds + time.perf_counter() - started)
+
+
+def _has_own_values(sample: FreshDraws) -> bool:
+    """Whether the user's values are few enough, and there, to be judged beside the unconstrained coordinates."""
+    if sample.z.size >= _MAX_NUMBERS // 2:
+        return False
+    _, x = sample.values
+    return 0 < x.size <= 2 * _MAX_NUMBERS and bool(np.all(np.isfinite(x)))
+
+
+def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS) -> FreshDraws:
+    """The draws that the findings and the summaries share: four times as many where few of them are effective."""
+    key, dim = _check_key(key), fitted.q.dim
+    sample = fresh_draws(fitted, key, max(_LEAST_DRAWS, min(draws, _MAX_NUMBERS // dim // 2 * 2)))
+    more = min(_MAX_DRAWS, _MAX_NUMBERS // dim // 2 * 2)
+    if 2000 <= draws < more and 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0:
+        return dataclasses.replace(fresh_draws(fitted, key, more), evaluations=draws + more)
+    return sample
+
+
+def _check_key(key: Any) -> int:
+    """A key of the check's own, so that passing the fit's key does not reuse the fit's draws."""
+    words = key_words(key)
+    return int(np.random.SeedSequence([*words, 77]).generate_state(1)[0])

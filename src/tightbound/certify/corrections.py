@@ -1,0 +1,99 @@
+"""Importance-corrected means, sds and quantiles, and the rule for when a correction is believed.
+
+Weights repair what q gets wrong, but add noise to what it already has right; a summary is corrected only where the
+correction exceeds its own Monte Carlo error.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from .draws import FreshDraws
+
+_BELIEVE = 2.0  # standard errors that a correction must exceed
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentTable:
+    """Per value: q's own mean and sd, the corrected ones, and the Monte Carlo errors of the corrections; all `[P]`."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    sd: np.ndarray
+    corrected_mean: np.ndarray
+    corrected_sd: np.ndarray
+    mean_stderr: np.ndarray
+    log_sd_stderr: np.ndarray
+
+    @property
+    def shift(self) -> np.ndarray:
+        """Corrected mean minus q's, in corrected posterior sds."""
+        return (self.corrected_mean - self.mean) / _positive(self.corrected_sd)
+
+    @property
+    def shift_stderr(self) -> np.ndarray:
+        return self.mean_stderr / _positive(self.corrected_sd)
+
+    @property
+    def log_sd_ratio(self) -> np.ndarray:
+        """log of corrected sd over q's sd: positive where q is too narrow."""
+        return np.log(_positive(self.corrected_sd) / _positive(self.sd))
+
+    @property
+    def believed(self) -> np.ndarray:
+        """Where a correction exceeds its own error, in the mean or in the sd: `[P]` booleans."""
+        return (np.abs(self.shift) > _BELIEVE * self.shift_stderr) | (
+            np.abs(self.log_sd_ratio) > _BELIEVE * self.log_sd_stderr
+        )
+
+
+def moment_table(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> MomentTable:
+    """Moments of the columns of `x [S, P]` under q (equal weights) and under the target (`weights [S]`, sum 1).
+
+    Standard errors are those of the DIFFERENCE between the weighted and the plain moment, by the delta method for
+    self-normalised importance sampling: the plain moment's own error cancels to first order where weights are equal.
+    """
+    count = len(x)
+    mean = x.mean(axis=0)
+    centred = x - mean
+    variance = np.mean(centred**2, axis=0)
+    shift = weights @ centred
+    second = weights @ (centred - shift) ** 2
+    # influence of draw s on the weighted minus the plain moment
+    excess = (weights - 1.0 / count)[:, None]
+    influence = weights[:, None] * (centred - shift) - centred / count
+    mean_stderr = np.sqrt(np.sum(influence**2, axis=0))
+    influence = excess * centred**2 - weights[:, None] * second + variance / count
+    log_sd_stderr = np.sqrt(np.sum(influence**2, axis=0)) / (2 * _positive(second))
+    return MomentTable(names, mean, np.sqrt(variance), mean + shift, np.sqrt(second), mean_stderr, log_sd_stderr)
+
+
+def coordinate_table(draws: FreshDraws) -> MomentTable:
+    """The moment table of the unconstrained coordinates."""
+    return moment_table(draws.target.coordinate_names, draws.z, draws.smoothed.weights)
+
+
+def value_table(draws: FreshDraws) -> MomentTable:
+    """The moment table of the user's (constrained and derived) values."""
+    names, x = draws.values
+    return moment_table(names, x, draws.smoothed.weights)
+
+
+def weighted_quantiles(x: np.ndarray, weights: np.ndarray, levels: tuple[float, ...] = _QUANTILES) -> np.ndarray:
+    """Quantiles `[len(levels), P]` of the columns of `x [S, P]` under `weights [S]`, interpolated between draws."""
+    order = np.argsort(x, axis=0)
+    ranked = np.take_along_axis(x, order, axis=0)
+    cumulative = np.cumsum(weights[order], axis=0) - 0.5 * weights[order]
+    return np.stack([np.array([np.interp(p, cumulative[:, j], ranked[:, j]) for j in range(x.shape[1])]) for p in levels])
+
+
+def resample(rng: np.random.Generator, weights: np.ndarray, n: int) -> np.ndarray:
+    """Indices `[n]` drawn with probability proportional to `weights`, by systematic resampling (least added noise)."""
+    positions = (rng.random() + np.arange(n)) / n
+    index = np.searchsorted(np.cumsum(weights), positions * weights.sum(), side="right")
+    return rng.permutation(np.minimum(index, len(weights) - 1))
+
+
+def _positive(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 1e-300)

@@ -1,0 +1,196 @@
+"""The findings that need nothing but fresh draws: finite, converged, k-hat, evidence, moments, precision."""
+
+import numpy as np
+
+from .._numerics import logmeanexp
+from .base import Finding, Verdict
+from .corrections import MomentTable
+from .draws import FreshDraws
+from .psis import khat_of, khat_threshold
+
+_GROUP = 100  # weights averaged in each bound on the evidence
+_SHIFT = 0.05  # posterior sds that q's mean may still have to move
+_CORRECTION = 0.1  # posterior sds in the mean, or relative in the sd, that a correction may amount to
+_ENOUGH = 400  # effective draws
+
+
+def finite(draws: FreshDraws) -> Finding:
+    """Whether the log density was finite at every draw of q; where not, in which parameters those draws stand out."""
+    bad = ~draws.finite
+    count = int(bad.sum())
+    share = count / len(bad)
+    verdict = Verdict.PASS if count == 0 else Verdict.CAUTION if share < 0.01 else Verdict.FAIL
+    where = _where_bad(draws, bad) if count else ()
+    at = f"; they stand out in {', '.join(where)}" if where else ""
+    why = (
+        "The log density was finite at all draws of q."
+        if count == 0
+        else f"The log density or its gradient was not finite at {count} of {len(bad)} draws of q{at}."
+    )
+    return Finding("finite", float(count), np.nan, 0.0, verdict, why, "DESIGN section 4", where)
+
+
+def _where_bad(draws: FreshDraws, bad: np.ndarray) -> tuple[str, ...]:
+    sd = draws.z.std(axis=0) + 1e-300
+    lean = np.abs(draws.z[bad].mean(axis=0) - draws.z.mean(axis=0)) / sd
+    names = draws.target.coordinate_names
+    return tuple(f"`{names[j]}`" for j in np.argsort(-lean)[:3])
+
+
+def converged(draws: FreshDraws) -> Finding:
+    """The natural gradient at q on fresh draws: how far the ELBO still wants to move each mean, in q's sds.
+
+    shift = S E_q[grad log p] / sd, with S and sd those of q's draws (E_q[grad log q] = 0). Reads no solver's state.
+    """
+    good = draws.finite
+    if good.sum() < 10:
+        return Finding(
+            "converged", np.inf, np.nan, _SHIFT, Verdict.FAIL, "Too few finite draws to judge convergence.", "spec section 3"
+        )
+    z, scores = draws.z[good], draws.scores[good]
+    sd = z.std(axis=0) + 1e-300
+    u = (z - z.mean(axis=0)) / sd
+    pushes = scores * sd
+    shift, stderr = _natural_shift(u, pushes)
+    excess = np.abs(shift) - 2.0 * stderr
+    worst = int(np.argmax(excess))
+    value = float(np.abs(shift[worst]))
+    verdict = Verdict.PASS if excess[worst] < _SHIFT else Verdict.CAUTION if excess[worst] < 1.0 else Verdict.FAIL
+    name = draws.target.coordinate_names[worst]
+    why = (
+        f"On fresh draws the ELBO is stationary: no mean wants to move by more than {_SHIFT} sd beyond its error."
+        if verdict is Verdict.PASS
+        else f"On fresh draws the ELBO still pulls `{name}` by {value:.2f} ± {stderr[worst]:.2f} sd; continue with tb.fit(target, fit.q)."
+    )
+    return Finding("converged", value, float(stderr[worst]), _SHIFT, verdict, why, "Khan & Rue 2023, section 3.1", (name,))
+
+
+def _natural_shift(u: np.ndarray, pushes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """corr(u) E[push] per coordinate and its standard error; per-coordinate pushes alone above a few hundred dims."""
+    count, dim = u.shape
+    gradient = pushes.mean(axis=0)
+    if dim > 500:  # corr(u) from S draws has rank S: judge each coordinate's own push instead
+        return gradient, pushes.std(axis=0) / np.sqrt(count)
+    correlation = u.T @ u / count
+    half = count // 2
+    paired = 0.5 * (pushes[:half] + pushes[half : 2 * half])
+    spread = (paired - paired.mean(axis=0)) @ correlation
+    return correlation @ gradient, np.sqrt(np.mean(spread**2, axis=0) / half)
+
+
+def khat(draws: FreshDraws) -> Finding:
+    """Pareto shape of the importance weights, read together with the effective sample size.
+
+    k-hat alone misleads both ways: it can be 0.6 where 99 % of the draws are effective, or above 1 on a benign posterior
+    of a thousand dimensions; and a good k-hat with few effective draws leaves summaries noisy.
+    """
+    s = draws.smoothed
+    count, threshold = len(draws.log_w), khat_threshold(len(draws.log_w))
+    if s.khat < threshold and s.ess >= _ENOUGH:
+        verdict = Verdict.PASS
+    elif s.khat <= 1.0 or s.ess >= 0.5 * count:
+        verdict = Verdict.PASS if s.ess >= 0.9 * count else Verdict.CAUTION
+    else:
+        verdict = Verdict.FAIL
+    tail = {
+        Verdict.PASS: "q covers the posterior and the weights can be trusted",
+        Verdict.CAUTION: "q misses part of a tail; corrected summaries are usable but noisy",
+        Verdict.FAIL: "q is too far from the posterior for the weights to repair",
+    }[verdict]
+    why = f"Importance weights: k-hat {s.khat:.2f} (limit {threshold:.2f}), {s.ess:.0f} of {count} draws effective: {tail}."
+    source = "Vehtari et al. 2024, sections 2-3"
+    return Finding("khat", float(s.khat), float(s.khat_stderr), threshold, verdict, why, source, detail={"ess": s.ess})
+
+
+def parameter_khat(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Finding:
+    """The largest k-hat of weight times centred value, over values `x [S, P]`: one bad marginal hides in the joint one."""
+    products = (draws.smoothed.weights - 1.0 / len(x))[:, None] * (x - table.mean)
+    products[~np.isfinite(products)] = 0.0
+    k = khat_of(products)
+    worst, threshold = int(np.argmax(k)), khat_threshold(len(x))
+    # where q is nearly exact the products are rounding-sized: their tail shape says nothing that matters
+    matters = table.mean_stderr > 0.02 * table.corrected_sd
+    k = np.where(matters, k, -np.inf)
+    worst = int(np.argmax(k))
+    value = float(k[worst])
+    verdict = Verdict.PASS if value < threshold else Verdict.CAUTION
+    name = table.names[worst]
+    why = (
+        "No parameter's corrected mean rests on a few large weights."
+        if verdict is Verdict.PASS
+        else f"The corrected mean of `{name}` rests on a few large weights (k-hat {value:.2f})."
+    )
+    detail = {"names": table.names, "khat": k}
+    return Finding("khat per parameter", value, np.nan, threshold, verdict, why, "Vehtari et al. 2024, section 3.3", (name,), detail)
+
+
+def evidence(draws: FreshDraws) -> Finding:
+    """The sandwich on log Z: averages of K = 100 weights bound it from below, and their reciprocals from above.
+
+    Lower: E log mean_K w (IWELBO). Upper: log of the mean weight plus the gap that the chi-square of the weights allows,
+    log E w + log E w^2 / (E w)^2 over groups of K (the chi upper bound of order 2 on averages of K weights).
+    """
+    log_w = draws.log_w
+    elbo = draws.elbo
+    groups = log_w[: len(log_w) // _GROUP * _GROUP].reshape(_GROUP, -1).T
+    averages = np.array([logmeanexp(group) for group in groups])
+    lower = float(averages.mean()) if np.all(np.isfinite(averages)) else -np.inf
+    lower_se = float(averages.std(ddof=1) / np.sqrt(len(averages))) if np.isfinite(lower) else np.nan
+    upper = 0.5 * logmeanexp(2.0 * averages)
+    scaled = np.exp(2.0 * (averages - upper))
+    upper_se = float(0.5 * scaled.std(ddof=1) / np.sqrt(len(scaled)))
+    width = upper + 2 * upper_se - (lower - 2 * lower_se)
+    verdict = Verdict.PASS if width < 1.0 else Verdict.CAUTION
+    why = (
+        f"log evidence between {lower:.3f} ± {lower_se:.3f} and {upper:.3f} ± {upper_se:.3f} nats; the ELBO is "
+        f"{elbo.value:.3f} ± {elbo.stderr:.3f}, so q is about {max(upper - elbo.value, 0.0):.2g} nats from the posterior."
+    )
+    detail = {"lower": lower, "lower_stderr": lower_se, "upper": upper, "upper_stderr": upper_se, "elbo": elbo}
+    source = "Burda et al. 2016, eq. 8; Dieng et al. 2017, eq. 2"
+    return Finding("evidence", float(width), float(np.hypot(lower_se, upper_se)), 1.0, verdict, why, source, detail=detail)
+
+
+def moments(table: MomentTable) -> Finding:
+    """How much the importance weights would correct q's own means (in sds) and sds (relative), beyond Monte Carlo error."""
+    shift = np.maximum(np.abs(table.shift) - 2.0 * table.shift_stderr, 0.0)
+    ratio = np.maximum(np.abs(table.log_sd_ratio) - 2.0 * table.log_sd_stderr, 0.0)
+    size = np.maximum(shift, ratio)
+    worst = int(np.argmax(size))
+    verdict = Verdict.PASS if size[worst] <= _CORRECTION else Verdict.CAUTION
+    name = table.names[worst]
+    moved, wider = table.shift[worst], np.exp(table.log_sd_ratio[worst])
+    why = (
+        "The importance weights leave all means within 0.1 sd and all sds within 10 % of q's own."
+        if verdict is Verdict.PASS
+        else f"The weights move the mean of `{name}` by {moved:+.2f} sd and multiply its sd by {wider:.2f}: q itself is off there."
+    )
+    order = np.argsort(-size)
+    where = tuple(table.names[j] for j in order[:5] if size[j] > _CORRECTION)
+    detail = {"names": table.names, "shift": table.shift, "log_sd_ratio": table.log_sd_ratio, "order": order}
+    return Finding("moments", float(size[worst]), float(table.shift_stderr[worst]), _CORRECTION, verdict, why, "spec section 3", where, detail)
+
+
+def noise(table: MomentTable) -> Finding:
+    """The largest Monte Carlo error of a corrected mean, in posterior sds, among values whose correction is used."""
+    used = np.where(table.believed, table.shift_stderr, 0.0)
+    worst = int(np.argmax(used))
+    verdict = Verdict.PASS if used[worst] <= 0.04 else Verdict.CAUTION
+    name = table.names[worst]
+    why = (
+        "Corrected means carry less than 0.04 sd of Monte Carlo error."
+        if verdict is Verdict.PASS
+        else f"The corrected mean of `{name}` carries {used[worst]:.2f} sd of Monte Carlo error."
+    )
+    return Finding("noise", float(used[worst]), np.nan, 0.04, verdict, why, "spec section 1.1, lesson h", (name,))
+
+
+def precision(draws: FreshDraws) -> Finding:
+    """Whether the log density computes in float64; float32 rounding hides the way to the optimum."""
+    narrow = bool(getattr(draws.target, "returns_float32", False))
+    why = (
+        "The log density returns float32 values: about seven digits, which limits every number here. Remove casts to float32."
+        if narrow
+        else "The log density computes in float64."
+    )
+    verdict = Verdict.CAUTION if narrow else Verdict.PASS
+    return Finding("precision", float(narrow), np.nan, 0.0, verdict, why, "DESIGN section 4")

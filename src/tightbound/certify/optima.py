@@ -1,0 +1,147 @@
+"""Other optima: dispersed short searches of the target, and what each end that q does not cover is worth.
+
+k-hat cannot see a mode six sds away, because no draw of q lands there. The check climbs the log density itself from at
+least 16 starts, half of them anywhere plausible and half around q at several times its scale. A mode that no start
+reaches is the stated limit of this finding.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from .._numerics import host_rng
+from ..estimators.fixed_design import moment_matched
+from ..solvers.lbfgs import Path, ascend
+from ..solvers.start import LocalGaussian, dispersed_points, local_gaussians
+from ..targets.batched import batched
+from .base import Finding, Verdict
+from .draws import FreshDraws
+
+_NEARBY = 1.0  # whitened distance within which two ends are one optimum
+_RIVAL = 4.0  # nats of ELBO: a rival this close to q's ELBO holds at least exp(-4) of its mass
+_UNCOVERED = 8.0  # nats of KL(rival || q): two unit Gaussians four sds apart
+_BETTER = 2.0  # nats by which a rival's ELBO must exceed q's to say that q sits on the wrong optimum
+_MAX_RIVALS = 4
+_INFLATION = (2.0, 4.0, 6.0, 8.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whitening:
+    """z = mean + root u, so that draws of q have mean 0 and covariance I in u."""
+
+    mean: np.ndarray
+    root: np.ndarray
+
+    @classmethod
+    def of(cls, z: np.ndarray) -> "Whitening":
+        """From draws; only the scales where there are too few draws for a covariance."""
+        mean, dim = z.mean(axis=0), z.shape[1]
+        sd = np.maximum(z.std(axis=0), 1e-300)
+        if len(z) < 4 * dim or dim > 500:
+            return cls(mean, np.diag(sd) if dim <= 2000 else sd)
+        u = (z - mean) / sd
+        return cls(mean, sd[:, None] * np.linalg.cholesky(u.T @ u / len(u) + 1e-12 * np.eye(dim)))
+
+    def evaluate(self, density):
+        """The log density and its score as functions of u."""
+        if self.root.ndim == 1:
+            return lambda u: _scaled(*density(self.mean + u * self.root), lambda s: s * self.root)
+        return lambda u: _scaled(*density(self.mean + u @ self.root.T), lambda s: s @ self.root)
+
+    def to_u(self, z: np.ndarray) -> np.ndarray:
+        if self.root.ndim == 1:
+            return (z - self.mean) / self.root
+        return np.linalg.solve(self.root, (z - self.mean).T).T
+
+    @property
+    def log_det(self) -> float:
+        return float(np.log(self.root).sum() if self.root.ndim == 1 else np.linalg.slogdet(self.root)[1])
+
+
+def _scaled(values, scores, chain):
+    return values, chain(scores)
+
+
+def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Finding:
+    """Search from `starts` dispersed points (and from q's mean) and judge every end that q does not cover.
+
+    A rival is an end whose local Gaussian has an ELBO within 4 nats of q's, and lies more than 8 nats of KL from q.
+    """
+    rng = host_rng(key, "dispersed starts")
+    white = Whitening.of(draws.z[draws.finite]) if draws.finite.sum() > 10 else Whitening.of(draws.z)
+    density = white.evaluate(batched(draws.target) if evaluate is None else evaluate)
+    paths = ascend(density, _starts(rng, draws, white, starts), max_iterations=60, gtol=1e-3)
+    elbo = draws.elbo
+    found = _local_rivals(density, _distinct(paths), white, rng)
+    close = [g for g in found if g.elbo > elbo.value - _RIVAL and _kl_to_standard(g) > _UNCOVERED]
+    best = max((g.elbo for g in close), default=-np.inf)
+    better = best > elbo.value + _BETTER + 3 * np.nan_to_num(elbo.stderr)
+    verdict = Verdict.PASS if not close else Verdict.FAIL if better else Verdict.CAUTION
+    why = _sentence(verdict, len(paths), len(close), best - elbo.value)
+    where = _where(close, white, draws.target.coordinate_names)
+    rivals = [(g.elbo, white.mean + _unwhiten(white, g.mean), white.root @ g.root) for g in close]
+    detail = {"rivals": rivals, "starts": len(paths)}
+    return Finding("optima", float(len(close)), np.nan, 0.0, verdict, why, "spec sections 2 and 3", where, detail)
+
+
+def _starts(rng: np.random.Generator, draws: FreshDraws, white: Whitening, starts: int) -> np.ndarray:
+    dim = draws.z.shape[1]
+    anywhere = white.to_u(dispersed_points(rng, starts // 2, dim))
+    around = rng.standard_normal((starts - starts // 2, dim)) * np.resize(_INFLATION, starts - starts // 2)[:, None]
+    return np.concatenate([np.zeros((1, dim)), anywhere, around])
+
+
+def _distinct(paths: list[Path]) -> list[np.ndarray]:
+    """Distinct ends, highest log density first, but for the end that the search from q's mean (the first) reaches nearby."""
+    if not paths:
+        return []
+    home = paths[0].points[-1]
+    ends: list[np.ndarray] = []
+    for path in sorted(paths[1:], key=lambda p: (-p.converged, -p.values[-1])):
+        end = path.points[-1]
+        if all(np.linalg.norm(end - other) > _NEARBY for other in [home, *ends]):
+            ends.append(end)
+    return [home, *ends] if np.linalg.norm(home) > _NEARBY else ends
+
+
+def _local_rivals(density, ends: list[np.ndarray], white: Whitening, rng: np.random.Generator) -> list[LocalGaussian]:
+    if not ends or len(white.mean) > 500:
+        return []
+    dim = len(white.mean)
+    design = moment_matched(rng, max(dim, 32), dim)
+    found = local_gaussians(density, np.stack(ends[:_MAX_RIVALS]), design, (1.0, 0.5))
+    best: dict[bytes, LocalGaussian] = {}
+    for g in found:
+        g = dataclasses.replace(g, elbo=g.elbo + white.log_det)
+        if g.mean.tobytes() not in best or best[g.mean.tobytes()].elbo < g.elbo:
+            best[g.mean.tobytes()] = g
+    return list(best.values())
+
+
+def _kl_to_standard(g: LocalGaussian) -> float:
+    """KL(N(mean, root root') || N(0, I)), nats: the rival against q, both in whitened coordinates."""
+    return float(0.5 * (np.sum(g.root**2) + g.mean @ g.mean - len(g.mean)) - np.linalg.slogdet(g.root)[1])
+
+
+def _unwhiten(white: Whitening, u: np.ndarray) -> np.ndarray:
+    return white.root * u if white.root.ndim == 1 else white.root @ u
+
+
+def _where(close: list[LocalGaussian], white: Whitening, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The coordinates in which the best rival lies farthest from q, in q's sds."""
+    if not close:
+        return ()
+    best = max(close, key=lambda g: g.elbo)
+    sd = white.root if white.root.ndim == 1 else np.sqrt(np.sum(white.root**2, axis=1))
+    return tuple(names[j] for j in np.argsort(-np.abs(_unwhiten(white, best.mean) / sd))[:3])
+
+
+def _sentence(verdict: Verdict, starts: int, count: int, gap: float) -> str:
+    if verdict is Verdict.PASS:
+        return f"{starts} dispersed searches found no other optimum that holds mass outside q (a mode that none reached stays unseen)."
+    if verdict is Verdict.FAIL:
+        return (
+            f"A dispersed search found an optimum that q misses and whose ELBO is {gap:.1f} nats higher: q sits on the wrong one. "
+            "Fit again from it (see this finding's `detail[\"rivals\"]`: ELBO, mean, root), or with more `starts`."
+        )
+    return f"{starts} dispersed searches found {count} other optimum(s) outside q, the best {gap:+.1f} nats from q's ELBO: q misses a mode."

@@ -1,0 +1,7 @@
+"""Question 3a: how are expectations and their gradients computed? `tb.estimators.Pathwise(8)` and its relatives."""
+
+from .base import AbstractEstimator as AbstractEstimator
+from .base import Moments as Moments
+from .fixed_design import FixedDesign as FixedDesign
+from .pathwise import Pathwise as Pathwise
+from .pathwise import StickTheLanding as StickTheLanding

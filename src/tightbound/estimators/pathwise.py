@@ -1,0 +1,93 @@
+"""Gradients through the draws: z = r(q, noise) is differentiated in q (the reparameterisation trick)."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+
+from .._types import PyTree
+from ..objectives.base import AbstractObjective
+from ..objectives.classic import ELBO, IWELBO
+from .base import AbstractEstimator, frozen
+from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_noise
+
+
+class AbstractPathwise(AbstractEstimator):
+    """Draws once per step and differentiates through the draws; members differ in which q their log q may move."""
+
+    n: eqx.AbstractVar[int]
+    noise: eqx.AbstractVar[Noise]
+    needs_reparameterised: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def _density_of(self, q: Any) -> Any:
+        """The q whose log density enters the loss: q itself, or q with its parameters held fixed."""
+
+    def _check_draws(self, q: Any, objective: AbstractObjective | None) -> None:
+        check_draws(self.noise, self.n, type(self).__name__, q, objective)
+
+    def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
+        return prepare_noise(self.noise, self.n, q, key)
+
+    def surrogate(
+        self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        z = draw(q, self.noise, state, self.n, objective.group, key)
+        return objective.loss(evaluate(objective, target, self._density_of(q), z)), state
+
+    def evaluations_per_step(self, target: Any) -> float:
+        return float(self.n)
+
+
+class Pathwise(AbstractPathwise):
+    """The gradient of the loss at draws z = r(q, noise), through z and through log q.
+
+    Unbiased for any objective that is an average over draws. Not for discrete latents (Score, MeasureValued), and not the
+    best near the optimum, where its noise does not vanish (StickTheLanding).
+
+    Source: Kingma & Welling 2014, eq. 7 (SGVB); Mohamed et al. 2020, section 5.
+
+    Attributes:
+        n: draws per step, each one gradient of the log density.
+        noise: "independent", "antithetic" or "sobol".
+    """
+
+    n: int = eqx.field(default=8, static=True)
+    noise: Noise = eqx.field(default="independent", static=True)
+    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO, IWELBO)
+
+    def __check_init__(self):
+        check_noise(self.noise, self.n, "Pathwise")
+
+    def _density_of(self, q: Any) -> Any:
+        return q
+
+
+class StickTheLanding(AbstractPathwise):
+    """Pathwise without the score term: log q is evaluated with its parameters held, so only z carries gradients.
+
+    The term left out, E_q[grad log q], is zero for the ELBO, and without it the noise of the gradient vanishes where q
+    equals the posterior. Far from it the noise can be larger than Pathwise's. Biased for IWELBO, whose weights multiply
+    that term (use DoublyReparam there).
+
+    Source: Roeder, Wu & Duvenaud 2017, section 2.
+
+    Attributes:
+        n: draws per step, each one gradient of the log density.
+        noise: "independent", "antithetic" or "sobol".
+    """
+
+    n: int = eqx.field(default=8, static=True)
+    noise: Noise = eqx.field(default="independent", static=True)
+    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO,)
+    zero_variance_at_optimum: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_noise(self.noise, self.n, "StickTheLanding")
+
+    def _density_of(self, q: Any) -> Any:
+        return frozen(q)
+
+
+__all__ = ["AbstractPathwise", "Pathwise", "StickTheLanding"]

@@ -1,0 +1,9 @@
+"""Question 1: which family? `tb.families.Gaussian.full(dim)` and its relatives."""
+
+from .base import AbstractFamily as AbstractFamily
+from .gaussian import Gaussian as Gaussian
+from .gaussian import kl as kl
+from .low_rank import LowRank as LowRank
+from .scales import AbstractScale as AbstractScale
+from .scales import Diagonal as Diagonal
+from .scales import Full as Full

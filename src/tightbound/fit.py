@@ -1,0 +1,242 @@
+"""START HERE. `fit(target, q, objective, solver)`: approximate this target, within this family, in this sense, by this search.
+
+`fit(target)` alone chooses all three (`default.py`), runs the one loop (`loop.py`) and attaches the certificate
+(`certify/`), which says how far off the answer is.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import numpy as np
+
+from . import datatree, report, storage, summary
+from ._numerics import host_algebra, key_words, to_device, to_host, x64
+from ._types import Budget, Estimate
+from .certify.base import Certificate
+from .certify.check import check
+from .default import Plan, plan
+from .ladder import climb
+from .loop import Run, Trace, run
+from .progress import display
+from .results import FitError, PairingError, Result, TargetError
+from .solvers.stochastic import StochasticGradient
+from .targets.base import AbstractTarget, Density
+from .targets.batched import batched
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """An approximation of a posterior, how it was found, and how far off it is.
+
+    Attributes:
+        q: the member of the family that was found; it lives on the unconstrained scale.
+        target: what it approximates.
+        result: how the run ended; `result.ok`, and `str(result)` is a sentence.
+        steps: solver steps taken.
+        trace: per step: loss (nats), change of q, evaluations so far.
+        evaluations: gradients of the log density that the fit used; the certificate's are in `certificate.evaluations`.
+        seconds: wall-clock time of the fit, without the certificate.
+        key: the key it was run with; summaries and reports derive theirs from it.
+        rung: where on the default's ladder it stands, and why it stopped there.
+    """
+
+    q: Any
+    target: Any
+    result: Result
+    steps: int
+    trace: Trace
+    evaluations: int
+    seconds: float
+    key: tuple[int, ...]
+    rung: str = "chosen by the caller"
+    checked: Certificate | None = None
+
+    @functools.cached_property
+    def certificate(self) -> Certificate:
+        """What is known of how far off `q` is: attached by the default path, else computed now (`tb.check`)."""
+        return self.checked if self.checked is not None else check(self, key=self.seed)
+
+    @property
+    def elbo(self) -> Estimate:
+        """The evidence lower bound on fresh draws, in nats, with its standard error."""
+        return self.certificate.elbo
+
+    @property
+    def seed(self) -> int:
+        """The integer that summaries derive their keys from."""
+        return int(np.random.SeedSequence(list(self.key)).generate_state(1)[0])
+
+    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False) -> Any:
+        """`n` draws of the user's named, constrained values (derived ones included): a pytree with leading axis n.
+
+        `corrected=True` resamples with the smoothed importance weights where the certificate finds that they correct
+        more than their own Monte Carlo error, and returns plain draws of q otherwise.
+        """
+        return summary.sample(self, key, n, corrected=corrected)
+
+    def summary(self) -> Any:
+        """A table (pandas.DataFrame): mean, sd, 5 %, 50 % and 95 % of each value, and whether the row is corrected."""
+        return summary.summary(self)
+
+    def report(self, path: Any) -> Any:
+        """Write one self-contained HTML page: verdict, findings, plots. Needs the `plots` extra. Returns the path."""
+        return report.write(self, path)
+
+    def to_datatree(self, n: int = 1000) -> Any:
+        """An ArviZ DataTree: posterior draws (chain, draw), the fit's trace and findings, observed data where known."""
+        return datatree.to_datatree(self, n)
+
+    def save(self, path: Any) -> Any:
+        """Write q, the result and the certificate to one file (no pickle); read it with `tb.load(path, target)`."""
+        return storage.save(self, path)
+
+    def __str__(self) -> str:
+        lines = [f"{type(self.q).__name__} approximation of {type(self.target).__name__} ({self.q.dim} coordinates)"]
+        lines.append(f"{self.result} {self.steps} steps, {self.evaluations:,} gradients, {self.seconds:.2f} s.")
+        if self.checked is not None:
+            lines.append(self.checked.explain())
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def fit(
+    target: AbstractTarget,
+    q: Any = None,
+    objective: Any = None,
+    solver: Any = None,
+    *,
+    key: Any = 0,
+    tol: float = 0.02,
+    budget: Budget | None = None,
+    max_steps: int | None = None,
+    starts: int | None = None,
+    dtype: Any = None,
+    progress: bool | None = None,
+    throw: bool = True,
+) -> Fit:
+    """Approximate `target` and say how far off the approximation is.
+
+    With `target` alone everything is chosen: a full-rank Gaussian (low rank above 300 dimensions), started along L-BFGS
+    paths, fitted by natural gradient, certified. Give `q`, `objective` or `solver` to choose yourself; what you leave out
+    is still chosen for you.
+
+    Arguments:
+        target: from tb.from_log_density, tb.from_rows, tb.from_numpyro, ...
+        q: the member to start from, or an earlier `fit.q` to continue from it.
+        objective: the measure of closeness, such as tb.objectives.ELBO(); None is the solver's own.
+        solver: the search, such as tb.solvers.NaturalGradient().
+        key: an int, a typed JAX key or a legacy one; the same key gives the same bits on the same machine.
+        tol: accuracy asked of the means, in posterior standard deviations.
+        budget: tb.Budget(seconds=, evaluations=).
+        max_steps: most solver steps; reaching it is a result that says so.
+        starts: number of L-BFGS paths the default starts from.
+        dtype: "float64" (default), or "float32" for solvers that survive it (StochasticGradient).
+        progress: True or False; None shows a display on long runs in a terminal.
+        throw: raise FitError when no usable approximation exists; else return the Fit, whose `result` says so.
+
+    Raises:
+        TargetError: the log density is finite at no start (it names the parameter), or the target is not one.
+        PairingError: target, q, objective and solver do not fit together; before anything is compiled.
+        FitError: no usable approximation exists and `throw` is true; `.fit` holds what there is.
+        TypeError: `key` is of the wrong kind.
+    """
+    _check_arguments(target, tol, max_steps, starts, dtype)
+    words, budget = key_words(key), budget or Budget()
+    started = time.perf_counter()
+    with x64(), host_algebra():
+        before = _host_evaluations(target)
+        chosen = _complete(target, q, objective, solver, key, starts, dtype)
+        start_evaluations = _host_evaluations(target) - before
+        chosen.solver.check(target, chosen.q, chosen.objective)
+        with display(progress, "tightbound", max_steps) as show:
+
+            def run_solver(q: Any, solver: Any, left: Budget) -> Run:
+                goal = chosen.objective if solver is chosen.solver else solver.default_objective()
+                return run(target, q, goal, solver, key=key, tol=tol, budget=left, max_steps=max_steps, progress=show)
+
+            first = run_solver(chosen.q, chosen.solver, _left(budget, started, start_evaluations))
+            fitted = _finished(first, words, start_evaluations, time.perf_counter() - started)
+            if not first.result.usable:
+                if throw:
+                    raise FitError(str(first.result), fitted)
+                return fitted
+            if solver is None and objective is None and first.result is not Result.interrupted:
+                return _climbed(fitted, first, run_solver, _left(budget, started, start_evaluations), started)
+    return fitted
+
+
+def load(path: Any, target: AbstractTarget) -> Fit:
+    """Read a fit that `Fit.save` wrote; `target` must be the one that was fitted (its coordinate names are compared).
+
+    Raises:
+        ValueError: the file is truncated, not a tightbound fit, or belongs to another target.
+    """
+    return Fit(**storage.load_parts(path, target))
+
+
+def _finished(ran: Run, words: tuple[int, ...], extra: int, seconds: float) -> Fit:
+    evaluations = extra + (int(ran.trace.evaluations[-1]) if ran.steps else 0)
+    return Fit(ran.q, ran.target, ran.result, ran.steps, ran.trace, evaluations, seconds, words)
+
+
+def _climbed(fitted: Fit, first: Run, run_solver: Any, budget: Budget, started: float) -> Fit:
+    """The fit at the rung of the ladder that it came to stand on, with its certificate."""
+    start_evaluations = fitted.evaluations - (int(first.trace.evaluations[-1]) if first.steps else 0)
+    end = climb(first, run_solver, key=fitted.seed, budget=budget, started=time.perf_counter())
+    ran = end.attempt.run
+    seconds = time.perf_counter() - started - end.certificate.seconds
+    return dataclasses.replace(
+        fitted, q=ran.q, result=ran.result, steps=end.steps, trace=ran.trace, evaluations=start_evaluations + end.evaluations,
+        seconds=seconds, rung=end.why, checked=end.certificate,
+    )  # fmt: skip
+
+
+def _left(budget: Budget, started: float, evaluations: int) -> Budget:
+    """The budget after the start; never less than the smallest that lets a solver take its first step."""
+    seconds = None if budget.seconds is None else max(budget.seconds - (time.perf_counter() - started), 1e-9)
+    return Budget(seconds, None if budget.evaluations is None else max(budget.evaluations - evaluations, 1))
+
+
+def _host_evaluations(target: Any) -> int:
+    return batched(target).evaluations if isinstance(target, Density) else 0
+
+
+def _check_arguments(target: Any, tol: float, max_steps: int | None, starts: int | None, dtype: Any) -> None:
+    if not isinstance(target, AbstractTarget):
+        raise TargetError(
+            f"fit: `target` must be a tightbound target, got {type(target).__name__}. Make one with tb.from_log_density("
+            "log_density, example), tb.from_rows(...), tb.from_numpyro(model, *args) or tb.from_simulator(...)."
+        )
+    if not (isinstance(tol, (int, float)) and tol > 0):
+        raise ValueError(f"fit: `tol` must be a positive number of posterior standard deviations, got {tol!r}.")
+    for name, value in (("max_steps", max_steps), ("starts", starts)):
+        if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+            raise ValueError(f"fit: `{name}` must be a positive integer or None, got {value!r}.")
+    if dtype is not None and np.dtype(dtype) not in (np.dtype("float32"), np.dtype("float64")):
+        raise ValueError(f"fit: `dtype` must be 'float64' (the default) or 'float32', got {dtype!r}.")
+
+
+def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
+    """The caller's choices, with the default's in the places left empty."""
+    default = plan(target, q, key=key, starts=starts)
+    chosen = default.solver if solver is None else solver
+    if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
+        chosen = StochasticGradient()
+    goal = objective if objective is not None else chosen.default_objective()
+    start = default.q if q is None else q
+    return Plan(start if dtype is None else _cast(start, dtype), goal, chosen)
+
+
+def _solves(solver: Any, target: Any, q: Any, objective: Any) -> bool:
+    try:
+        solver.check(target, q, objective)
+    except PairingError:
+        return False
+    return True
+
+
+def _cast(q: Any, dtype: Any) -> Any:
+    return to_host(to_device(q, np.dtype(dtype)))

@@ -1,0 +1,152 @@
+"""The ladder that `fit(target)` climbs until the certificate passes, or says plainly that it does not.
+
+Rungs: the Gaussian of `default.py`, a nested Gaussian on the coordinate that couples most strongly; at any rung, a start
+from a better optimum when the dispersed searches of the check find one. A rung replaces the one below only for a
+significant gain in the ELBO on fresh draws.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ._types import Budget
+from .certify.base import Certificate, Finding, Verdict
+from .certify.check import certify, fresh_sample, judge
+from .certify.draws import FreshDraws
+from .families.gaussian import Gaussian
+from .loop import Run
+from .solvers.base import AbstractSolver
+from .solvers.natural import NaturalGradient
+from .solvers.nested import Nested
+
+_MAX_RELOCATIONS = 2
+_CHECK_STARTS = 32
+
+RunSolver = Callable[[Any, AbstractSolver, Budget], Run]
+"""(q, solver, what is left of the budget) -> Run on the target at hand."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A run, fresh draws from its q, and what the findings that need no search say of them."""
+
+    name: str
+    run: Run
+    sample: FreshDraws
+    found: tuple[Finding, ...]
+    seconds: float
+
+    @property
+    def passes(self) -> bool:
+        return all(f.verdict is Verdict.PASS for f in self.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Climb:
+    """Where the climb ended: the attempt that was kept, its certificate, and why it stopped there."""
+
+    attempt: Attempt
+    certificate: Certificate
+    why: str
+    evaluations: int  # of the fit: all runs, and the draws that were only used to compare rungs
+    steps: int
+
+
+@dataclasses.dataclass
+class _Spent:
+    """What the climb has used so far, against the budget."""
+
+    budget: Budget
+    started: float
+    evaluations: int = 0
+    steps: int = 0
+
+    def add(self, run: Run, more: int = 0) -> None:
+        self.evaluations += int(run.trace.evaluations[-1]) if run.steps else 0
+        self.evaluations += more
+        self.steps += run.steps
+
+    def left(self) -> Budget | None:
+        """What remains, or None when nothing does."""
+        seconds, evaluations = self.budget.seconds, self.budget.evaluations
+        seconds = None if seconds is None else seconds - (time.perf_counter() - self.started)
+        evaluations = None if evaluations is None else evaluations - self.evaluations
+        if (seconds is not None and seconds <= 0) or (evaluations is not None and evaluations <= 0):
+            return None
+        return Budget(seconds, evaluations)
+
+
+def climb(first: Run, run_solver: RunSolver, *, key: Any, budget: Budget, started: float) -> Climb:
+    """Judge the first run, climb while it does not pass and the budget lasts, and certify what was kept."""
+    spent = _Spent(budget, started)
+    spent.add(first)
+    attempt = _attempt(type(first.q).__name__, first, key)
+    attempt = _nested(attempt, run_solver, key, spent)
+    for _ in range(_MAX_RELOCATIONS):
+        certificate = _certificate(attempt, key)
+        better = _better_start(certificate)
+        left = spent.left()
+        if better is None or left is None or attempt.run.q.dim != len(better.mean):
+            break
+        spent.evaluations += certificate.evaluations
+        moved = run_solver(better, NaturalGradient(), left)
+        spent.add(moved)
+        attempt = _nested(_better_of(attempt, _attempt("Gaussian", moved, key), spent), run_solver, key, spent)
+    else:
+        certificate = _certificate(attempt, key)
+    return Climb(attempt, certificate, _why(attempt, certificate, spent), spent.evaluations, spent.steps)
+
+
+def _attempt(name: str, run: Run, key: Any) -> Attempt:
+    began = time.perf_counter()
+    sample = fresh_sample(run, key)
+    found = judge(sample)
+    return Attempt(name, run, sample, found, time.perf_counter() - began)
+
+
+def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
+    """The nested rung, where the one below does not pass and is a full-rank Gaussian of at least two dimensions."""
+    left, q = spent.left(), attempt.run.q
+    structure = getattr(getattr(q, "scale", None), "structure", None)
+    if attempt.passes or left is None or structure != "full" or q.dim < 2 or not attempt.run.result.usable:
+        return attempt
+    run = run_solver(q, Nested(), left)
+    spent.add(run)
+    if not run.result.usable or run.q is q:
+        return attempt
+    return _better_of(attempt, _attempt("NestedGaussian", run, key), spent)
+
+
+def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
+    """The new attempt for a gain in the ELBO beyond two standard errors, else the old one."""
+    a, b = old.sample.elbo, new.sample.elbo
+    gain = b.value - a.value
+    error = 0.0 if not np.isfinite(a.value) else 2.0 * float(np.hypot(np.nan_to_num(a.stderr), np.nan_to_num(b.stderr)))
+    kept, dropped = (new, old) if np.isfinite(b.value) and gain > error else (old, new)
+    spent.evaluations += dropped.sample.evaluations
+    return kept
+
+
+def _certificate(attempt: Attempt, key: Any) -> Certificate:
+    sample = attempt.sample
+    return certify(sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=sample.evaluations)
+
+
+def _better_start(certificate: Certificate) -> Gaussian | None:
+    """The Gaussian at the optimum that the check found to be better than the one that q sits on."""
+    finding = certificate["optima"]
+    if finding.verdict is not Verdict.FAIL or not finding.detail["rivals"]:
+        return None
+    _, mean, root = max(finding.detail["rivals"], key=lambda rival: rival[0])
+    return Gaussian.from_root(mean, root)
+
+
+def _why(attempt: Attempt, certificate: Certificate, spent: _Spent) -> str:
+    if certificate.verdict is Verdict.PASS:
+        return f"{attempt.name}: the certificate passes."
+    if spent.left() is None:
+        return f"{attempt.name}: the budget is spent."
+    return f"{attempt.name}: the last rung; no richer family gained ELBO beyond its error."

@@ -1,0 +1,8 @@
+"""Question 2: how is closeness measured? `tb.objectives.ELBO()` and its relatives."""
+
+from .base import AbstractObjective as AbstractObjective
+from .base import Draws as Draws
+from .base import KnownGaussian as KnownGaussian
+from .base import Source as Source
+from .classic import ELBO as ELBO
+from .classic import IWELBO as IWELBO

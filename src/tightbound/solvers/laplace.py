@@ -1,0 +1,94 @@
+"""Laplace's approximation: a Gaussian at the mode with the curvature there."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..families.gaussian import Gaussian
+from ..objectives.base import AbstractObjective
+from ..results import PairingError, Result
+from ..targets.base import Density, require
+from ..targets.batched import batched
+from .base import AbstractSolver, Info
+from .lbfgs import ascend
+from .start import local_roots
+
+_NEWTON_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class LaplaceState:
+    """The current point, the root of the inverse curvature there, and its log density."""
+
+    point: np.ndarray
+    root: np.ndarray | None
+    value: float
+    tol: float
+    stage: int = 0
+    result: Result | None = None
+
+
+class Laplace(AbstractSolver):
+    """N(mode, (-hess log p(mode))^-1): the cheapest Gaussian, exact where the posterior is Gaussian.
+
+    Climbs by L-BFGS from q's mean, then by Newton steps with curvature from differences of scores (2 d of them each, so not
+    above some hundreds of dimensions). Not for hierarchical models whose density has no mode, nor for skewed posteriors:
+    the mode is not the mean there, and NaturalGradient costs little more.
+
+    Source: Tierney & Kadane 1986, section 2; MacKay 2003, chapter 27.
+    """
+
+    compiled: ClassVar[bool] = False
+
+    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+        require(self, target, Density)
+        if objective is not None:
+            raise PairingError(f"Laplace matches the curvature at the mode and takes no objective, got {type(objective).__name__}.")
+        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+            raise PairingError("Laplace returns a full-rank Gaussian; start it from tb.families.Gaussian.full(dim).")
+
+    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> LaplaceState:
+        start = np.array(q.mean, dtype=np.float64)
+        value = float(batched(target)(start[None])[0][0])
+        return LaplaceState(start, None, value, tol, result=None if np.isfinite(value) else Result.nonfinite)
+
+    def step(self, target: Any, q: Any, objective: Any, state: LaplaceState, key: Any) -> tuple[Any, Any, Any, Info]:
+        evaluate = batched(target)
+        before = evaluate.evaluations
+        new = self._climb(evaluate, state) if state.stage == 0 else self._newton(evaluate, state)
+        change = 0.0 if new.root is None else float(np.sqrt(np.mean(np.linalg.solve(new.root, new.point - state.point) ** 2)))
+        if new.root is not None:
+            q = Gaussian.from_root(new.point, new.root)
+        return target, q, new, Info(np.float64(-new.value), np.float64(change), evaluate.evaluations - before)
+
+    def done(self, state: LaplaceState) -> Result | None:
+        return state.result
+
+    def _climb(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
+        paths = ascend(evaluate, state.point[None])
+        if not paths:
+            return dataclasses.replace(state, result=Result.nonfinite)
+        return self._with_curvature(evaluate, dataclasses.replace(state, point=paths[0].points[-1], value=float(paths[0].values[-1]), stage=1))
+
+    def _newton(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
+        """One backtracked Newton step; converged when it moves less than tol / 100 sds."""
+        assert state.root is not None
+        score = evaluate(state.point[None])[1][0]
+        whitened = state.root.T @ score
+        if np.sqrt(np.mean(whitened**2)) < 0.01 * state.tol:
+            return dataclasses.replace(state, result=Result.converged)
+        for rate in (1.0, 0.3, 0.1, 0.01):
+            point = state.point + rate * state.root @ whitened
+            value = float(evaluate(point[None])[0][0])
+            if value >= state.value - 1e-9 * abs(state.value):
+                new = dataclasses.replace(state, point=point, value=value, stage=state.stage + 1)
+                if new.stage > _NEWTON_STEPS:
+                    return dataclasses.replace(new, result=Result.stalled)
+                return self._with_curvature(evaluate, new)
+        return dataclasses.replace(state, result=Result.stalled)
+
+    def _with_curvature(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
+        scale = None if state.root is None else np.sqrt(np.sum(state.root**2, axis=1))[None]
+        (root,) = local_roots(evaluate, state.point[None], scale, passes=1 if scale is not None else 2)
+        return dataclasses.replace(state, root=root, result=Result.nonfinite if root is None else None)

@@ -1,0 +1,169 @@
+"""Limited-memory BFGS on many starts in lockstep, on the host.
+
+SciPy's runs one start at a time and calls the density once per point; a batch of starts costs little more than one
+(the compiled density is vectorised), and the whole path of each is wanted, so the two-loop recursion is written here
+for `[lanes, dim]` arrays. Line search: the bisection for the weak Wolfe conditions of Lewis & Overton (2013,
+Algorithm 2.6), which needs no smoothness and takes a non-finite value as "too far".
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+_ARMIJO, _WOLFE = 1e-4, 0.9
+_MAX_BISECTIONS = 30
+
+Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass
+class Path:
+    """The accepted iterates of one start: `points [T, dim]`, log densities `values [T]`, and how it ended."""
+
+    points: np.ndarray
+    values: np.ndarray
+    gradient: np.ndarray
+    converged: bool
+    inverse_hessian_diagonal: np.ndarray
+
+
+def ascend(
+    evaluate: Evaluate, starts: np.ndarray, *, max_iterations: int = 300, memory: int = 20, gtol: float = 1e-5
+) -> list[Path]:
+    """Climb the log density from each row of `starts [lanes, dim]`; return one Path per lane whose start is finite.
+
+    A lane ends when its gain predicted by the quasi-Newton model falls below `gtol` nats squared-root-wise
+    (g' H g <= gtol^2), when its line search finds no better point, or after `max_iterations`. Not for stochastic
+    densities: the curvature pairs assume that the same point gives the same value.
+    """
+    search = LockstepSearch(evaluate, np.array(starts, dtype=np.float64), memory, gtol)
+    for _ in range(max_iterations * 3):
+        if not search.advance(max_iterations):
+            break
+    return search.paths()
+
+
+class LockstepSearch:
+    """The state of all lanes; each call of `advance` spends one evaluation on each active lane."""
+
+    def __init__(self, evaluate: Evaluate, x: np.ndarray, memory: int, gtol: float):
+        self.evaluate, self.memory, self.gtol = evaluate, memory, gtol
+        f, g = _loss(evaluate, x)
+        keep = np.isfinite(f)
+        self.x, self.f, self.g = x[keep], f[keep], g[keep]
+        lanes, dim = self.x.shape
+        self.s, self.y = np.zeros((memory, lanes, dim)), np.zeros((memory, lanes, dim))
+        self.rho = np.zeros((memory, lanes))  # 0 marks an empty slot: it contributes nothing to the recursion
+        self.gamma = 1.0 / np.maximum(np.linalg.norm(self.g, axis=1), 1.0)
+        self.active = np.ones(lanes, dtype=bool)
+        self.converged = np.zeros(lanes, dtype=bool)
+        self.history = [[(self.x[i].copy(), self.f[i])] for i in range(lanes)]
+        self.low, self.high, self.tries = np.zeros(lanes), np.full(lanes, np.inf), np.zeros(lanes, dtype=int)
+        self.t, self.p, self.slope = np.ones(lanes), np.zeros_like(self.x), np.zeros(lanes)
+        self._aim(np.arange(lanes))
+
+    def advance(self, max_iterations: int) -> bool:
+        """Try the current step of each active lane; False when no lane is active."""
+        lanes = np.flatnonzero(self.active)
+        if len(lanes) == 0:
+            return False
+        trial = self.x[lanes] + self.t[lanes, None] * self.p[lanes]
+        f, g = _loss(self.evaluate, trial)
+        armijo = f <= self.f[lanes] + _ARMIJO * self.t[lanes] * self.slope[lanes]
+        # Rounding hides the decrease near the optimum: there, a smaller slope at an equal value is progress.
+        flat = np.abs(f - self.f[lanes]) <= 1e-13 * np.abs(self.f[lanes])
+        slope = np.einsum("ij,ij->i", g, self.p[lanes])
+        armijo |= flat & (np.abs(slope) < np.abs(self.slope[lanes]))
+        wolfe = slope >= _WOLFE * self.slope[lanes]
+        self._accept(lanes[armijo & wolfe], trial[armijo & wolfe], f[armijo & wolfe], g[armijo & wolfe], max_iterations)
+        self._longer(lanes[armijo & ~wolfe], trial[armijo & ~wolfe], f[armijo & ~wolfe], g[armijo & ~wolfe], max_iterations)
+        self._shorter(lanes[~armijo])
+        return True
+
+    def _accept(self, lanes, x, f, g, max_iterations):
+        if len(lanes) == 0:
+            return
+        s, y = x - self.x[lanes], g - self.g[lanes]
+        sy, yy = np.einsum("ij,ij->i", s, y), np.einsum("ij,ij->i", y, y)
+        good = sy > 1e-12 * np.sqrt(yy * np.einsum("ij,ij->i", s, s))
+        pick = lanes[good]
+        self.s[:, pick] = np.roll(self.s[:, pick], 1, axis=0)
+        self.y[:, pick] = np.roll(self.y[:, pick], 1, axis=0)
+        self.rho[:, pick] = np.roll(self.rho[:, pick], 1, axis=0)
+        self.s[0, pick], self.y[0, pick], self.rho[0, pick] = s[good], y[good], 1.0 / sy[good]
+        self.gamma[pick] = sy[good] / yy[good]
+        self.x[lanes], self.f[lanes], self.g[lanes] = x, f, g
+        for lane in lanes:
+            self.history[lane].append((self.x[lane].copy(), self.f[lane]))
+            self.active[lane] &= len(self.history[lane]) <= max_iterations
+        self._aim(lanes)
+
+    def _longer(self, lanes, x, f, g, max_iterations):
+        self.low[lanes] = self.t[lanes]
+        self.t[lanes] = np.where(np.isinf(self.high[lanes]), 2 * self.t[lanes], (self.low[lanes] + self.high[lanes]) / 2)
+        self.tries[lanes] += 1
+        late = self.tries[lanes] >= _MAX_BISECTIONS  # a step that only fails the curvature test is still an ascent
+        self._accept(lanes[late], x[late], f[late], g[late], max_iterations)
+
+    def _shorter(self, lanes):
+        self.high[lanes] = self.t[lanes]
+        self.t[lanes] = (self.low[lanes] + self.high[lanes]) / 2
+        self.tries[lanes] += 1
+        self.active[lanes[self.tries[lanes] >= _MAX_BISECTIONS]] = False
+
+    def _aim(self, lanes):
+        """New directions p = -H g, unit step, fresh brackets; lanes whose predicted gain is nil are converged."""
+        p = -self._apply_inverse(self.g[lanes], lanes)
+        slope = np.einsum("ij,ij->i", self.g[lanes], p)
+        finite = np.all(np.isfinite(p), axis=1) & (slope < 0)
+        p[~finite] = -self.gamma[lanes[~finite], None] * self.g[lanes[~finite]]
+        slope = np.einsum("ij,ij->i", self.g[lanes], p)
+        self.p[lanes], self.slope[lanes] = p, slope
+        self.low[lanes], self.high[lanes], self.tries[lanes], self.t[lanes] = 0.0, np.inf, 0, 1.0
+        done = -slope <= self.gtol**2
+        self.converged[lanes[done]], self.active[lanes[done]] = True, False
+
+    def _apply_inverse(self, v: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """The two-loop recursion (Nocedal & Wright 2006, Algorithm 7.4) for each lane: H v."""
+        q, alpha = v.copy(), np.zeros((self.memory, len(lanes)))
+        s, y, rho = self.s[:, lanes], self.y[:, lanes], self.rho[:, lanes]
+        used = np.flatnonzero(rho.any(axis=1))
+        for j in used:
+            alpha[j] = rho[j] * np.einsum("ij,ij->i", s[j], q)
+            q -= alpha[j][:, None] * y[j]
+        q *= self.gamma[lanes, None]
+        for j in used[::-1]:
+            beta = rho[j] * np.einsum("ij,ij->i", y[j], q)
+            q += (alpha[j] - beta)[:, None] * s[j]
+        return q
+
+    def _inverse_diagonal(self, lane: int) -> np.ndarray:
+        """A positive guess of diag(H): the diagonal update of Gilbert & Lemarechal (1989), as in Pathfinder."""
+        diagonal = np.full(self.x.shape[1], self.gamma[lane])
+        for j in range(self.memory)[::-1]:
+            if self.rho[j, lane] == 0.0:
+                continue
+            s, y = self.s[j, lane], self.y[j, lane]
+            a, b, c = y @ (diagonal * y), y @ s, s @ (s / diagonal)
+            diagonal = 1.0 / (a / (b * diagonal) + y**2 / b - (a * s**2) / (b * c * diagonal**2))
+        return np.where(np.isfinite(diagonal) & (diagonal > 0), diagonal, self.gamma[lane])
+
+    def paths(self) -> list[Path]:
+        return [
+            Path(
+                np.array([x for x, _ in history]),
+                -np.array([f for _, f in history]),
+                -self.g[lane],
+                bool(self.converged[lane]),
+                self._inverse_diagonal(lane),
+            )
+            for lane, history in enumerate(self.history)
+        ]
+
+
+def _loss(evaluate: Evaluate, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """-log density and its gradient; a point where either is not finite counts as infinitely bad."""
+    value, score = evaluate(x)
+    bad = ~(np.isfinite(value) & np.all(np.isfinite(score), axis=1))
+    return np.where(bad, np.inf, -value), np.where(bad[:, None], 0.0, -score)

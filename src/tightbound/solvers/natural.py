@@ -1,0 +1,235 @@
+"""Natural-gradient variational inference: the one rule behind most solvers.
+
+For an exponential-family q with base measure h, `eta <- (1 - rho) eta + rho d/dm E_q[log p - log h]` (Khan & Rue 2023,
+eq. 6). For a Gaussian it reads `S^-1 <- (1 - rho) S^-1 - rho E_q[hess log p]`, `mean <- mean + rho S E_q[grad log p]`.
+Everything is done in whitened coordinates u, z = mean + root u, where the target that is already matched has curvature I.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import equinox as eqx
+import numpy as np
+
+from .._numerics import host_rng
+from ..estimators.base import AbstractEstimator, Moments
+from ..estimators.fixed_design import FixedDesign, moment_matched
+from ..objectives.base import AbstractObjective
+from ..objectives.classic import ELBO
+from ..results import PairingError, Result
+from ..targets.base import Density, require
+from .base import AbstractSolver, Info
+
+_TRUST = 4.0  # a precision may change by this factor in one step, up or down
+_FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
+
+
+@dataclasses.dataclass(frozen=True)
+class NewtonModel:
+    """The whitened quadratic model of the ELBO at q: curvature = vectors diag(eigenvalues) vectors'."""
+
+    eigenvalues: Any
+    vectors: Any
+    damped: Any  # |eigenvalues| kept within the trust factor of 1
+    gradient: Any  # in the eigenbasis
+
+
+def newton_model(gradient: Any, curvature: Any, xp: Any = np) -> NewtonModel:
+    """Diagonalise the curvature; directions of wrong sign or extreme size are tamed to within the trust factor."""
+    eigenvalues, vectors = xp.linalg.eigh(curvature)
+    damped = xp.clip(xp.abs(eigenvalues), 1.0 / _TRUST, _TRUST)
+    return NewtonModel(eigenvalues, vectors, damped, vectors.T @ gradient)
+
+
+def natural_step(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np) -> tuple[Any, Any, Any]:
+    """(mean, root, change of log|root|) after one damped step of the rule; the mean moves at most 2 sqrt(d) sds.
+
+    The mean step is divided by the damped curvature: a damped Newton variant of the rule, equal to it at rho = 1.
+    """
+    shift = rho * model.gradient / model.damped
+    longest = 2.0 * np.sqrt(shift.shape[0])
+    shift = shift * xp.minimum(1.0, longest / (xp.linalg.norm(shift) + 1e-300))
+    factor = 1.0 + rho * (model.damped - 1.0)
+    new_root = root @ ((model.vectors / xp.sqrt(factor)) @ model.vectors.T)
+    return mean + root @ (model.vectors @ shift), new_root, -0.5 * xp.sum(xp.log(factor))
+
+
+def natural_step_diagonal(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np) -> tuple[Any, Any, Any]:
+    """The same for a mean-field q: the mean takes the joint Newton step, each precision the diagonal of the curvature."""
+    new_mean, _, _ = natural_step(mean, root, model, rho, xp)
+    diagonal = xp.sum(model.vectors**2 * model.eigenvalues, axis=1)
+    factor = 1.0 + rho * (xp.clip(xp.abs(diagonal), 1.0 / _TRUST, _TRUST) - 1.0)
+    return new_mean, root / xp.sqrt(factor)[None, :], -0.5 * xp.sum(xp.log(factor))
+
+
+_STEPS = {"full": natural_step, "diagonal": natural_step_diagonal}
+_CURVATURES = {  # what must be 1 at the optimum
+    "full": lambda model: model.eigenvalues,
+    "diagonal": lambda model: np.sum(model.vectors**2 * model.eigenvalues, axis=1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NaturalState:
+    """What the next step needs: q as (mean, root), the moments there, the design and the step size."""
+
+    mean: np.ndarray
+    root: np.ndarray
+    moments: Moments
+    design: np.ndarray
+    rho: float
+    tol: float
+    doublings: int
+    steps_on_design: int
+    first_sd: np.ndarray
+    rng: np.random.Generator
+    result: Result | None = None
+
+
+class NaturalGradient(AbstractSolver):
+    """Gaussian variational inference by natural gradient on a fixed design, monotone in the design's ELBO.
+
+    The default solver up to some hundreds of dimensions. Each step evaluates the design once and moves mean and
+    covariance together; a step that lowers the ELBO is shortened. When q has settled to within the design's own error and
+    that error is above `tol` posterior sds, the design is drawn anew, two to four times larger.
+    Not for: minibatches or noisy densities (StochasticGradient), low-rank scales (FixedDraws), dim above about 2,000.
+
+    Arguments:
+        estimator: where E_q[grad log p] and E_q[hess log p] come from; anything with `moments`.
+        max_doublings: how often the design may grow; then the result is `noisy`.
+        max_steps_per_design: steps before a design is given up.
+
+    Source: Opper & Archambeau 2009; Khan & Rue 2023, section 3.1; `docs/default-fit.md`.
+    """
+
+    estimator: AbstractEstimator = eqx.field(default_factory=FixedDesign)
+    max_doublings: int = 4
+    max_steps_per_design: int = 60
+    compiled: ClassVar[bool] = False
+
+    def default_objective(self) -> AbstractObjective:
+        return ELBO()
+
+    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+        require(self, target, Density)
+        if not isinstance(objective, ELBO):
+            raise PairingError(
+                f"NaturalGradient maximises the ELBO and nothing else, got {type(objective).__name__}; leave `objective` out, "
+                "or use StochasticGradient."
+            )
+        if not hasattr(self.estimator, "moments"):
+            raise PairingError(
+                f"NaturalGradient needs an estimator of E_q[grad log p] and E_q[hess log p]; {type(self.estimator).__name__} "
+                "only estimates gradients in q's parameters. Use FixedDesign, or StochasticGradient with this estimator."
+            )
+        if _structure(q) not in _STEPS:
+            raise PairingError(
+                f"NaturalGradient moves a Gaussian with a full or diagonal scale, not {_describe_family(q)}; use "
+                "tb.families.Gaussian.full(dim), or another solver (FixedDraws, StochasticGradient)."
+            )
+
+    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> NaturalState:
+        design = self.estimator.prepare(target, q, key)
+        mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
+        moments = self.estimator.moments(target, mean, root, design)
+        for _ in range(40):  # shrink a start that reaches beyond where the density is finite
+            if moments.finite:
+                break
+            root = 0.5 * root
+            moments = self.estimator.moments(target, mean, root, design)
+        result = None if moments.finite else Result.nonfinite
+        sd = np.sqrt(np.sum(root**2, axis=1))
+        return NaturalState(mean, root, moments, design, 1.0, tol, 0, 0, sd, host_rng(key, "larger designs"), result)
+
+    def step(self, target: Any, q: Any, objective: Any, state: NaturalState, key: Any) -> tuple[Any, Any, Any, Info]:
+        if state.result is not None:
+            return target, q, state, _info(state, 0.0, 0)
+        structure = _structure(q)
+        new, tried = self._ascend(target, _STEPS[structure], state, _model_at(state))
+        used = tried * state.moments.evaluations
+        if new is None:
+            ended, extra = self._settle(target, state, stalled=not _settled(state, structure))
+        elif _improvement(new, state) < 1e-4 or _settled(new, structure):
+            ended, extra = self._settle(target, new, stalled=False)
+        else:
+            ended, extra = self._limits(target, new)
+        change = float(np.sqrt(np.mean(np.linalg.solve(state.root, ended.mean - state.mean) ** 2)))
+        q = type(q)(ended.mean, type(q.scale).from_root(ended.root))
+        return target, q, ended, _info(ended, change, used + extra)
+
+    def done(self, state: NaturalState) -> Result | None:
+        return state.result
+
+    def _ascend(self, target: Any, rule: Any, state: NaturalState, model: NewtonModel) -> tuple[NaturalState | None, int]:
+        """The first step along the rule that does not lower the design's ELBO, and how many were tried."""
+        rho, slope = state.rho, float(np.sum(model.gradient**2 / model.damped))
+        here = float(state.moments.elbo)
+        for tried in range(1, 13):
+            mean, root, _ = rule(state.mean, state.root, model, rho)
+            moments = self.estimator.moments(target, mean, root, state.design)
+            if moments.finite and float(moments.elbo) >= here + 1e-4 * rho * slope - 1e-9 * abs(here):
+                return dataclasses.replace(
+                    state, mean=mean, root=root, moments=moments, rho=min(1.0, 1.8 * rho), steps_on_design=state.steps_on_design + 1
+                ), tried
+            rho *= 0.4
+        return None, 12
+
+    def _settle(self, target: Any, state: NaturalState, stalled: bool) -> tuple[NaturalState, int]:
+        """q has settled on this design: finish when the design's error is below tol, else enlarge the design."""
+        error = _standard_error(state.moments, _model_at(state))
+        if error < state.tol:
+            return dataclasses.replace(state, result=Result.stalled if stalled else Result.converged), 0
+        if state.doublings >= self.max_doublings:
+            return dataclasses.replace(state, result=Result.noisy), 0
+        pairs, dim = state.design.shape
+        grown = int(pairs * min(max(2.0, (error / state.tol) ** 2), 4.0))
+        design = moment_matched(state.rng, grown, dim)
+        moments = self.estimator.moments(target, state.mean, state.root, design)
+        if not moments.finite:  # the larger design reaches where the density is not finite: keep what the smaller one found
+            return dataclasses.replace(state, result=Result.noisy), 2 * grown
+        new = dataclasses.replace(state, moments=moments, design=design, rho=1.0, doublings=state.doublings + 1, steps_on_design=0)
+        return new, 2 * grown
+
+    def _limits(self, target: Any, state: NaturalState) -> tuple[NaturalState, int]:
+        sd = np.sqrt(np.sum(state.root**2, axis=1))
+        if np.any(sd > _FLAT * np.maximum(state.first_sd, 1.0)):
+            return dataclasses.replace(state, result=Result.unbounded), 0
+        if state.steps_on_design >= self.max_steps_per_design:
+            return self._settle(target, state, stalled=True)
+        return state, 0
+
+
+def _model_at(state: NaturalState) -> NewtonModel:
+    return newton_model(state.moments.gradient, state.moments.curvature)
+
+
+def _settled(state: NaturalState, structure: str) -> bool:
+    """Whitened move and curvature error below 0.3 of the design's own error (or a quarter of, or all of, tol)."""
+    model = _model_at(state)
+    error, curvature = _standard_error(state.moments, model), _CURVATURES[structure](model)
+    move = np.sqrt(np.mean((model.gradient / model.damped) ** 2))
+    wrong = np.sqrt(np.mean((curvature - 1.0) ** 2))
+    return bool(move < max(0.3 * error, 0.25 * state.tol) and wrong < max(0.3 * error, state.tol) and curvature.min() > 0)
+
+
+def _standard_error(moments: Moments, model: NewtonModel) -> float:
+    """Root-mean-square standard error of the mean over directions, in posterior sds, from the spread over pairs."""
+    spread = (moments.gradient_spread - moments.gradient) @ model.vectors / model.damped
+    return float(np.sqrt(np.mean(spread**2) / len(spread)))
+
+
+def _improvement(new: NaturalState, old: NaturalState) -> float:
+    return float(new.moments.elbo - old.moments.elbo)
+
+
+def _info(state: NaturalState, change: float, evaluations: int) -> Info:
+    return Info(np.float64(-state.moments.elbo), np.float64(change), evaluations)
+
+
+def _structure(q: Any) -> str:
+    return getattr(getattr(q, "scale", None), "structure", "none")
+
+
+def _describe_family(q: Any) -> str:
+    structure = _structure(q)
+    return f"{type(q).__name__} with a {structure} scale" if structure != "none" else type(q).__name__

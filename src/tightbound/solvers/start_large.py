@@ -1,0 +1,34 @@
+"""A start for many dimensions: an L-BFGS path and the diagonal of the curvature, nothing d x d."""
+
+import numpy as np
+
+from .lbfgs import Evaluate, ascend
+
+_PROBES = 8
+
+
+def find_start_large(evaluate: Evaluate, points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """(mean, sd) at the highest end of the L-BFGS paths from `points [starts, d]`; None where none is finite.
+
+    sd = 1 / sqrt(diagonal of -Hessian), each where that is positive and finite.
+    """
+    paths = ascend(evaluate, points, max_iterations=200, memory=8)
+    if not paths:
+        return None
+    best = max(paths, key=lambda p: (p.converged, p.values[-1]))
+    mean = best.points[-1]
+    scale = np.clip(np.sqrt(best.inverse_hessian_diagonal), 1e-6, 1e3)
+    for _ in range(2):
+        curvature = -hessian_diagonal(evaluate, mean, 1e-3 * scale, rng)
+        good = np.isfinite(curvature) & (curvature > 1e-2 / scale**2)
+        scale = np.where(good, 1.0 / np.sqrt(np.where(good, curvature, 1.0)), scale)
+    return mean, scale
+
+
+def hessian_diagonal(evaluate: Evaluate, point: np.ndarray, step: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """diag(hess log p) from differences of scores along random signs (Bekas, Kokiopoulou & Saad 2007): `[d]`."""
+    signs = rng.choice([-1.0, 1.0], size=(_PROBES, len(point)))
+    moves = signs * step
+    scores = evaluate(np.concatenate([point + moves, point - moves]))[1]
+    change = (scores[:_PROBES] - scores[_PROBES:]) / 2
+    return np.mean(change * signs, axis=0) / step

@@ -1,0 +1,257 @@
+"""Stochastic gradient descent that needs no learning rate to be tuned and no number of steps to be guessed."""
+
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from .._types import PyTree
+from ..estimators.base import AbstractEstimator
+from ..estimators.pathwise import Pathwise
+from ..objectives.base import AbstractObjective
+from ..objectives.classic import ELBO
+from ..results import Result
+from .base import AbstractSolver, Info
+from .stationarity import BATCHES, Summary, Window
+
+_FIRST_WINDOW = 8 * BATCHES  # steps; long against the ten steps that Adam's momentum remembers
+_LEARNING_RATE = 0.05  # of one posterior sd per step, while the steps agree
+_MOST_HALVINGS = 10
+_MOST_SKIPPED = 200  # non-finite steps in a row, by then at a step size of 2^-200
+
+
+def forgetful_adam(learning_rate: float) -> optax.GradientTransformation:
+    """Adam (b1 = .9, b2 = .999) that starts afresh after 64, 128, 256, ... steps.
+
+    Whitened gradients far from the posterior can be 1e6 times those near it; plain Adam divides by the former for thousands
+    of steps after they are gone, and hardly moves.
+    """
+    adam = optax.adam(learning_rate)
+
+    def init(params):
+        return jnp.zeros((), jnp.int32), adam.init(params)
+
+    def update(updates, state, params=None):
+        count, inner = state
+        afresh = (count >= 64) & ((count & (count - 1)) == 0)
+        inner = jax.tree.map(lambda new, old: jnp.where(afresh, new, old), adam.init(updates), inner)
+        updates, inner = adam.update(updates, inner, params)
+        return updates, (count + 1, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+_DEFAULT_TRANSFORM = forgetful_adam(_LEARNING_RATE)  # one object, so that equal solvers share one compilation
+
+
+class StochasticState(eqx.Module):
+    """What the next step needs.
+
+    Attributes:
+        draws: the estimator's state; `optimiser` the transformation's.
+        window: statistics since the last look.
+        step_size: factor on the transformation's updates; `caution` a passing one, after non-finite gradients.
+        halvings: of the step size so far.
+        previous: average iterate of the last settled window before the last halving, `[P]`, with its standard error.
+        answer: average iterate of the last settled window, `[P]`, if there is one.
+        skipped: steps not taken because the loss or its gradient was not finite; and how many of them in a row.
+    """
+
+    draws: PyTree
+    optimiser: PyTree
+    window: Window
+    step_size: jax.Array
+    caution: jax.Array
+    halvings: jax.Array
+    previous: jax.Array
+    previous_error: jax.Array
+    answer: jax.Array
+    answered: jax.Array
+    finished: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+    tol: jax.Array
+
+
+class StochasticGradient(AbstractSolver):
+    """Any optax transformation on any estimator's gradient, averaged over its last steps, and it stops by itself.
+
+    For minibatches, noisy densities, families and objectives without a solver of their own. Not for a Gaussian q on a
+    smooth log density of moderate size: NaturalGradient needs a tenth of the evaluations.
+
+    Steps are taken in q's own scale (`AbstractFamily.retract`): for a Gaussian in posterior sds, along and across
+    correlations alike, so that neither units nor conditioning of the target matter; `whitened=False` moves the plain
+    parameters instead, as in the textbook.
+
+    Steps are judged over windows that double. A window is settled when its halves agree (split R-hat below 1.1) and its
+    average gradient is zero to within its error. The first settled window halves the step size, and so does every one in
+    which the iterates scatter so much that the curvature of the parameters would bias their average by more than half of
+    `tol`. The run ends when a window is settled, quiet in that sense, averaged to a third of `tol` (Monte Carlo standard error by
+    batch means), and within `tol` of the average at twice the step size; that average is the answer. A step whose loss or
+    gradient is not finite is skipped and counted, and the step size is halved for a while.
+
+    Source: Welandawe et al. 2022 (RAABBVI), algorithm 1, with windows in place of their optimised ones; Dhaka et al. 2020,
+    section 4 (R-hat and Monte Carlo error of iterates).
+
+    Attributes:
+        estimator: of the loss's gradient.
+        transform: an optax transformation; None is an Adam whose rate, .05 sd per step, falls with the number of parameters
+            per dimension.
+        whitened: whether steps are in q's own scale.
+    """
+
+    estimator: AbstractEstimator = eqx.field(default_factory=Pathwise)
+    transform: optax.GradientTransformation | None = eqx.field(default=None, static=True)
+    whitened: bool = eqx.field(default=True, static=True)
+    compiled: ClassVar[bool] = True
+
+    def default_objective(self) -> AbstractObjective:
+        return ELBO()
+
+    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+        self.estimator.check(target, q, objective)
+
+    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> StochasticState:
+        leaves = eqx.filter(q, eqx.is_inexact_array)
+        x, _ = ravel_pytree(leaves)
+        zeros, count = jnp.zeros_like(x), jnp.zeros((), jnp.int32)
+        return StochasticState(
+            draws=self.estimator.prepare(target, q, key),
+            optimiser=self._transform.init(leaves),
+            window=Window.opened(x, _FIRST_WINDOW),
+            step_size=jnp.asarray(self._first_step_size(x.size, q.dim), x.dtype),
+            caution=jnp.ones((), x.dtype),
+            halvings=count,
+            previous=zeros,
+            previous_error=zeros,
+            answer=zeros,
+            answered=jnp.asarray(False),
+            finished=jnp.asarray(False),
+            skipped=count,
+            skipped_in_a_row=count,
+            tol=jnp.asarray(tol, x.dtype),
+        )
+
+    def step(
+        self, target: Any, q: Any, objective: Any, state: StochasticState, key: Any
+    ) -> tuple[Any, Any, StochasticState, Info]:
+        loss, gradient, draws = self._gradient(target, q, objective, state.draws, key)
+        leaves = eqx.filter(q, eqx.is_inexact_array)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+            updates, optimiser = self._transform.update(gradient, state.optimiser, leaves)
+        size = state.step_size * state.caution
+        move = jax.tree.map(lambda u: size.astype(u.dtype) * u, updates)
+        moved = q.retract(move) if self.whitened else eqx.apply_updates(q, move)
+
+        x, _ = ravel_pytree(eqx.filter(moved, eqx.is_inexact_array))
+        g, _ = ravel_pytree(gradient)
+        good = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(g**2)) & jnp.all(jnp.isfinite(x))
+        q, optimiser, window = _where(
+            good, (moved, optimiser, state.window.pushed(x, g)), (q, state.optimiser, state.window)
+        )
+        state = _replace(
+            state,
+            draws=draws,
+            optimiser=optimiser,
+            window=window,
+            caution=jnp.where(good, jnp.minimum(1.05 * state.caution, 1.0), 0.5 * state.caution),
+            skipped=jnp.where(good, state.skipped, state.skipped + 1),
+            skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+        )
+        state = jax.lax.cond(window.full & ~state.finished, lambda s: _judged(s, q), lambda s: s, state)
+        change = jnp.where(good, jnp.max(jnp.abs(ravel_pytree(move)[0])), 0.0)
+        evaluations = jnp.asarray(self.estimator.evaluations_per_step(target), x.dtype)
+        return target, q, state, Info(loss, change, evaluations)
+
+    def done(self, state: StochasticState) -> Result | None:
+        if bool(state.finished):
+            return Result.stationary
+        if int(state.skipped_in_a_row) >= _MOST_SKIPPED:
+            return Result.nonfinite
+        return None
+
+    def finish(self, target: Any, q: Any, state: StochasticState) -> Any:
+        """The average over the last settled window; the last iterate where no window has settled yet."""
+        if not bool(state.answered):
+            return q
+        leaves, rest = eqx.partition(q, eqx.is_inexact_array)
+        return eqx.combine(ravel_pytree(leaves)[1](state.answer), rest)
+
+    @property
+    def _transform(self) -> optax.GradientTransformation:
+        return _DEFAULT_TRANSFORM if self.transform is None else self.transform
+
+    def _first_step_size(self, parameters: int, dim: int) -> float:
+        # Adam moves every parameter by its rate. A d x d scale has d of them per dimension, and as many small moves at once
+        # are one large one; a transformation that the user chose is left as it is.
+        return 1.0 if self.transform is not None else min(1.0, math.sqrt(2 * dim / parameters))
+
+    def _gradient(self, target: Any, q: Any, objective: Any, draws: PyTree, key: Any) -> tuple[jax.Array, Any, PyTree]:
+        """The loss, its gradient in the coordinates in which steps are taken, and the estimator's new state."""
+
+        def surrogate(q):
+            return self.estimator.surrogate(objective, target, q, draws, key)
+
+        (loss, draws), gradient = eqx.filter_value_and_grad(surrogate, has_aux=True)(q)
+        if self.whitened:
+            leaves = eqx.filter(q, eqx.is_inexact_array)
+            at_rest = jax.tree.map(jnp.zeros_like, leaves)
+            _, pull_back = jax.vjp(lambda step: eqx.filter(q.retract(step), eqx.is_inexact_array), at_rest)
+            (gradient,) = pull_back(gradient)
+        return loss, gradient, draws
+
+
+def _judged(state: StochasticState, q: Any) -> StochasticState:
+    """The state after a look at its full window: finished, at half the step size, or with a longer window."""
+    summary, tol = state.window.summary(), state.tol
+    units, unravel = ravel_pytree(eqx.filter(q.units(), eqx.is_inexact_array))
+    settled = summary.mixed(units, 0.1 * tol) & summary.balanced(tol)
+    quiet = jnp.sum(summary.variance / units**2) <= 0.5 * tol * q.dim
+    coarse = _coarseness(summary, units, unravel) / tol
+    agrees = summary.agrees(state.previous, state.previous_error, tol * units) & (state.halvings > 0)
+
+    no_more = state.halvings >= _MOST_HALVINGS
+    finished = settled & (coarse <= 1) & ((quiet & agrees) | no_more)
+    halve = settled & ~finished & ~no_more & ((state.halvings == 0) | ~quiet | ((coarse <= 1) & ~agrees))
+    # The error of an average falls with the root of the window: what is needed is known once the window is settled.
+    needed = jnp.where(settled, jnp.clip(jnp.ceil(1.2 * coarse**2), 2.0, 8.0), 2.0)
+    growth = jnp.where(halve, 1.0, needed).astype(jnp.int32)
+    last = ravel_pytree(eqx.filter(q, eqx.is_inexact_array))[0]
+    return _replace(
+        state,
+        window=Window.opened(last, state.window.length * growth),
+        step_size=jnp.where(halve, 0.5, 1.0).astype(state.step_size.dtype) * state.step_size,
+        halvings=jnp.where(halve, state.halvings + 1, state.halvings),
+        previous=jnp.where(halve, summary.mean, state.previous),
+        previous_error=jnp.where(halve, summary.error, state.previous_error),
+        answer=jnp.where(settled, summary.mean, state.answer),
+        answered=state.answered | settled,
+        finished=finished,
+    )
+
+
+def _coarseness(summary: Summary, units: jax.Array, unravel: Any) -> jax.Array:
+    """The standard error that `tol` is compared with: three times the root mean square in each leaf, or the largest."""
+    error = summary.error / units
+    per_leaf = [jnp.sqrt(jnp.mean(leaf**2)) for leaf in jax.tree.leaves(unravel(error))]
+    return jnp.maximum(3.0 * jnp.max(jnp.stack(per_leaf)), jnp.max(error))
+
+
+def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` or `old`, leaf by leaf; leaves that are not arrays are the same in both."""
+
+    def choose(a, b):
+        return jnp.where(condition, a, b) if eqx.is_array(a) else a
+
+    return jax.tree.map(choose, new, old)
+
+
+def _replace(state: StochasticState, **changes: Any) -> StochasticState:
+    return StochasticState(**{**{name: getattr(state, name) for name in state.__dataclass_fields__}, **changes})
+
+
+__all__ = ["StochasticGradient", "StochasticState", "forgetful_adam"]

@@ -1,0 +1,63 @@
+"""Draws and summary tables in the user's terms, corrected where the certificate believes the correction."""
+
+from typing import Any
+
+import numpy as np
+
+from ._numerics import host_rng, key_words
+from .certify.check import fresh_sample
+from .certify.corrections import MomentTable, resample, value_table, weighted_quantiles
+from .certify.draws import FreshDraws
+from .targets.values import constrain_batch
+
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+def sample(fit: Any, key: Any, n: int, *, corrected: bool) -> Any:
+    """`n` named draws; see `Fit.sample`."""
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"sample: `n` must be a positive integer, got {n!r}.")
+    key_words(key)
+    if not corrected:
+        return constrain_batch(fit.target, fit.q.draw(int(n), key)[0])
+    pool = fresh_sample(fit, key, max(4000, 4 * int(n)))
+    if not weights_usable(pool):
+        return constrain_batch(fit.target, pool.z[:n])
+    index = resample(host_rng(key, "resample"), pool.smoothed.weights, int(n))
+    return constrain_batch(fit.target, pool.z[index])
+
+
+def summary(fit: Any) -> Any:
+    """The table of `Fit.summary`, from fresh draws of q; rows are corrected where the correction exceeds its own error."""
+    return summary_of(fresh_sample(fit, fit.seed))
+
+
+def summary_of(draws: FreshDraws) -> Any:
+    """The same table from draws that are there already."""
+    table = value_table(draws)
+    columns, use = corrected_columns(draws, table)
+    import xarray as xr
+
+    data = {name: ("parameter", values) for name, values in columns.items()}
+    data["draws"] = ("parameter", np.where(use, "corrected", "q").astype(object))
+    return xr.Dataset(data, coords={"parameter": list(table.names)}).to_dataframe()
+
+
+def corrected_columns(draws: FreshDraws, table: MomentTable) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """mean, sd and quantiles per value, and which values are corrected, `[P]`."""
+    _, x = draws.values
+    use = table.believed & weights_usable(draws)
+    plain = np.quantile(x, _QUANTILES, axis=0)
+    weighted = weighted_quantiles(x, draws.smoothed.weights, _QUANTILES) if use.any() else plain
+    columns = {"mean": np.where(use, table.corrected_mean, table.mean), "sd": np.where(use, table.corrected_sd, table.sd)}
+    for level, a, b in zip(_QUANTILES, weighted, plain, strict=True):
+        columns[f"{level:.0%}"] = np.where(use, a, b)
+    return columns, use
+
+
+def weights_usable(draws: FreshDraws) -> bool:
+    """Whether importance weights repair more than they break: a k-hat of at most 1, and some effective draws."""
+    return draws.smoothed.khat <= 1.0 and draws.smoothed.ess >= 20
+
+
+__all__ = ["corrected_columns", "sample", "summary", "summary_of", "weights_usable"]

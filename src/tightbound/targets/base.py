@@ -1,0 +1,131 @@
+"""What we want to know: an unnormalised log density, and any structure it can show.
+
+A target says what it can do by the ability classes that it inherits; a part (estimator, solver, check) says which
+ability it needs, and `require` turns a mismatch into a sentence before anything is compiled.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+
+from .._types import Array, PyTree
+from ..results import PairingError
+
+
+class AbstractTarget(eqx.Module):
+    """Something with named values that we want to know the distribution of."""
+
+    @property
+    @abc.abstractmethod
+    def coordinate_names(self) -> tuple[str, ...]:
+        """One name per unconstrained coordinate, such as `beta[0]`, used in every message and table."""
+
+    @abc.abstractmethod
+    def constrain(self, z: Array) -> PyTree:
+        """The user's named values (derived ones included) at one unconstrained point `[dim]`."""
+
+    @abc.abstractmethod
+    def unconstrain(self, values: PyTree) -> Array:
+        """The unconstrained point `[dim]` of the user's named values: the inverse of `constrain`."""
+
+
+class Density(AbstractTarget):
+    """Ability: a log density on R^dim, where all values are continuous."""
+
+    ability: ClassVar[str] = "density"
+    offered_by: ClassVar[str] = "tb.from_log_density, tb.from_rows, tb.from_numpyro"
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Number of unconstrained coordinates."""
+
+    @abc.abstractmethod
+    def log_density(self, z: jax.Array) -> jax.Array:
+        """log p(constrain(z), data) + log|det d constrain / dz| at ONE point `[dim]`: a scalar in nats, up to a constant."""
+
+
+class Joint(AbstractTarget):
+    """Ability: a log joint density on the native values (discrete ones allowed), no Jacobian."""
+
+    ability: ClassVar[str] = "joint"
+    offered_by: ClassVar[str] = "tb.from_log_density, tb.from_rows, tb.from_numpyro"
+
+    @abc.abstractmethod
+    def log_joint(self, values: PyTree) -> jax.Array:
+        """log p(values, data): a scalar in nats, up to a constant."""
+
+
+class Rows(Density):
+    """Ability: independent rows of data. log p(z) = log prior(z) + scale * sum over rows of log p(row | z)."""
+
+    ability: ClassVar[str] = "rows"
+    offered_by: ClassVar[str] = "tb.from_rows, and tb.from_numpyro for models with a subsampled plate"
+
+    @property
+    @abc.abstractmethod
+    def num_rows(self) -> int:
+        """N, read from the data itself; a wrong N cannot be stated."""
+
+    @abc.abstractmethod
+    def log_prior(self, z: jax.Array) -> jax.Array:
+        """Log prior plus log-Jacobian at one point: a scalar in nats."""
+
+    @abc.abstractmethod
+    def log_likelihood(self, z: jax.Array, rows: PyTree) -> jax.Array:
+        """Unscaled log likelihood of each of the given rows, `[B]`, in nats."""
+
+    @abc.abstractmethod
+    def rows_at(self, index: jax.Array) -> PyTree:
+        """The rows of data at `index` (integers, `[B]`)."""
+
+    @abc.abstractmethod
+    def take(self, index: jax.Array) -> "Rows":
+        """A target on the rows at `index` only, each counted N/B times: an unbiased log density."""
+
+
+class Sites(Density):
+    """Ability: log p(z) = log prior + a sum of `num_sites` site terms: what expectation propagation exploits."""
+
+    ability: ClassVar[str] = "sites"
+    offered_by: ClassVar[str] = "tb.targets.Clutter"
+
+    @property
+    @abc.abstractmethod
+    def num_sites(self) -> int: ...
+
+    @abc.abstractmethod
+    def log_site(self, i: jax.Array, z: jax.Array) -> jax.Array: ...
+
+
+class Conjugate(AbstractTarget):
+    """Ability: the expected log joint as a function of the factors' moments: what coordinate ascent derives updates from."""
+
+    ability: ClassVar[str] = "conjugate"
+    offered_by: ClassVar[str] = "the conjugate models under tb.targets"
+
+    @abc.abstractmethod
+    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: float = 1.0) -> jax.Array: ...
+
+
+class Simulator(AbstractTarget):
+    """Ability: draws of (parameters, data) from the joint: what forward KL trains on."""
+
+    ability: ClassVar[str] = "simulator"
+    offered_by: ClassVar[str] = "tb.from_simulator"
+
+    @abc.abstractmethod
+    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]: ...
+
+
+def require(part: Any, target: Any, ability: type[AbstractTarget]) -> None:
+    """Raise a PairingError with the way out unless `target` has `ability`, one of the classes above."""
+    if isinstance(target, ability):
+        return
+    name = part if isinstance(part, str) else type(part).__name__
+    raise PairingError(
+        f"{name} needs a target with the ability `{ability.ability}`, which {type(target).__name__} does not have. "
+        f"Targets that have it come from {ability.offered_by}."
+    )

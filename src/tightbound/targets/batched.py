@@ -1,0 +1,146 @@
+"""The one function that a default fit compiles: values and scores of a log density at a batch of points.
+
+Compile time is most of what a user waits for, so there is one program per target, for any number of points: it walks
+the batch in chunks of a fixed size, as many as it is told. Closed-over arrays are hoisted out of the program into its
+arguments, so XLA does not fold them, and a target that is built again with other data of the same shapes lowers to the
+same program text, which is found in the cache and not compiled again.
+"""
+
+import hashlib
+import math
+import weakref
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._numerics import to_device, x64
+from .base import Density
+
+_MAX_ROWS = 1024  # points per call of the compiled program
+_MAX_CHUNK = 16  # points evaluated together; beyond this vectorisation on a CPU gains nothing
+_CACHE_ELEMENTS = 2**17  # 1 MiB of doubles: intermediates of a chunk should stay in the second-level cache
+_MAX_PROGRAMS = 64
+
+_programs: dict[str, Any] = {}
+_by_target: dict[int, tuple[Any, "BatchedDensity"]] = {}
+
+
+def batched(target: Density) -> "BatchedDensity":
+    """The compiled evaluator of `target`, made once per target object."""
+    entry = _by_target.get(id(target))
+    if entry is not None and entry[0]() is target:
+        return entry[1]
+    evaluator = BatchedDensity(target)
+    key = id(target)
+    _by_target[key] = (weakref.ref(target, lambda _: _by_target.pop(key, None)), evaluator)
+    return evaluator
+
+
+class BatchedDensity:
+    """Values and scores of a target's log density: `evaluator(points [n, d]) -> (values [n], scores [n, d])`.
+
+    NumPy in, NumPy out, float64. Non-finite values and scores are passed through: the caller decides.
+    `evaluations` counts the points asked for over the evaluator's life.
+    """
+
+    def __init__(self, target: Density):
+        self.dim = target.dim
+        self.evaluations = 0
+        with x64():
+            self._arguments, jaxpr = _trace(target)
+            self.chunk = chunk_size(jaxpr.jaxpr)
+            self.rows = max(self.chunk, min(_MAX_ROWS, 2**22 // max(self.dim, 1)) // self.chunk * self.chunk)
+            self._program = _compile(jaxpr, self._arguments, self.rows, self.chunk, self.dim)
+
+    def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n = len(points)
+        values, scores = np.empty(n), np.empty((n, self.dim))
+        with x64():
+            for start in range(0, n, self.rows):
+                block = points[start : start + self.rows]
+                value, score = self._program(self._arguments, self._padded(block), np.int64(len(block)))
+                values[start : start + len(block)] = np.asarray(value)[: len(block)]
+                scores[start : start + len(block)] = np.asarray(score)[: len(block)]
+        self.evaluations += n
+        return values, scores
+
+    def _padded(self, block: np.ndarray) -> np.ndarray:
+        """`block` in a buffer of the program's shape; the last chunk is filled with copies of the first point.
+
+        Copies rather than zeros: a log density may loop for ever, or print, where it is undefined.
+        """
+        if len(block) == self.rows:
+            return np.ascontiguousarray(block, dtype=np.float64)
+        buffer = np.zeros((self.rows, self.dim))
+        buffer[: len(block)] = block
+        used = -(-len(block) // self.chunk) * self.chunk
+        buffer[len(block) : used] = block[0]
+        return buffer
+
+
+def _trace(target: Density):
+    """The jaxpr of value and score at one point, with the target's arrays and closed-over constants as arguments."""
+    arrays, static = eqx.partition(to_device(target), eqx.is_array)
+
+    def value_and_score(arrays, z):
+        value, score = jax.value_and_grad(eqx.combine(arrays, static).log_density)(z)
+        return value.astype(jnp.float64), score.astype(jnp.float64)
+
+    closed = jax.make_jaxpr(value_and_score)(arrays, jax.ShapeDtypeStruct((target.dim,), jnp.float64))
+    return (jax.tree.map(jnp.asarray, list(closed.consts)), jax.tree.leaves(arrays)), closed
+
+
+def _compile(closed, arguments, rows: int, chunk: int, dim: int):
+    """The compiled program, from the cache when the same text was compiled before in this process."""
+
+    def program(arguments, points, count):
+        consts, arrays = arguments
+
+        def one(z):
+            return jax.core.eval_jaxpr(closed.jaxpr, consts, *arrays, z)
+
+        def evaluate_chunk(i, out):
+            z = jax.lax.dynamic_slice_in_dim(points, i * chunk, chunk)
+            new = jax.vmap(one)(z) if chunk > 1 else [leaf[None] for leaf in one(z[0])]
+            return tuple(jax.lax.dynamic_update_slice_in_dim(o, v, i * chunk, 0) for o, v in zip(out, new, strict=True))
+
+        empty = (jnp.zeros(rows), jnp.zeros((rows, dim)))
+        return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, evaluate_chunk, empty)
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    points, count = jax.ShapeDtypeStruct((rows, dim), jnp.float64), jax.ShapeDtypeStruct((), jnp.int64)
+    lowered = jax.jit(program).lower(shapes, points, count)
+    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    if text not in _programs:
+        while len(_programs) >= _MAX_PROGRAMS:
+            _programs.pop(next(iter(_programs)))
+        _programs[text] = lowered.compile()
+    return _programs[text]
+
+
+def chunk_size(jaxpr) -> int:
+    """How many points to evaluate together, from the shapes and the primitives alone (never by the clock).
+
+    Vectorising pays until a chunk's intermediates leave the cache; gathers and scatters do not vectorise on a CPU; a
+    matrix that is read anew for each point is worth sharing however large the intermediates are.
+    """
+    largest, shared, irregular = 1, 0, False
+    for eqn in _equations(jaxpr):
+        largest = max([largest, *(math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape"))])
+        irregular |= eqn.primitive.name.startswith(("gather", "scatter"))
+        if eqn.primitive.name == "dot_general":
+            shared = max([shared, *(math.prod(v.aval.shape) for v in eqn.invars)])
+    chunk = 4 if irregular else _MAX_CHUNK
+    while chunk > 1 and chunk * largest > max(_CACHE_ELEMENTS, shared):
+        chunk //= 2
+    return chunk
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for sub in jax.core.jaxprs_in_params(eqn.params):
+            yield from _equations(sub)

@@ -1,0 +1,287 @@
+"""From a point of R^d to named values and back: names, shapes, supports and log-Jacobians, written once."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import Array, PyTree
+from ..results import TargetError
+from .support import as_constraint, bijection, describe, free_shape, holds, known
+
+
+class Block(eqx.Module):
+    """One named value: where its coordinates go, and what they cost.
+
+    Attributes:
+        name: what the user calls it.
+        shape: shape of the constrained value.
+        free_shape: shape of its unconstrained coordinates (a simplex of K has K - 1).
+        bounds: what the constraint holds: Python floats, or arrays, which are traced under jit.
+        form: the constraint without its bounds.
+    """
+
+    name: str = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    free_shape: tuple[int, ...] = eqx.field(static=True)
+    # Taken apart, because NumPyro's constraints cannot be hashed, and jax.jit(target.log_density) hashes the target.
+    bounds: tuple[Any, ...]
+    form: Any = eqx.field(static=True)
+
+    def __init__(self, name: str, shape: tuple[int, ...], constraint: Any = None):
+        self.name = name
+        self.shape = shape
+        self.free_shape = free_shape(constraint, name, shape)
+        leaves, self.form = jax.tree.flatten(constraint)
+        self.bounds = tuple(leaves)
+
+    @property
+    def constraint(self) -> Any:
+        """The NumPyro constraint; None for the whole real line."""
+        return jax.tree.unflatten(self.form, self.bounds)
+
+    @property
+    def size(self) -> int:
+        """Number of unconstrained coordinates."""
+        return math.prod(self.free_shape)
+
+    def constrain(self, u: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+        """The value behind the coordinates `u` `[size]`, and the log of the absolute Jacobian determinant, nats."""
+        u = u.reshape(self.free_shape)
+        constraint = self.constraint
+        if constraint is None:
+            return u, 0.0
+        transform = bijection(constraint)
+        value = transform(u)
+        return value, jnp.sum(transform.log_abs_det_jacobian(u, value))
+
+    def unconstrain(self, value: Any) -> jax.Array:
+        """The coordinates `[size]` of `value`: the inverse of `constrain`."""
+        value = _floating(value)
+        if value.shape != self.shape:
+            raise TargetError(f"values[{self.name!r}] has shape {value.shape}, but the target's has {self.shape}.")
+        constraint = self.constraint
+        if constraint is not None:
+            value = bijection(constraint).inv(value)
+        return value.reshape(-1)
+
+
+class Layout(eqx.Module):
+    """The bijection between R^dim and a pytree of named, constrained values.
+
+    Constraints on vectors and matrices (simplex, ordered, Cholesky factors) hold for the last axes of a value; the
+    axes before them are a batch. The log-Jacobian of a value with fewer degrees of freedom than elements is with
+    respect to NumPyro's reference measure: the first K - 1 entries of a simplex, the lower triangle of a Cholesky
+    factor.
+
+    Use `Layout.from_example` where values exist, `Layout.from_blocks` where only shapes and constraints do.
+    """
+
+    blocks: tuple[Block, ...]
+    treedef: Any = eqx.field(static=True)
+
+    @staticmethod
+    def from_example(example: PyTree, support: Mapping[str, Any] | None = None) -> "Layout":
+        """The layout of values like `example`.
+
+        Arguments:
+            example: a pytree, usually a dict, of named values: floats or arrays inside their support. Only its
+                structure, names and shapes are kept. Integers count as floats.
+            support: name -> support (see `support.as_constraint`) for the values that are not on the whole real line.
+                A value inside nested dicts is called "outer.inner"; nested dicts work too.
+
+        Raises:
+            TargetError: for a name without a value, a value that is not a finite real number or lies outside its
+                support, or no values at all; the message names the value and the way out.
+        """
+        leaves = named_leaves(example, "example")
+        if not leaves:
+            raise TargetError(
+                "`example` has no values, so there is nothing to infer. Pass for instance "
+                "example={'mu': 0.0, 'beta': np.zeros(3)}."
+            )
+        values = {name: _example_value(name, leaf) for name, leaf in leaves.items()}
+        supports = _flat_support(support, values)
+        blocks = tuple(_example_block(name, values[name], supports.get(name, "real")) for name in values)
+        return Layout(blocks, jax.tree.structure(example))._checked()
+
+    @staticmethod
+    def from_blocks(blocks: Mapping[str, Block]) -> "Layout":
+        """The layout of a dict of values, one per block."""
+        treedef = jax.tree.structure(dict.fromkeys(blocks, 0))
+        return Layout(tuple(blocks[name] for name in sorted(blocks)), treedef)._checked()
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates, d."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        """One name per coordinate of R^dim: `mu`, `beta[0]`, `A[0, 1]`; of a simplex the free coordinates only."""
+        return tuple(name for block in self.blocks for name in element_names(block.name, block.free_shape))
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """One name per element of the constrained values, in the order of `jax.tree.leaves`."""
+        return tuple(name for block in self.blocks for name in element_names(block.name, block.shape))
+
+    def constrain(self, z: Array) -> PyTree:
+        """The values at the point `z` `[dim]`."""
+        return self.constrain_with_log_det(z)[0]
+
+    def constrain_with_log_det(self, z: Array) -> tuple[PyTree, jax.Array]:
+        """The values at `z` `[dim]`, and log|det d constrain / dz| in nats.
+
+        Raises:
+            ValueError: when `z` is not one point of R^dim.
+        """
+        z = _floating(z)
+        if z.shape != (self.dim,):
+            raise ValueError(f"`z` must be one point of shape ({self.dim},), got {z.shape}; use jax.vmap for a batch.")
+        # One split, because its transpose is one concatenation; the transpose of n slices is n padded copies of z.
+        ends = np.cumsum([block.size for block in self.blocks])[:-1].tolist()
+        pieces = jnp.split(z, ends) if ends else [z]
+        pairs = [block.constrain(piece) for block, piece in zip(self.blocks, pieces, strict=True)]
+        log_det = jnp.asarray(sum(log_det for _, log_det in pairs), z.dtype)
+        return jax.tree.unflatten(self.treedef, [value for value, _ in pairs]), log_det
+
+    def unconstrain(self, values: PyTree) -> jax.Array:
+        """The point `[dim]` of `values`; further entries of `values`, such as derived ones, are ignored.
+
+        A value on the boundary of its support has infinite coordinates, one outside it NaN.
+
+        Raises:
+            TargetError: when a value is missing or has another shape.
+        """
+        leaves = self._leaves(values)
+        return jnp.concatenate([block.unconstrain(leaf) for block, leaf in zip(self.blocks, leaves, strict=True)])
+
+    def restrict(self, values: PyTree) -> PyTree:
+        """`values` in the structure of the example, as floating arrays, without further entries such as derived ones."""
+        return jax.tree.unflatten(self.treedef, [_floating(leaf) for leaf in self._leaves(values)])
+
+    def structs(self, dtype: Any = np.float64) -> PyTree:
+        """The shapes of the values as `jax.ShapeDtypeStruct`, to trace a function of them without computing anything."""
+        return jax.tree.unflatten(self.treedef, [jax.ShapeDtypeStruct(block.shape, dtype) for block in self.blocks])
+
+    def _leaves(self, values: PyTree) -> list[Any]:
+        found = named_leaves(values, "values")
+        missing = [block.name for block in self.blocks if block.name not in found]
+        if missing:
+            raise TargetError(f"`values` lacks {missing[0]!r}; it has {known(found, missing[0])}")
+        return [found[block.name] for block in self.blocks]
+
+    def _checked(self) -> "Layout":
+        if self.dim == 0:
+            raise TargetError(
+                f"The values {', '.join(block.name for block in self.blocks)} have no free coordinate (a simplex of one "
+                "element is always 1), so there is nothing to infer."
+            )
+        return self
+
+
+def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
+    """The leaves of a pytree by name, in the order of `jax.tree.leaves`: "beta", "outer.inner", "layers[0]".
+
+    Raises:
+        TargetError: when two leaves have the same name, or the keys of a dict cannot be sorted.
+    """
+    try:
+        pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    except (ValueError, TypeError) as error:
+        raise TargetError(f"`{argument}` is not a pytree that JAX can flatten: {error}. Use strings as names.") from error
+    names = [_path_name(path) for path, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TargetError(f"`{argument}` has two values called {twice!r}; rename one.")
+    return {name: leaf for name, (_, leaf) in zip(names, pairs, strict=True)}
+
+
+def value_names(values: PyTree) -> tuple[str, ...]:
+    """One name per element of a pytree of arrays (or of their shapes), in the order of `jax.tree.leaves`."""
+    return tuple(n for name, leaf in named_leaves(values).items() for n in element_names(name, np.shape(leaf)))
+
+
+@functools.lru_cache(maxsize=1024)
+def element_names(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """`name` for a scalar, else `name[0]`, `name[0, 1]`, ... in row-major order."""
+    if shape == ():
+        return (name,)
+    return tuple(f"{name}[{', '.join(map(str, index))}]" for index in np.ndindex(shape))
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    name = ""
+    for key in path:
+        if isinstance(key, jax.tree_util.SequenceKey):
+            name += f"[{key.idx}]"
+        else:
+            name += ("." if name else "") + str(getattr(key, "key", getattr(key, "name", key)))
+    return name or "value"
+
+
+def _floating(value: Any) -> jax.Array:
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
+
+
+def _example_value(name: str, leaf: Any) -> np.ndarray:
+    """The example's leaf as a float64 array, or a TargetError that says why it cannot be one."""
+    where = f"`example[{name!r}]`"
+    if leaf is None or isinstance(leaf, (str, bytes)):
+        raise TargetError(f"{where} is {leaf!r}, but a value is a float or an array of floats.")
+    try:
+        array = np.asarray(leaf)
+    except Exception as error:
+        raise TargetError(f"{where} cannot become an array: {error}") from error
+    if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TargetError(
+            f"{where} has dtype {array.dtype}, but values must be real numbers on a continuous scale. Sum discrete values "
+            "out of the log density; write a complex one as two real ones."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise TargetError(f"{where} is {type(leaf).__name__} of dtype {array.dtype}, not a float or an array of floats.")
+    if array.size == 0:
+        raise TargetError(f"{where} has shape {array.shape}, that is, no elements; leave it out.")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise TargetError(f"{where} contains {array[~np.isfinite(array)][0]}; give it any finite value in its support.")
+    return array
+
+
+def _example_block(name: str, value: np.ndarray, support: Any) -> Block:
+    constraint = as_constraint(support, name, value.shape)
+    block = Block(name, value.shape, constraint)
+    if not holds(constraint, value):
+        shown = np.array2string(value, precision=4, threshold=8)
+        raise TargetError(
+            f"`example[{name!r}]` = {shown} is not inside its support {describe(constraint)}. Give it a value inside "
+            "(not on the boundary), or correct the support."
+        )
+    return block
+
+
+def _flat_support(support: Mapping[str, Any] | None, names: Mapping[str, Any]) -> dict[str, Any]:
+    """`support` with nested dicts written as "outer.inner", its names checked."""
+    if support is None:
+        return {}
+    if not isinstance(support, Mapping):
+        raise TargetError(f"`support` must be a dict from names to supports, got {type(support).__name__} {support!r}.")
+    flat = _flattened(support)
+    for name in flat:
+        if name not in names:
+            raise TargetError(f"`support` names {name!r}, which is not in `example`. Its names: {known(names, name)}")
+    return flat
+
+
+def _flattened(support: Mapping[str, Any], outer: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in support.items():
+        flat |= _flattened(entry, f"{outer}{name}.") if isinstance(entry, Mapping) else {f"{outer}{name}": entry}
+    return flat

@@ -1,0 +1,292 @@
+"""A target from a NumPyro model."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._numerics import as_key, to_host, x64
+from .._types import Array, Key, PyTree
+from ..results import TargetError
+from .base import Density, Joint, Rows
+from .layout import Layout, value_names
+from .numpyro_program import (
+    ClosedOver,
+    Inspection,
+    Program,
+    Site,
+    inspect,
+    log_prob,
+    observed_values,
+    param_values,
+    pointwise_log_likelihood,
+    predictions,
+    sampled,
+)
+from .tracing import explained, host_unless_traced, scoped_unless_traced
+
+
+class AbstractNumPyroTarget(Density, Joint):
+    """What the targets from NumPyro models share.
+
+    A site whose support is known beforehand goes through the layout. A *live* one, whose support is computed in the
+    model (from other sites, or from arrays among the arguments), is a block on the real line in the layout, and
+    NumPyro maps it where its support is known. Scale and mask handlers act on the log-Jacobians of live sites, as in
+    NumPyro, but not on those of the others.
+
+    Attributes:
+        program: the model and its arguments.
+        layout: names and shapes of the latent sites.
+        rows: plate name -> indices of the rows that it holds; a plate without an entry is whole.
+        live: names of the sites whose support is computed in the model.
+        replayed: whether `constrain` has to run the model, for its live and deterministic sites.
+        observed_names: the sites with data.
+        returns_float32: whether the model rounds below float64, which limits what any fit can reach.
+    """
+
+    program: eqx.AbstractVar[Program]
+    layout: eqx.AbstractVar[Layout]
+    rows: eqx.AbstractVar[dict[str, Any]]
+    live: eqx.AbstractVar[tuple[str, ...]]
+    replayed: eqx.AbstractVar[bool]
+    observed_names: eqx.AbstractVar[tuple[str, ...]]
+    returns_float32: eqx.AbstractVar[bool]
+
+    @property
+    def dim(self) -> int:
+        return self.layout.dim
+
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        return self.layout.coordinate_names
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """One name per element of what `constrain` returns, in the order of `jax.tree.leaves`."""
+        return value_names(jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float32)))
+
+    @host_unless_traced
+    def constrain(self, z: Array) -> PyTree:
+        """The values of all latent and deterministic sites at one point `[dim]`."""
+        values, free = self._apart(self.layout.constrain(z))
+        return self.program.complete(values, free, self.rows) if self.replayed else values
+
+    @host_unless_traced
+    def unconstrain(self, values: PyTree) -> Array:
+        """The point `[dim]` of the latent sites' values; deterministic ones are ignored."""
+        values = self._latent(values)
+        if self.live:
+            free = self.program.release(values, self.rows)
+            values |= {name: free[name] for name in self.live}
+        return self.layout.unconstrain(values)
+
+    @scoped_unless_traced
+    def log_density(self, z: Array) -> jax.Array:
+        values, log_det = self.layout.constrain_with_log_det(z)
+        return self.program.log_density(*self._apart(values), self.rows) + log_det
+
+    @scoped_unless_traced
+    def log_joint(self, values: PyTree) -> jax.Array:
+        return self.program.log_joint(self._latent(values), self.rows)
+
+    def observed(self) -> dict[str, np.ndarray]:
+        """The data at the observed sites, by name; `numpyro.factor` terms have none."""
+        with x64():
+            return to_host(observed_values(self.program, self.observed_names))
+
+    def posterior_predictive(self, values: dict[str, Any], key: Key) -> dict[str, np.ndarray]:
+        """Data drawn from the model at draws of its latent sites: site name -> `[draw, ...]`.
+
+        Arguments:
+            values: latent site -> `[draw, ...]`, such as the draws of a fit; further entries are ignored.
+            key: an int, a typed JAX key or a legacy one.
+        """
+        with x64():
+            latent = self._latent(values)
+            keys = jax.random.split(as_key(key), len(next(iter(latent.values()))))
+            return to_host(predictions(self.program, self.observed_names, latent, keys))
+
+    def pointwise_log_likelihood(self, values: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Log likelihood of each observation at draws of the latent sites: site name -> `[draw, ...]`, nats."""
+        with x64():
+            return to_host(pointwise_log_likelihood(self.program, self.observed_names, self._latent(values)))
+
+    def _apart(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The layout's values, apart into final ones and the free coordinates of live sites."""
+        final_values = {name: value for name, value in values.items() if name not in self.live}
+        return final_values, {name: values[name] for name in self.live}
+
+    def _latent(self, values: dict[str, Any]) -> dict[str, Any]:
+        names = [block.name for block in self.layout.blocks]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise TargetError(f"`values` lacks the site {missing[0]!r}; it has {', '.join(values)}.")
+        return {name: jnp.asarray(values[name]) for name in names}
+
+
+@final
+class NumPyroModel(AbstractNumPyroTarget):
+    """A NumPyro model as a log density; made by `tb.from_numpyro`."""
+
+    program: Program
+    layout: Layout
+    rows: dict[str, Any]
+    live: tuple[str, ...] = eqx.field(static=True)
+    replayed: bool = eqx.field(static=True)
+    observed_names: tuple[str, ...] = eqx.field(static=True)
+    returns_float32: bool = eqx.field(static=True)
+
+
+@final
+class NumPyroRows(AbstractNumPyroTarget, Rows):
+    """A NumPyro model with one subsampled plate; made by `tb.from_numpyro`.
+
+    Its log density is on all rows; `take` gives minibatches. A "row" is an index into the plate: the model fetches the
+    data at it, as in NumPyro's own subsampling.
+
+    Attributes:
+        plate: name of the plate.
+        size: N, the size of the plate.
+    """
+
+    program: Program
+    layout: Layout
+    rows: dict[str, Any]
+    live: tuple[str, ...] = eqx.field(static=True)
+    replayed: bool = eqx.field(static=True)
+    observed_names: tuple[str, ...] = eqx.field(static=True)
+    returns_float32: bool = eqx.field(static=True)
+    plate: str = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows[self.plate]) if self.rows else self.size
+
+    @scoped_unless_traced
+    def log_prior(self, z: jax.Array) -> jax.Array:
+        values, log_det = self.layout.constrain_with_log_det(z)
+        sites = sampled(self.program.sites(values, {}))
+        return sum((jnp.sum(log_prob(site)) for site in sites if self._frame(site) is None), log_det)
+
+    @scoped_unless_traced
+    def log_likelihood(self, z: jax.Array, rows: PyTree) -> jax.Array:
+        scale = self.size / len(rows)  # what the plate multiplies with
+        sites = sampled(self.program.sites(self.layout.constrain(z), {self.plate: rows}))
+        terms = [self._per_row(site) / scale for site in sites if self._frame(site) is not None]
+        return sum(terms, jnp.zeros(len(rows), jnp.result_type(float)))
+
+    @scoped_unless_traced
+    def rows_at(self, index: jax.Array) -> PyTree:
+        return jnp.asarray(self.rows[self.plate])[index] if self.rows else jnp.asarray(index)
+
+    @scoped_unless_traced
+    def take(self, index: jax.Array) -> "NumPyroRows":
+        return eqx.tree_at(lambda target: target.rows, self, {self.plate: self.rows_at(index)})
+
+    def _frame(self, site: Site) -> Any:
+        return next((frame for frame in site["cond_indep_stack"] if frame.name == self.plate), None)
+
+    def _per_row(self, site: Site) -> jax.Array:
+        """The site's log probability, summed over all axes but that of the plate."""
+        terms = log_prob(site)
+        plate_axis = terms.ndim + self._frame(site).dim
+        return jnp.sum(terms, axis=tuple(axis for axis in range(terms.ndim) if axis != plate_axis))
+
+
+def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NumPyroModel | NumPyroRows:
+    """A target from a NumPyro model and the arguments to call it with.
+
+    Supported: continuous latent sites with any support that NumPyro can map from R^d, also one that depends on other
+    sites; plates, `deterministic`, `factor`, `ImproperUniform`, masks, `numpyro.handlers` (reparam with its
+    reparameterisers, condition, scale, scope, ...), and `numpyro.contrib.control_flow.scan`. A `numpyro.param` is held at
+    its initial value; give it a prior with `numpyro.handlers.lift` to infer it. Discrete latent sites are not supported:
+    sum them out in the model, as MixtureSameFamily does.
+
+    A plate with `subsample_size` below its size gives a target of rows: the log density is that of all rows, and
+    minibatches are what a solver takes on its own account. With latent sites inside the plate, with several subsampled
+    plates, or with supports that are computed in the model, the target has the log density of all rows only.
+
+    Arrays among the arguments are traced: another fit with data of the same shapes compiles nothing. Where a model
+    cannot be traced in them (it calls NumPy on them, or takes shapes from their entries), they are closed over. Numbers,
+    strings and other objects stay as they are. All computation is in float64; float32 arrays are widened.
+
+    Arguments:
+        model: a function with NumPyro primitives, its data observed (`obs=`) or conditioned on.
+        *args: its positional arguments.
+        **kwargs: its keyword arguments.
+
+    Raises:
+        TargetError: for a site that cannot be handled, NaN in observed data, or a model that JAX cannot trace; the
+            message names the site and the way out. Other exceptions that the model raises pass through, with a note.
+    """
+    if not callable(model):
+        raise TargetError(f"`model` must be a NumPyro model, that is, a function; got {type(model).__name__}.")
+    with x64():
+        program, seen = _opened(model, *jax.tree.map(_as_argument, (args, kwargs)))
+        if seen.params:
+            program = Program(program.model, program.arguments, param_values(program, seen.params))
+        _check_observed(program, seen)
+    common = (
+        program,
+        Layout.from_blocks(seen.blocks),
+        {},
+        seen.live,
+        bool(seen.live or seen.deterministic),
+        seen.observed,
+        seen.returns_float32,
+    )
+    if len(seen.subsampled) == 1 and not (seen.local or seen.live):
+        ((plate, size),) = seen.subsampled.items()
+        return NumPyroRows(*common, plate, size)
+    return NumPyroModel(*common)
+
+
+def _opened(model: Callable[..., Any], args: tuple, kwargs: dict) -> tuple[Program, Inspection]:
+    """The program and what a trace of it shows; its arguments closed over where the model cannot be traced in them."""
+    leaves = [leaf for leaf in jax.tree.leaves((args, kwargs)) if isinstance(leaf, (np.ndarray, jax.Array))]
+    if leaves and all(jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool for leaf in leaves):
+        program = Program(model, (args, kwargs), {})
+        try:
+            return program, inspect(program)
+        except TargetError:
+            raise
+        except Exception:  # noqa: S110 - NumPy raises whatever it likes on a tracer; a real error comes back below
+            pass
+    program = Program(model, ClosedOver((args, kwargs)), {})
+    with explained("model"):
+        return program, inspect(program)
+
+
+def _as_argument(leaf: Any) -> Any:
+    """NumPy scalars as Python numbers (sizes, say, which must not be traced), floating arrays in float64."""
+    if isinstance(leaf, np.generic):
+        return leaf.item()
+    if isinstance(leaf, (np.ndarray, jax.Array)) and jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf.astype(np.float64)
+    return leaf
+
+
+def _check_observed(program: Program, seen: Inspection) -> None:
+    """Raise a TargetError that names the site with NaN among its data, where no mask covers it."""
+    arguments = program.arguments.value if isinstance(program.arguments, ClosedOver) else program.arguments
+    if not any(map(_has_nan, [*jax.tree.leaves(arguments), *seen.constants])):
+        return  # the usual case, which compiles nothing
+    for name, data in to_host(observed_values(program, seen.observed)).items():
+        if name not in seen.masked and _has_nan(data):
+            where = np.argwhere(np.isnan(data))
+            raise TargetError(
+                f"The data at site {name!r} have {len(where)} NaN among {data.size} values, the first at index "
+                f"{tuple(where[0].tolist())}. Drop them, make them latent, or mask them: "
+                "with numpyro.handlers.mask(mask=~np.isnan(data))."
+            )
+
+
+def _has_nan(leaf: Any) -> bool:
+    if not isinstance(leaf, (np.ndarray, jax.Array)) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return False
+    return bool(np.isnan(np.asarray(leaf)).any())

@@ -1,0 +1,201 @@
+"""A target from independent rows of data: a prior, and a likelihood of each row."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._numerics import x64
+from .._types import PyTree
+from ..results import TargetError
+from .base import Rows
+from .layout import Layout, named_leaves
+from .named import AbstractNamedTarget, check_derived, check_reads
+from .tracing import Traced, explained, scalar, scoped_unless_traced, trace, vector
+
+
+@final
+class IndependentRows(AbstractNamedTarget, Rows):
+    """log p(z) = log_prior(values) + log|J| + scale * sum over rows of log_likelihood(values, row); by `tb.from_rows`.
+
+    Attributes:
+        data: a pytree of arrays whose leading axis is the rows. They are traced under jit, so that other data of the
+            same shapes compile nothing.
+        scale: N / B in a target of B of N rows, 1 in one of all rows.
+    """
+
+    layout: Layout
+    prior_function: Callable[[PyTree], Any]
+    likelihood_function: Callable[[PyTree, PyTree], Any]
+    derived: Callable[[PyTree], dict[str, Any]] | None
+    data: PyTree
+    returns_float32: bool = eqx.field(static=True)
+    scale: float = eqx.field(static=True, default=1.0)
+
+    @property
+    def num_rows(self) -> int:
+        return len(jax.tree.leaves(self.data)[0])
+
+    @scoped_unless_traced
+    def log_joint(self, values: PyTree) -> jax.Array:
+        values = self.layout.restrict(values)
+        prior = scalar(self.prior_function(values), "log_prior", may_be_constant=True)
+        return prior + self.scale * jnp.sum(self._of_rows(values, self.data))
+
+    @scoped_unless_traced
+    def log_prior(self, z: jax.Array) -> jax.Array:
+        values, log_det = self.layout.constrain_with_log_det(z)
+        return scalar(self.prior_function(values), "log_prior", may_be_constant=True) + log_det
+
+    @scoped_unless_traced
+    def log_likelihood(self, z: jax.Array, rows: PyTree) -> jax.Array:
+        return self._of_rows(self.layout.constrain(z), rows)
+
+    @scoped_unless_traced
+    def rows_at(self, index: jax.Array) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], self.data)
+
+    @scoped_unless_traced
+    def take(self, index: jax.Array) -> "IndependentRows":
+        return IndependentRows(
+            self.layout,
+            self.prior_function,
+            self.likelihood_function,
+            self.derived,
+            self.rows_at(index),
+            self.returns_float32,
+            self.scale * self.num_rows / len(index),
+        )
+
+    def _of_rows(self, values: PyTree, rows: PyTree) -> jax.Array:
+        num_rows = len(jax.tree.leaves(rows)[0])
+        return vector(self.likelihood_function(values, rows), "log_likelihood", num_rows)
+
+
+def from_rows(
+    log_prior: Callable[[PyTree], Any],
+    log_likelihood: Callable[[PyTree, PyTree], Any],
+    data: PyTree,
+    example: PyTree,
+    *,
+    support: Mapping[str, Any] | None = None,
+    derived: Callable[[PyTree], dict[str, Any]] | None = None,
+) -> IndependentRows:
+    """A target whose log density is a prior plus a sum over independent rows of data.
+
+    Fits and certificates use all rows; estimators may also take minibatches. Use `tb.from_log_density` where the data
+    are not independent given the parameters, or where a row has latent values of its own.
+
+    Arguments:
+        log_prior: `log_prior(params) -> scalar`, nats; a constant such as 0.0 is a flat prior.
+        log_likelihood: `log_likelihood(params, rows) -> [B]`, the log likelihood of each of any number B of rows, nats;
+            `rows` has the structure of `data` with B in place of N.
+        data: a pytree of arrays (NumPy, JAX, pandas, or lists of numbers) with the same number N of rows along their
+            leading axes. Floats become float64; integers and booleans stay as they are. What has no row axis, such as
+            a constant, is closed over instead.
+        example: named values inside their supports; see `tb.from_log_density`.
+        support: name -> support, as in `tb.from_log_density`.
+        derived: `derived(params) -> dict` of further named values that draws and summaries show.
+
+    Raises:
+        TargetError: when the data are ragged, empty, not numbers or contain NaN; when a function returns the wrong shape
+            or type; and as in `tb.from_log_density`.
+    """
+    for name, function in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
+        if not callable(function):
+            raise TargetError(f"`{name}` must be a function, got {type(function).__name__}.")
+    layout = Layout.from_example(example, support)
+    data = as_rows(data)
+    with x64():
+        traced = _trace_both(log_prior, log_likelihood, data, layout)
+        check_reads(traced, layout, "log_prior + log_likelihood")
+        check_derived(derived, layout)
+    return IndependentRows(layout, log_prior, log_likelihood, derived, data, traced.returns_float32)
+
+
+def as_rows(data: PyTree) -> PyTree:
+    """`data` as NumPy arrays with a common leading axis, floats in float64.
+
+    Raises:
+        TargetError: naming the leaf that has no rows, another number of rows, values that are not numbers, or NaN.
+    """
+    arrays = jax.tree.map(_as_array, data, is_leaf=lambda leaf: leaf is None or _is_numbers(leaf))
+    leaves = named_leaves(arrays, "data")
+    if not leaves:
+        raise TargetError("`data` has no arrays. Pass for instance data={'x': x, 'y': y} with one row per observation.")
+    for name, leaf in leaves.items():
+        _check_leaf(_called(name), leaf)
+    lengths = {_called(name): len(leaf) for name, leaf in leaves.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise TargetError(
+            f"`data` is ragged: {listed} rows. All arrays share their leading axis; close over what has none, or drop the "
+            "rows that are not complete."
+        )
+    if 0 in lengths.values():
+        raise TargetError("`data` has zero rows. With no data the posterior is the prior; pass at least one row.")
+    return arrays
+
+
+def _trace_both(log_prior: Callable, log_likelihood: Callable, data: PyTree, layout: Layout) -> Traced:
+    """Trace prior and likelihood on N + 1 rows: a function that closes over the N rows of its data is found out."""
+    length = len(jax.tree.leaves(data)[0]) + 1
+    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[1:]), leaf.dtype), data)
+    names = [block.name for block in layout.blocks]
+
+    def joint(params, rows):
+        with explained("log_prior", names):
+            prior = scalar(log_prior(params), "log_prior", may_be_constant=True)
+        with explained("log_likelihood", names):
+            return prior + jnp.sum(vector(_on_any_rows(log_likelihood, params, rows, length), "log_likelihood", length))
+
+    return trace(joint, layout.structs(), rows)
+
+
+def _on_any_rows(log_likelihood: Callable, params: PyTree, rows: PyTree, length: int) -> Any:
+    try:
+        return log_likelihood(params, rows)
+    except Exception as error:
+        error.add_note(
+            f"tightbound: `log_likelihood` was called with {length} rows, one more than `data` has, because it must work "
+            "for any number of rows. If shapes disagree by one, it closes over data that belong into `data`."
+        )
+        raise
+
+
+def _is_numbers(leaf: Any) -> bool:
+    """Whether a list is an array written out, and not a container of arrays."""
+    return isinstance(leaf, list) and all(isinstance(x, (int, float, str)) or _is_numbers(x) for x in leaf)
+
+
+def _called(name: str) -> str:
+    return "`data`" if name == "value" else f"`data[{name!r}]`"
+
+
+def _as_array(leaf: Any) -> Any:
+    if np.ma.isMaskedArray(leaf) and np.ma.is_masked(leaf):
+        raise TargetError("`data` contains a masked array with masked entries; drop or impute these rows first.")
+    try:
+        array = np.asarray(leaf)
+    except Exception as error:
+        raise TargetError(f"`data` contains a {type(leaf).__name__} that cannot become an array: {error}") from error
+    return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _check_leaf(name: str, leaf: np.ndarray) -> None:
+    if not (leaf.dtype == bool or np.issubdtype(leaf.dtype, np.integer) or leaf.dtype == np.float64):
+        raise TargetError(
+            f"{name} has dtype {leaf.dtype}, which is not numbers. Encode categories as integers and dates as floats, and "
+            "drop or impute missing values."
+        )
+    if leaf.ndim == 0:
+        raise TargetError(f"{name} is a single number, but every array in `data` has a leading axis of rows; close over it.")
+    if leaf.dtype == np.float64 and np.isnan(leaf).any():
+        rows = np.flatnonzero(np.isnan(leaf).reshape(len(leaf), -1).any(axis=1))
+        raise TargetError(
+            f"{name} has NaN in row {rows[0]}" + (f" and {len(rows) - 1} more rows" if len(rows) > 1 else "") + ". Drop or "
+            "impute these rows; a single NaN makes the whole log density NaN."
+        )

@@ -1,0 +1,187 @@
+"""Look at a user's function before anything is compiled: what it returns, what it reads, how precisely it computes.
+
+A function is traced once on shapes alone. Whatever goes wrong in it becomes a sentence that names the argument.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+from .._numerics import to_host, x64
+from .._types import PyTree
+from ..results import TargetError
+from .support import known
+
+F = TypeVar("F", bound=Callable)
+
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def scoped_unless_traced(method: F) -> F:
+    """Run a public method inside `x64()`, except when JAX traces it.
+
+    Under jax.grad or jax.jit the scope is the caller's: the backward pass runs after this method has returned, and one
+    program cannot be half in float64 where the flag is off.
+    """
+
+    @functools.wraps(method)
+    def wrapper(*args, **kwargs):
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+            return method(*args, **kwargs)
+        with x64():
+            return method(*args, **kwargs)
+
+    return wrapper  # pyright: ignore[reportReturnType]
+
+
+def host_unless_traced(method: F) -> F:
+    """As `scoped_unless_traced`, with the result as NumPy arrays, which no precision flag can narrow."""
+    scoped = scoped_unless_traced(method)
+
+    @functools.wraps(method)
+    def wrapper(*args, **kwargs):
+        out = scoped(*args, **kwargs)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out))
+        return out if traced else to_host(out)
+
+    return wrapper  # pyright: ignore[reportReturnType]
+
+
+class Traced(NamedTuple):
+    """What a trace showed.
+
+    Attributes:
+        reads: for each array leaf of the first argument, whether the result depends on it.
+        returns_float32: whether the result, or a number on the way to it, was rounded below float64.
+        constants: the arrays that the function closes over.
+    """
+
+    reads: list[bool]
+    returns_float32: bool
+    constants: list[Any]
+
+
+def trace(function: Callable[..., Any], first: PyTree, *rest: PyTree) -> Traced:
+    """Trace `function(first, *rest)`, which returns one array, on arrays or shapes; call inside `x64()`."""
+    closed = jax.make_jaxpr(function)(first, *rest)
+    live = _live_inputs(closed.jaxpr)[: len(jax.tree.leaves(first))]
+    narrow = rounds(closed.jaxpr) or any(_is_narrow(v.aval) for v in closed.jaxpr.outvars)
+    return Traced(live, narrow, list(closed.consts))
+
+
+def rounds(jaxpr: Any) -> bool:
+    """Whether a jaxpr converts a float64 number to a narrower float anywhere."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "convert_element_type":
+            (source,), (result,) = eqn.invars, eqn.outvars
+            if source.aval.dtype == np.float64 and _is_narrow(result.aval):
+                return True
+        if any(rounds(sub) for sub in jax.extend.core.jaxprs_in_params(eqn.params)):
+            return True
+    return False
+
+
+def _is_narrow(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.floating) and jnp.finfo(aval.dtype).bits < 64
+
+
+def _live_inputs(jaxpr: Any) -> list[bool]:
+    """Which inputs the outputs depend on; an equation with an inner jaxpr counts as reading all its inputs."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, jax.extend.core.Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(v for v in eqn.invars if not isinstance(v, jax.extend.core.Literal))
+    return [v in needed for v in jaxpr.invars]
+
+
+@contextlib.contextmanager
+def explained(argument: str, names: Iterable[str] | None = None) -> Iterator[None]:
+    """Turn what a user's function raises while it is traced into a sentence that names `argument`.
+
+    Errors that tightbound cannot explain better than their author keep their type and gain a note. `names` are the
+    parameters that the function may ask for.
+    """
+    try:
+        yield
+    except TargetError:
+        raise
+    except _UNTRACEABLE as error:
+        raise TargetError(
+            f"JAX cannot trace `{argument}`: it uses a value where only a known number will do (NumPy or SciPy on a "
+            "parameter, `if` or `float()` on one). Write it with jax.numpy, jax.scipy, jnp.where and jax.lax.cond; code "
+            "that must stay outside JAX goes into jax.pure_callback inside a jax.custom_jvp function that supplies its "
+            f"derivative. JAX said: {str(error).splitlines()[0]}"
+        ) from error
+    except Exception as error:
+        if isinstance(error, KeyError) and error.args and names is not None:
+            missing = str(error.args[0])
+            raise TargetError(
+                f"`{argument}` raised KeyError: {missing!r}. The parameters in `example` are {known(names, missing)} If "
+                f"{missing!r} is a parameter, add it to `example`; if it is data, it is missing there."
+            ) from error
+        error.add_note(f"tightbound: raised by `{argument}` while JAX traced it on shapes alone, in float64.")
+        raise
+
+
+def scalar(out: Any, argument: str, *, may_be_constant: bool = False) -> jax.Array:
+    """`out` if it is what a log density returns: one traced floating number.
+
+    Raises:
+        TargetError: for anything else, saying what came back and what to do about it.
+    """
+    if out is None:
+        raise TargetError(f"`{argument}` returned None; is its `return` missing?")
+    if not isinstance(out, (jax.Array, np.ndarray, np.generic, float, int)):
+        raise TargetError(f"`{argument}` returned a {type(out).__name__}; it must return one number, the log density in nats.")
+    if np.shape(out) != ():
+        raise TargetError(
+            f"`{argument}` returned shape {np.shape(out)}, but a log density is one number in nats. Sum over the terms, for "
+            "instance jnp.sum(...)."
+        )
+    constant = not isinstance(out, jax.core.Tracer)
+    if constant and not may_be_constant:
+        raise TargetError(
+            f"`{argument}` returned the constant {out!r}, which does not depend on the parameters: the posterior would be "
+            "flat. Compute the log density from the parameters with jax.numpy (not with float() or math)."
+        )
+    return _real(jnp.asarray(out), argument, constant)
+
+
+def vector(out: Any, argument: str, length: int) -> jax.Array:
+    """`out` if it is one floating number per row, `[length]`.
+
+    Raises:
+        TargetError: for anything else, saying what came back and what to do about it.
+    """
+    if out is None:
+        raise TargetError(f"`{argument}` returned None; is its `return` missing?")
+    if not isinstance(out, (jax.Array, np.ndarray)) or np.shape(out) != (length,):
+        shown = f"shape {np.shape(out)}" if hasattr(out, "shape") else f"a {type(out).__name__}"
+        raise TargetError(
+            f"`{argument}` returned {shown} for {length} rows of data, but it must return the log likelihood of each row, "
+            f"shape ({length},), for any number of rows. Sum over all axes but the first, not over the rows, and compute "
+            "from the `rows` that are passed, not from data that the function closes over."
+        )
+    return _real(jnp.asarray(out), argument, False)
+
+
+def _real(out: jax.Array, argument: str, constant: bool) -> jax.Array:
+    if constant:
+        return out.astype(jnp.result_type(float))
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TargetError(
+            f"`{argument}` returned dtype {out.dtype}, but a log density is a floating number whose gradient exists. Check "
+            "for comparisons, counts, and astype(int)."
+        )
+    return out
