@@ -1,5 +1,131 @@
-"""A fit as an ArviZ DataTree."""
+"""A fit as an ArviZ DataTree: what arviz-stats and arviz-plots, and anything that reads xarray, take."""
+
+import importlib.metadata
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from .targets.base import Observed, Predictive
+from .targets.values import path_name
+
+_MOST_NUMBERS = 50_000_000  # in a group with one number for each draw and observation: 400 MB
+_RESERVED = ("chain", "draw")
 
 
-def to_datatree(fit, n=1000):
-    raise NotImplementedError
+def to_datatree(fit: Any, n: int = 1000) -> Any:
+    """An xarray.DataTree with the groups of the ArviZ schema, in as far as the target knows what belongs into them.
+
+    - `posterior`: `n` draws in one chain, corrected by the importance weights where these can be trusted. A value in a
+      nested structure is called `outer.inner`.
+    - `fit`: `loss`, `change` and `evaluations` by `step`; the findings by `finding`, as `value`, `stderr`, `threshold`,
+      `verdict` and `why`.
+    - `observed_data`, `posterior_predictive`, `log_likelihood`: where the target has them. Those of `tb.from_numpyro` have
+      all three, those of `tb.from_rows` the first and the last.
+
+    The attributes of the tree say which version, verdict, k-hat, ELBO, bounds on the evidence, and how the run ended.
+
+    Arguments:
+        n: number of draws.
+
+    Raises:
+        ValueError: when `n` is not a positive integer, or a value is called `chain` or `draw`.
+    """
+    import arviz_base
+    import xarray as xr
+
+    values = fit.sample(fit.seed, n, corrected=True)
+    groups = {"posterior": _by_name(values), **_of_target(fit, values)}
+    for name in _RESERVED:
+        if name in groups["posterior"]:
+            raise ValueError(
+                f"to_datatree: a value is called {name!r}, which is a dimension of every ArviZ tree. Rename it in the model; "
+                "fit.sample(key, n) has the draws under any name."
+            )
+    tree = arviz_base.from_dict(_with_chain(groups), attrs={"/": _attributes(fit)})
+    tree["fit"] = xr.DataTree(_fit_group(fit))
+    return tree
+
+
+def _of_target(fit: Any, values: Any) -> dict[str, dict[str, np.ndarray]]:
+    """The groups that only the target can fill; those without a variable are left out."""
+    target, groups = fit.target, {}
+    observed = _by_name(target.observed()) if isinstance(target, Observed) else {}
+    fits = _fits_memory(len(jax.tree.leaves(values)[0]), sum(value.size for value in observed.values()))
+    if isinstance(target, Predictive) and fits:
+        groups["posterior_predictive"] = _by_name(target.posterior_predictive(values, fit.seed))
+    if isinstance(target, Observed) and fits:
+        groups["log_likelihood"] = _by_name(target.pointwise_log_likelihood(values))
+    groups["observed_data"] = observed
+    return {name: group for name, group in groups.items() if group}
+
+
+def _fits_memory(draws: int, observations: int) -> bool:
+    """Whether a number per draw and observation is few enough; a warning names the number of draws that would be."""
+    size = draws * observations
+    if size <= _MOST_NUMBERS:
+        return True
+    warnings.warn(
+        f"to_datatree: the groups with a number for each draw and observation are left out, because they would hold {size:,} "
+        f"numbers. Ask for fewer draws: fit.to_datatree({max(1, _MOST_NUMBERS // observations)}).",
+        stacklevel=4,
+    )
+    return False
+
+
+def _by_name(values: Any) -> dict[str, np.ndarray]:
+    """The leaves of a pytree under dotted names."""
+    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(values)}
+
+
+def _with_chain(groups: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """A leading axis `chain` of length one in the groups that hold draws."""
+    return {
+        group: values if group == "observed_data" else {name: value[None] for name, value in values.items()}
+        for group, values in groups.items()
+    }
+
+
+def _fit_group(fit: Any) -> Any:
+    import xarray as xr
+
+    findings, trace = fit.certificate.findings, fit.trace
+    columns = {name: ("step", np.asarray(getattr(trace, name))) for name in ("loss", "change", "evaluations")}
+    columns |= {name: ("finding", np.array([getattr(f, name) for f in findings], float)) for name in ("value", "stderr")}
+    columns["threshold"] = ("finding", np.array([np.nan if f.threshold is None else f.threshold for f in findings], float))
+    columns["verdict"] = ("finding", np.array([str(f.verdict) for f in findings]))
+    columns["why"] = ("finding", np.array([f.why for f in findings]))
+    steps = np.arange(1, len(trace.loss) + 1)
+    return xr.Dataset(columns, coords={"step": steps, "finding": [f.name for f in findings]}, attrs=_attributes(fit))
+
+
+def _attributes(fit: Any) -> dict[str, Any]:
+    """Plain numbers and strings, which every file format of xarray can keep."""
+    certificate = fit.certificate
+    return {
+        "inference_library": "tightbound",
+        "inference_library_version": _version(),
+        "verdict": str(certificate.verdict),
+        "khat": float(certificate.khat),
+        "result": fit.result.name,
+        "result_sentence": str(fit.result),
+        "elbo": float(certificate.elbo.value),
+        "elbo_stderr": float(certificate.elbo.stderr),
+        "log_evidence_lower": float(certificate.log_evidence[0]),
+        "log_evidence_upper": float(certificate.log_evidence[1]),
+        "steps": int(fit.steps),
+        "evaluations": int(fit.evaluations),
+        "seconds": float(fit.seconds),
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("tightbound")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+__all__ = ["to_datatree"]

@@ -164,7 +164,7 @@ def fit(
                     raise FitError(str(first.result), fitted)
                 return fitted
             if solver is None and objective is None and first.result is not Result.interrupted:
-                return _climbed(fitted, first, run_solver, _left(budget, started, start_evaluations), started)
+                return _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, start_evaluations), started)
     return fitted
 
 
@@ -182,10 +182,10 @@ def _finished(ran: Run, words: tuple[int, ...], extra: int, seconds: float) -> F
     return Fit(ran.q, ran.target, ran.result, ran.steps, ran.trace, evaluations, seconds, words)
 
 
-def _climbed(fitted: Fit, first: Run, run_solver: Any, budget: Budget, started: float) -> Fit:
+def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budget, started: float) -> Fit:
     """The fit at the rung of the ladder that it came to stand on, with its certificate."""
     start_evaluations = fitted.evaluations - (int(first.trace.evaluations[-1]) if first.steps else 0)
-    end = climb(first, run_solver, key=fitted.seed, budget=budget, started=time.perf_counter())
+    end = climb(first, others, run_solver, key=fitted.seed, budget=budget, started=time.perf_counter())
     ran = end.attempt.run
     seconds = time.perf_counter() - started - end.certificate.seconds
     return dataclasses.replace(

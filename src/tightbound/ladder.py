@@ -21,8 +21,11 @@ from .loop import Run
 from .solvers.base import AbstractSolver
 from .solvers.natural import NaturalGradient
 from .solvers.nested import Nested
+from .solvers.start import LocalGaussian
 
 _MAX_RELOCATIONS = 2
+_MAX_RESTARTS = 2
+_LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
 _CHECK_STARTS = 32
 
 RunSolver = Callable[[Any, AbstractSolver, Budget], Run]
@@ -79,13 +82,19 @@ class _Spent:
         return Budget(seconds, evaluations)
 
 
-def climb(first: Run, run_solver: RunSolver, *, key: Any, budget: Budget, started: float) -> Climb:
-    """Judge the first run, climb while it does not pass and the budget lasts, and certify what was kept."""
+def climb(
+    first: Run, others: tuple[LocalGaussian, ...], run_solver: RunSolver, *, key: Any, budget: Budget, started: float
+) -> Climb:
+    """Judge the first run, climb while it does not pass and the budget lasts, and certify what was kept.
+
+    `others`: local Gaussians at other ends of the start's searches, best first.
+    """
     spent = _Spent(budget, started)
     spent.add(first)
-    attempt = _attempt(type(first.q).__name__, first, key)
-    attempt = _nested(attempt, run_solver, key, spent)
+    attempt = _nested(_attempt(type(first.q).__name__, first, key), run_solver, key, spent)
+    attempt = _restarted(attempt, others, run_solver, key, spent)
     for _ in range(_MAX_RELOCATIONS):
+        attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
         better = _better_start(certificate)
         left = spent.left()
@@ -96,15 +105,41 @@ def climb(first: Run, run_solver: RunSolver, *, key: Any, budget: Budget, starte
         spent.add(moved)
         attempt = _nested(_better_of(attempt, _attempt("Gaussian", moved, key), spent), run_solver, key, spent)
     else:
+        attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
     return Climb(attempt, certificate, _why(attempt, certificate, spent), spent.evaluations, spent.steps)
 
 
 def _attempt(name: str, run: Run, key: Any) -> Attempt:
     began = time.perf_counter()
-    sample = fresh_sample(run, key)
+    sample = fresh_sample(run, key, extend=False)
     found = judge(sample)
     return Attempt(name, run, sample, found, time.perf_counter() - began)
+
+
+def _extended(attempt: Attempt, key: Any) -> Attempt:
+    """The attempt judged on more draws, where few of the first ones are effective."""
+    began = time.perf_counter()
+    sample = fresh_sample(attempt.run, key)
+    if len(sample.z) == len(attempt.sample.z):
+        return attempt
+    seconds = attempt.seconds + time.perf_counter() - began
+    return dataclasses.replace(attempt, sample=sample, found=judge(sample), seconds=seconds)
+
+
+def _restarted(
+    attempt: Attempt, others: tuple[LocalGaussian, ...], run_solver: RunSolver, key: Any, spent: _Spent
+) -> Attempt:
+    """The best of climbs from a few other starts, where the first looks lost: its weights are beyond repair."""
+    for other in others[:_MAX_RESTARTS]:
+        left = spent.left()
+        if attempt.sample.smoothed.khat <= _LOST or left is None:
+            break
+        run = run_solver(Gaussian.from_root(other.mean, other.root), NaturalGradient(), left)
+        spent.add(run)
+        if run.result.usable:
+            attempt = _better_of(attempt, _nested(_attempt("Gaussian", run, key), run_solver, key, spent), spent)
+    return attempt
 
 
 def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:

@@ -2,42 +2,84 @@
 
 import contextlib
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
-_PATIENCE = 2.0  # seconds before a run counts as long
+from .results import MissingExtraError
+
+PATIENCE = 2.0
+"""Seconds before a run counts as long."""
 
 
 @contextlib.contextmanager
 def display(progress: bool | None, title: str, max_steps: int | None) -> Iterator[Callable[[int, float, str], None] | None]:
     """A callback `(steps, loss, note)` that shows where a run is, or None where nothing is to be shown.
 
-    `progress=None` shows it in a terminal only, and only once a run has taken two seconds.
+    What is shown goes to stderr, below anything that the user's code prints meanwhile, and is wiped away at the end.
+
+    Arguments:
+        progress: True shows it from the start, False never; None in a terminal only (where rich is installed), once the run
+            has taken two seconds: also while the first block of steps still compiles.
+        title: what runs, such as the name of the solver.
+        max_steps: the most steps it will take, where there is a limit.
+
+    Raises:
+        MissingExtraError: `progress` is True and rich is not installed.
     """
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield None
         return
+    bar = _bar()
+    if bar is None:
+        if progress:
+            raise MissingExtraError("rich", "progress", "progress=True")
+        yield None
+        return
+    limit = "" if max_steps is None else f" of {max_steps:,}"
+    task = bar.add_task(title)
+
+    def show(steps: int, loss: float, note: str) -> None:
+        bar.update(task, description=f"{title}: step {steps:,}{limit}, loss {loss:.6g}, {note}")
+
+    with _after(0.0 if progress else PATIENCE, bar):
+        yield show
+
+
+def _bar() -> Any:
+    """A line with a spinner, what runs and the time; None where rich is not installed."""
     try:
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     except ImportError:
-        yield None
-        return
-    bar = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True), transient=True
-    )
-    task = bar.add_task(title, total=max_steps)
-    begun, started = time.perf_counter(), False
+        return None
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
-    def show(steps: int, loss: float, note: str) -> None:
-        nonlocal started
-        if not started and (progress or time.perf_counter() - begun > _PATIENCE):
-            bar.start()
-            started = True
-        bar.update(task, completed=steps, description=f"{title}: step {steps}, loss {loss:.4g}, {note}")
 
+@contextlib.contextmanager
+def _after(seconds: float, bar: Any) -> Iterator[None]:
+    """Start the display after some seconds, unless the block is left before; stop it when the block is left."""
+    lock, over = threading.Lock(), False
+
+    def start() -> None:
+        with lock:
+            if not over:
+                bar.start()
+
+    timer = threading.Timer(seconds, start)
+    timer.daemon = True  # a run that dies takes the timer with it
+    if seconds > 0:
+        timer.start()
+    else:
+        start()
     try:
-        yield show
+        yield
     finally:
-        if started:
-            bar.stop()
+        timer.cancel()
+        with lock:
+            over = True
+        bar.stop()  # does nothing where it never started
+
+
+__all__ = ["PATIENCE", "display"]

@@ -83,12 +83,12 @@ def _has_own_values(sample: FreshDraws) -> bool:
     return 0 < x.size <= 2 * _MAX_NUMBERS and bool(np.all(np.isfinite(x)))
 
 
-def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS) -> FreshDraws:
+def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS, *, extend: bool = True) -> FreshDraws:
     """The draws that the findings and the summaries share: four times as many where few of them are effective."""
     key, dim = _check_key(key), fitted.q.dim
     sample = fresh_draws(fitted, key, max(_LEAST_DRAWS, min(draws, _MAX_NUMBERS // dim // 2 * 2)))
     more = min(_MAX_DRAWS, _MAX_NUMBERS // dim // 2 * 2)
-    if 2000 <= draws < more and 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0:
+    if extend and 2000 <= draws < more and 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0:
         return dataclasses.replace(fresh_draws(fitted, key, more), evaluations=draws + more)
     return sample
 

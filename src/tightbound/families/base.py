@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from .._numerics import as_key, host_rng, scoped, to_device, to_host
 from .._types import Array, Key, PyTree
@@ -28,8 +29,8 @@ class AbstractFamily(eqx.Module):
     `space` says where q lives: "unconstrained" (R^dim of the target's `density`) or "native" (the target's values).
     `reparameterised` says whether `_sample` is a differentiable function of the leaves.
 
-    Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random draws), `retract` and
-    `units` (steps and errors in posterior sds, so that a solver needs no tuning).
+    Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random draws), `retract`,
+    `monitored` and `aligned` (steps and errors in posterior sds, so that a stochastic solver needs no tuning).
     """
 
     space: ClassVar[str] = "unconstrained"
@@ -68,9 +69,22 @@ class AbstractFamily(eqx.Module):
         """
         return eqx.apply_updates(self, step)
 
-    def units(self) -> Self:
-        """For each leaf entry, the change of it that matters like one posterior sd; ones where q does not know."""
-        return jax.tree.map(jnp.ones_like, eqx.filter(self, eqx.is_inexact_array))
+    def monitored(self) -> tuple[Array, Array]:
+        """What a stochastic search watches to see whether it has arrived: values and their units, both `[groups, m]`.
+
+        A change by one unit matters like one posterior sd. By default all leaves, in units of one; a family that can
+        reports what is identified (means and sds) in place of parameters that may rotate or swap.
+        """
+        flat, _ = ravel_pytree(eqx.filter(self, eqx.is_inexact_array))
+        return flat[None, :], jnp.ones_like(flat)[None, :]
+
+    def aligned(self, to: Self) -> Self:
+        """The same distribution, with those of its equivalent parameters that are nearest to `to`'s.
+
+        Parameters that may rotate or swap without changing q can only be averaged when they are lined up. By default they
+        are unique, and this is q itself.
+        """
+        return self
 
     @scoped
     def sample(self, key: Key, x: PyTree = None, *, shape: tuple[int, ...] = ()) -> jax.Array:

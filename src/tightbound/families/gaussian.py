@@ -130,9 +130,13 @@ class Gaussian(AbstractFamily):
         """mean + root step.mean, and the scale's own retraction: a step of size 1 is one posterior sd."""
         return Gaussian(self.mean + self.scale.unwhiten(step.mean), self.scale.retract(step.scale))
 
-    def units(self) -> "Gaussian":
-        sd = self.scale.sd
-        return Gaussian(sd, self.scale.units(sd))
+    def monitored(self) -> tuple[Array, Array]:
+        """Means and marginal sds, in units of the sds."""
+        xp, sd = namespace(self.mean), self.scale.sd
+        return xp.stack([self.mean, sd]), xp.stack([sd, sd])
+
+    def aligned(self, to: "Gaussian") -> "Gaussian":
+        return Gaussian(self.mean, self.scale.aligned(to.scale))
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """`n` antithetic draws and their log densities, in NumPy: nothing to compile. Draw i mirrors draw i + n/2."""

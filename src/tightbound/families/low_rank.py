@@ -102,9 +102,14 @@ class LowRank(AbstractScale):
         moved = columns + (basis * _root_minus_one(values)[None, :]) @ (basis.T @ columns)
         return self.parts()[0][:, None] * moved
 
-    def units(self, sd: Array) -> Self:
-        xp = namespace(sd)
-        return type(self)(xp.broadcast_to(sd[:, None], self.factor.shape), xp.ones_like(sd))
+    def aligned(self, to: Self) -> Self:
+        """U and U Q give the same covariance for every rotation Q: the Q that brings W = D^-1 U nearest to `to`'s W.
+
+        Source: Schoenemann 1966 (orthogonal Procrustes problem).
+        """
+        xp = namespace(self.factor, to.factor)
+        left, _, right = xp.linalg.svd(self._scaled_factor().T @ to._scaled_factor())
+        return type(self)(self.factor @ (left @ right), self.log_diagonal)
 
     def stretched(self, factor: Array) -> Self:
         return type(self)(self.factor * factor[:, None], self.log_diagonal + namespace(factor).log(factor))
@@ -112,16 +117,20 @@ class LowRank(AbstractScale):
     def _over_diagonal(self, delta: Array) -> Array:
         return delta * namespace(self.log_diagonal).exp(-self.log_diagonal)
 
+    def _scaled_factor(self) -> Array:
+        """W = D^-1 U, `[d, r]`."""
+        return self.factor * namespace(self.log_diagonal).exp(-self.log_diagonal)[:, None]
+
     def _scaled(self) -> tuple[Array, Array]:
         """W = D^-1 U `[d, r]` and the Cholesky factor of I + W'W `[r, r]`."""
-        xp = namespace(self.factor, self.log_diagonal)
-        w = self.factor * xp.exp(-self.log_diagonal)[:, None]
+        w = self._scaled_factor()
+        xp = namespace(w)
         return w, xp.linalg.cholesky(xp.eye(self.rank, dtype=w.dtype) + w.T @ w)
 
     def _spectrum(self) -> tuple[Array, Array, Array]:
         """W, and the eigenvectors and eigenvalues of W'W."""
-        xp = namespace(self.factor, self.log_diagonal)
-        w = self.factor * xp.exp(-self.log_diagonal)[:, None]
+        w = self._scaled_factor()
+        xp = namespace(w)
         values, vectors = xp.linalg.eigh(w.T @ w)
         return w, vectors, xp.maximum(values, 0.0)
 

@@ -74,12 +74,12 @@ class AbstractScale(eqx.Module):
         """The scale that a small step leads to, the step read in units of the scale itself."""
 
     @abc.abstractmethod
-    def units(self, sd: Array) -> Self:
-        """For each leaf entry, the change that moves a marginal sd by about its own size; `sd` are the marginal ones."""
-
-    @abc.abstractmethod
     def stretched(self, factor: Array) -> Self:
         """The scale of diag(factor) delta: `factor [d]`, positive."""
+
+    def aligned(self, to: Self) -> Self:
+        """The same covariance, with those of its equivalent parameters that are nearest to `to`'s; by default unique."""
+        return self
 
     @property
     def sd(self) -> Array:
@@ -171,9 +171,6 @@ class Diagonal(AbstractScale):
 
     def retract(self, step: Self) -> Self:
         return type(self)(self.log_sd + step.log_sd)
-
-    def units(self, sd: Array) -> Self:
-        return type(self)(namespace(sd).ones_like(sd))
 
     def stretched(self, factor: Array) -> Self:
         return type(self)(self.log_sd + namespace(factor).log(factor))
@@ -283,12 +280,6 @@ class Full(AbstractScale):
         xp = namespace(self.raw, step.raw)
         below = xp.tril(self.root @ Full(step.raw).root, -1)
         return type(self)(below + xp.diag(xp.diagonal(self.raw) + xp.diagonal(step.raw)))
-
-    def units(self, sd: Array) -> Self:
-        xp = namespace(sd)
-        on_diagonal = xp.eye(self.dim, dtype=bool)
-        rows = xp.broadcast_to(sd[:, None], self.raw.shape)
-        return type(self)(xp.where(on_diagonal, xp.ones_like(rows), rows))
 
     def stretched(self, factor: Array) -> Self:
         xp = namespace(self.raw, factor)

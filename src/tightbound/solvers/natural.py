@@ -21,6 +21,10 @@ from ..targets.base import Density, require
 from .base import AbstractSolver, Info
 
 _TRUST = 4.0  # a precision may change by this factor in one step, up or down
+_STRIDE = 4  # steps between two tries to extrapolate
+_LEAP = 0.7  # largest relative change of the root that an extrapolation may make
+_FAR = 0.3  # nats of spread over pairs
+_ENOUGH_PAIRS = 3
 _FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
 
 
@@ -83,6 +87,8 @@ class NaturalState:
     steps_on_design: int
     first_sd: np.ndarray
     rng: np.random.Generator
+    anchor: tuple[np.ndarray, np.ndarray]  # (mean, root) some steps ago, to extrapolate from
+    stretch: float = 4.0
     result: Result | None = None
 
 
@@ -139,13 +145,15 @@ class NaturalGradient(AbstractSolver):
             moments = self.estimator.moments(target, mean, root, design)
         result = None if moments.finite else Result.nonfinite
         sd = np.sqrt(np.sum(root**2, axis=1))
-        return NaturalState(mean, root, moments, design, 1.0, tol, 0, 0, sd, host_rng(key, "larger designs"), result)
+        return NaturalState(mean, root, moments, design, 1.0, tol, 0, 0, sd, host_rng(key, "larger designs"), (mean, root), result=result)
 
     def step(self, target: Any, q: Any, objective: Any, state: NaturalState, key: Any) -> tuple[Any, Any, Any, Info]:
         if state.result is not None:
             return target, q, state, _info(state, 0.0, 0)
         structure = _structure(q)
         new, tried = self._ascend(target, _STEPS[structure], state, _model_at(state))
+        if new is not None and new.steps_on_design % _STRIDE == 0:
+            new, tried = self._leap(target, new), tried + 1
         used = tried * state.moments.evaluations
         if new is None:
             ended, extra = self._settle(target, state, stalled=not _settled(state, structure))
@@ -174,12 +182,30 @@ class NaturalGradient(AbstractSolver):
             rho *= 0.4
         return None, 12
 
+    def _leap(self, target: Any, state: NaturalState) -> NaturalState:
+        """Extrapolate the last few steps; kept when it climbs, and then the next leap is longer.
+
+        Hierarchical models make the rule creep along a curved valley, each step a little further the same way.
+        """
+        old_mean, old_root = state.anchor
+        state = dataclasses.replace(state, anchor=(state.mean, state.root))
+        turn = np.linalg.solve(old_root, state.root) - np.eye(len(old_mean))
+        mean = state.mean + state.stretch * (state.mean - old_mean)
+        root = state.root @ (np.eye(len(mean)) + state.stretch * turn)
+        shorter = dataclasses.replace(state, stretch=max(1.0, 0.5 * state.stretch))
+        if np.linalg.norm(state.stretch * turn, ord=2) > _LEAP or np.linalg.cond(root) > 1e12:
+            return shorter
+        moments = self.estimator.moments(target, mean, root, state.design)
+        if not (moments.finite and moments.elbo > state.moments.elbo):
+            return shorter
+        return dataclasses.replace(state, mean=mean, root=root, moments=moments, stretch=min(64.0, 2.0 * state.stretch))
+
     def _settle(self, target: Any, state: NaturalState, stalled: bool) -> tuple[NaturalState, int]:
         """q has settled on this design: finish when the design's error is below tol, else enlarge the design."""
         error = _standard_error(state.moments, _model_at(state))
         if error < state.tol:
             return dataclasses.replace(state, result=Result.stalled if stalled else Result.converged), 0
-        if state.doublings >= self.max_doublings:
+        if state.doublings >= self.max_doublings or _is_far(state):
             return dataclasses.replace(state, result=Result.noisy), 0
         pairs, dim = state.design.shape
         grown = int(pairs * min(max(2.0, (error / state.tol) ** 2), 4.0))
@@ -187,8 +213,8 @@ class NaturalGradient(AbstractSolver):
         moments = self.estimator.moments(target, state.mean, state.root, design)
         if not moments.finite:  # the larger design reaches where the density is not finite: keep what the smaller one found
             return dataclasses.replace(state, result=Result.noisy), 2 * grown
-        new = dataclasses.replace(state, moments=moments, design=design, rho=1.0, doublings=state.doublings + 1, steps_on_design=0)
-        return new, 2 * grown
+        fresh = {"anchor": (state.mean, state.root), "rho": 1.0, "steps_on_design": 0, "doublings": state.doublings + 1}
+        return dataclasses.replace(state, moments=moments, design=design, **fresh), 2 * grown
 
     def _limits(self, target: Any, state: NaturalState) -> tuple[NaturalState, int]:
         sd = np.sqrt(np.sum(state.root**2, axis=1))
@@ -216,6 +242,15 @@ def _standard_error(moments: Moments, model: NewtonModel) -> float:
     """Root-mean-square standard error of the mean over directions, in posterior sds, from the spread over pairs."""
     spread = (moments.gradient_spread - moments.gradient) @ model.vectors / model.damped
     return float(np.sqrt(np.mean(spread**2) / len(spread)))
+
+
+def _is_far(state: NaturalState) -> bool:
+    """Whether log p - log q varies so much over the design that no Gaussian's mean deserves a larger one.
+
+    A spread of a nat (KL of about half of one) means that the answer needs weights or a richer family, not digits.
+    """
+    pairs, dim = state.design.shape
+    return pairs >= _ENOUGH_PAIRS * max(dim, 32) and float(state.moments.elbo_stderr) * np.sqrt(pairs) > _FAR
 
 
 def _improvement(new: NaturalState, old: NaturalState) -> float:

@@ -13,8 +13,10 @@ from ..results import TargetError
 from .lbfgs import Evaluate, Path, ascend
 
 _FRACTIONS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+_MAX_ITERATIONS = 250
 _EARLY = (0, 3, 6, 12)
 _SCALES = (1.0, 0.3)
+_AT_MODE = 0.1  # rms whitened gradient below which a point counts as a mode
 _CLEAN = 1.0  # nats of spread per sqrt(dim) of the log weights at a mode that needs no look at the rest of its path
 
 
@@ -34,20 +36,22 @@ def find_start(evaluate: Evaluate, points: np.ndarray, design: np.ndarray) -> li
     The ends are polished by Newton steps. Where none looks like a Gaussian, the best path is searched for an earlier
     iterate that does (at scales 1 and 0.3). `design [m, d]`: standardised draws, some tens of them.
     """
-    paths = ascend(evaluate, points, max_iterations=200)
+    paths = ascend(evaluate, points, max_iterations=_MAX_ITERATIONS)
     if not paths:
         return []
     ends = _distinct_ends(paths)
     guess = np.stack([np.sqrt(p.inverse_hessian_diagonal) for p in ends])
     tips = np.stack([p.points[-1] for p in ends])
     roots = local_roots(evaluate, tips, guess)
-    found = _with_elbo(evaluate, _polished(evaluate, tips, roots), roots, design, (1.0,))
+    tips, pull = _polished(evaluate, tips, roots)
+    found = _with_elbo(evaluate, tips, roots, design, (1.0,))
     best = max(found, key=lambda g: g.elbo, default=None)
-    if best is None or best.spread > _CLEAN * np.sqrt(points.shape[1]):
-        for path in ends[:1]:
+    if best is None or best.spread > _CLEAN * np.sqrt(points.shape[1]) or np.min(pull) > _AT_MODE:
+        for path in ends[:2]:
             iterates = _iterates(path)
             roots = local_roots(evaluate, iterates, passes=1)
-            found += _with_elbo(evaluate, iterates, roots, design, _SCALES)
+            tried = _with_elbo(evaluate, iterates, roots, design, _SCALES)
+            found += sorted(tried, key=lambda g: -g.elbo)[:1]
     return sorted(found, key=lambda g: -g.elbo)
 
 
@@ -67,8 +71,13 @@ def _iterates(path: Path) -> np.ndarray:
     return path.points[sorted(index)]
 
 
-def _polished(evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None]) -> np.ndarray:
-    """Up to three Newton steps from each point, with the curvature found there; only steps that climb are taken."""
+def _polished(
+    evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Up to three Newton steps from each point, with the curvature found there; only steps that climb are taken.
+
+    Returns the points and how far each still wants to move, in local sds (rms): small at a mode, and only there.
+    """
     points = points.copy()
     values, scores = evaluate(points)
     for _ in range(3):
@@ -79,7 +88,8 @@ def _polished(evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | N
             break
         points[better] += steps[better]
         values, scores = np.where(better, new_values, values), np.where(better[:, None], new_scores, scores)
-    return points
+    whitened = [np.full_like(s, np.inf) if r is None else r.T @ s for r, s in zip(roots, scores, strict=True)]
+    return points, np.sqrt(np.mean(np.stack(whitened) ** 2, axis=1))
 
 
 def local_gaussians(evaluate: Evaluate, points: np.ndarray, design: np.ndarray, scales: tuple[float, ...]) -> list[LocalGaussian]:

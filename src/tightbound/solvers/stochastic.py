@@ -11,12 +11,13 @@ from jax.flatten_util import ravel_pytree
 
 from .._types import PyTree
 from ..estimators.base import AbstractEstimator
-from ..estimators.pathwise import Pathwise
+from ..estimators.pathwise import Pathwise, StickTheLanding
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import Result
+from .adam import travelling_adam
 from .base import AbstractSolver, Info
-from .stationarity import BATCHES, Summary, Window
+from .stationarity import BATCHES, Window
 
 _FIRST_WINDOW = 8 * BATCHES  # steps; long against the ten steps that Adam's momentum remembers
 _LEARNING_RATE = 0.05  # of one posterior sd per step, while the steps agree
@@ -24,28 +25,7 @@ _MOST_HALVINGS = 10
 _MOST_SKIPPED = 200  # non-finite steps in a row, by then at a step size of 2^-200
 
 
-def forgetful_adam(learning_rate: float) -> optax.GradientTransformation:
-    """Adam (b1 = .9, b2 = .999) that starts afresh after 64, 128, 256, ... steps.
-
-    Whitened gradients far from the posterior can be 1e6 times those near it; plain Adam divides by the former for thousands
-    of steps after they are gone, and hardly moves.
-    """
-    adam = optax.adam(learning_rate)
-
-    def init(params):
-        return jnp.zeros((), jnp.int32), adam.init(params)
-
-    def update(updates, state, params=None):
-        count, inner = state
-        afresh = (count >= 64) & ((count & (count - 1)) == 0)
-        inner = jax.tree.map(lambda new, old: jnp.where(afresh, new, old), adam.init(updates), inner)
-        updates, inner = adam.update(updates, inner, params)
-        return updates, (count + 1, inner)
-
-    return optax.GradientTransformation(init, update)
-
-
-_DEFAULT_TRANSFORM = forgetful_adam(_LEARNING_RATE)  # one object, so that equal solvers share one compilation
+_DEFAULT_TRANSFORM = travelling_adam(_LEARNING_RATE)  # one object, so that equal solvers share one compilation
 
 
 class StochasticState(eqx.Module):
@@ -53,17 +33,18 @@ class StochasticState(eqx.Module):
 
     Attributes:
         draws: the estimator's state; `optimiser` the transformation's.
-        window: statistics since the last look.
+        window: statistics since the last look; `reference` the parameters where it opened, `[P]`.
         step_size: factor on the transformation's updates; `caution` a passing one, after non-finite gradients.
         halvings: of the step size so far.
-        previous: average iterate of the last settled window before the last halving, `[P]`, with its standard error.
-        answer: average iterate of the last settled window, `[P]`, if there is one.
+        previous: average of what is monitored over the window before the last halving, with its standard error.
+        answer: average of the parameters over the last settled window, `[P]`; `answered` says whether there was one.
         skipped: steps not taken because the loss or its gradient was not finite; and how many of them in a row.
     """
 
     draws: PyTree
     optimiser: PyTree
     window: Window
+    reference: jax.Array
     step_size: jax.Array
     caution: jax.Array
     halvings: jax.Array
@@ -98,13 +79,13 @@ class StochasticGradient(AbstractSolver):
     section 4 (R-hat and Monte Carlo error of iterates).
 
     Attributes:
-        estimator: of the loss's gradient.
+        estimator: of the loss's gradient; None is StickTheLanding(8) where that is unbiased, else Pathwise(8).
         transform: an optax transformation; None is an Adam whose rate, .05 sd per step, falls with the number of parameters
             per dimension.
         whitened: whether steps are in q's own scale.
     """
 
-    estimator: AbstractEstimator = eqx.field(default_factory=Pathwise)
+    estimator: AbstractEstimator | None = None
     transform: optax.GradientTransformation | None = eqx.field(default=None, static=True)
     whitened: bool = eqx.field(default=True, static=True)
     compiled: ClassVar[bool] = True
@@ -113,22 +94,23 @@ class StochasticGradient(AbstractSolver):
         return ELBO()
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        self.estimator.check(target, q, objective)
+        self._estimator(objective).check(target, q, objective)
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> StochasticState:
         leaves = eqx.filter(q, eqx.is_inexact_array)
-        x, _ = ravel_pytree(leaves)
-        zeros, count = jnp.zeros_like(x), jnp.zeros((), jnp.int32)
+        (x, _), (monitored, _) = _flat(q), q.monitored()
+        count = jnp.zeros((), jnp.int32)
         return StochasticState(
-            draws=self.estimator.prepare(target, q, key),
+            draws=self._estimator(objective).prepare(target, q, key),
             optimiser=self._transform.init(leaves),
-            window=Window.opened(x, _FIRST_WINDOW),
+            window=Window.opened(monitored, x, _FIRST_WINDOW),
+            reference=x,
             step_size=jnp.asarray(self._first_step_size(x.size, q.dim), x.dtype),
             caution=jnp.ones((), x.dtype),
             halvings=count,
-            previous=zeros,
-            previous_error=zeros,
-            answer=zeros,
+            previous=jnp.zeros_like(monitored),
+            previous_error=jnp.zeros_like(monitored),
+            answer=jnp.zeros_like(x),
             answered=jnp.asarray(False),
             finished=jnp.asarray(False),
             skipped=count,
@@ -146,13 +128,12 @@ class StochasticGradient(AbstractSolver):
         size = state.step_size * state.caution
         move = jax.tree.map(lambda u: size.astype(u.dtype) * u, updates)
         moved = q.retract(move) if self.whitened else eqx.apply_updates(q, move)
+        moved = moved.aligned(eqx.combine(_flat(q)[1](state.reference), q))
 
-        x, _ = ravel_pytree(eqx.filter(moved, eqx.is_inexact_array))
-        g, _ = ravel_pytree(gradient)
+        (x, _), (g, _) = _flat(moved), ravel_pytree(gradient)
         good = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(g**2)) & jnp.all(jnp.isfinite(x))
-        q, optimiser, window = _where(
-            good, (moved, optimiser, state.window.pushed(x, g)), (q, state.optimiser, state.window)
-        )
+        window = state.window.pushed(moved.monitored()[0], x, g)
+        q, optimiser, window = _where(good, (moved, optimiser, window), (q, state.optimiser, state.window))
         state = _replace(
             state,
             draws=draws,
@@ -164,7 +145,7 @@ class StochasticGradient(AbstractSolver):
         )
         state = jax.lax.cond(window.full & ~state.finished, lambda s: _judged(s, q), lambda s: s, state)
         change = jnp.where(good, jnp.max(jnp.abs(ravel_pytree(move)[0])), 0.0)
-        evaluations = jnp.asarray(self.estimator.evaluations_per_step(target), x.dtype)
+        evaluations = jnp.asarray(self._estimator(objective).evaluations_per_step(target), x.dtype)
         return target, q, state, Info(loss, change, evaluations)
 
     def done(self, state: StochasticState) -> Result | None:
@@ -178,8 +159,12 @@ class StochasticGradient(AbstractSolver):
         """The average over the last settled window; the last iterate where no window has settled yet."""
         if not bool(state.answered):
             return q
-        leaves, rest = eqx.partition(q, eqx.is_inexact_array)
-        return eqx.combine(ravel_pytree(leaves)[1](state.answer), rest)
+        return eqx.combine(_flat(q)[1](state.answer), q)
+
+    def _estimator(self, objective: AbstractObjective | None) -> AbstractEstimator:
+        if self.estimator is not None:
+            return self.estimator
+        return StickTheLanding(8) if type(objective) in StickTheLanding.unbiased_for else Pathwise(8)
 
     @property
     def _transform(self) -> optax.GradientTransformation:
@@ -194,7 +179,7 @@ class StochasticGradient(AbstractSolver):
         """The loss, its gradient in the coordinates in which steps are taken, and the estimator's new state."""
 
         def surrogate(q):
-            return self.estimator.surrogate(objective, target, q, draws, key)
+            return self._estimator(objective).surrogate(objective, target, q, draws, key)
 
         (loss, draws), gradient = eqx.filter_value_and_grad(surrogate, has_aux=True)(q)
         if self.whitened:
@@ -208,10 +193,15 @@ class StochasticGradient(AbstractSolver):
 def _judged(state: StochasticState, q: Any) -> StochasticState:
     """The state after a look at its full window: finished, at half the step size, or with a longer window."""
     summary, tol = state.window.summary(), state.tol
-    units, unravel = ravel_pytree(eqx.filter(q.units(), eqx.is_inexact_array))
+    monitored, units = q.monitored()
+    parameters, unravel = _flat(q)
+    average = eqx.combine(unravel(summary.parameters), q)
     settled = summary.mixed(units, 0.1 * tol) & summary.balanced(tol)
-    quiet = jnp.sum(summary.variance / units**2) <= 0.5 * tol * q.dim
-    coarse = _coarseness(summary, units, unravel) / tol
+    # Jensen's gap: how far the scatter of the iterates moves a curved function of them. Their equilibrium is off by about
+    # twice as much.
+    gap = jnp.abs(average.monitored()[0] - summary.mean) / units
+    quiet = jnp.max(gap) <= tol / 8
+    coarse = summary.coarseness(units) / tol
     agrees = summary.agrees(state.previous, state.previous_error, tol * units) & (state.halvings > 0)
 
     no_more = state.halvings >= _MOST_HALVINGS
@@ -220,25 +210,23 @@ def _judged(state: StochasticState, q: Any) -> StochasticState:
     # The error of an average falls with the root of the window: what is needed is known once the window is settled.
     needed = jnp.where(settled, jnp.clip(jnp.ceil(1.2 * coarse**2), 2.0, 8.0), 2.0)
     growth = jnp.where(halve, 1.0, needed).astype(jnp.int32)
-    last = ravel_pytree(eqx.filter(q, eqx.is_inexact_array))[0]
     return _replace(
         state,
-        window=Window.opened(last, state.window.length * growth),
+        window=Window.opened(monitored, parameters, state.window.length * growth),
+        reference=parameters,
         step_size=jnp.where(halve, 0.5, 1.0).astype(state.step_size.dtype) * state.step_size,
         halvings=jnp.where(halve, state.halvings + 1, state.halvings),
         previous=jnp.where(halve, summary.mean, state.previous),
         previous_error=jnp.where(halve, summary.error, state.previous_error),
-        answer=jnp.where(settled, summary.mean, state.answer),
+        answer=jnp.where(settled, summary.parameters, state.answer),
         answered=state.answered | settled,
         finished=finished,
     )
 
 
-def _coarseness(summary: Summary, units: jax.Array, unravel: Any) -> jax.Array:
-    """The standard error that `tol` is compared with: three times the root mean square in each leaf, or the largest."""
-    error = summary.error / units
-    per_leaf = [jnp.sqrt(jnp.mean(leaf**2)) for leaf in jax.tree.leaves(unravel(error))]
-    return jnp.maximum(3.0 * jnp.max(jnp.stack(per_leaf)), jnp.max(error))
+def _flat(q: Any) -> tuple[jax.Array, Any]:
+    """The parameters of q as one vector `[P]`, and the way back."""
+    return ravel_pytree(eqx.filter(q, eqx.is_inexact_array))
 
 
 def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
@@ -254,4 +242,4 @@ def _replace(state: StochasticState, **changes: Any) -> StochasticState:
     return StochasticState(**{**{name: getattr(state, name) for name in state.__dataclass_fields__}, **changes})
 
 
-__all__ = ["StochasticGradient", "StochasticState", "forgetful_adam"]
+__all__ = ["StochasticGradient", "StochasticState"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 
-from .._types import Array, PyTree
+from .._types import Array, Key, PyTree
 from ..results import PairingError
 
 
@@ -43,7 +43,7 @@ class Density(AbstractTarget):
         """Number of unconstrained coordinates."""
 
     @abc.abstractmethod
-    def log_density(self, z: jax.Array) -> jax.Array:
+    def log_density(self, z: Array) -> Array:
         """log p(constrain(z), data) + log|det d constrain / dz| at ONE point `[dim]`: a scalar in nats, up to a constant."""
 
 
@@ -54,7 +54,7 @@ class Joint(AbstractTarget):
     offered_by: ClassVar[str] = "tb.from_log_density, tb.from_rows, tb.from_numpyro"
 
     @abc.abstractmethod
-    def log_joint(self, values: PyTree) -> jax.Array:
+    def log_joint(self, values: PyTree) -> Array:
         """log p(values, data): a scalar in nats, up to a constant."""
 
 
@@ -70,20 +70,46 @@ class Rows(Density):
         """N, read from the data itself; a wrong N cannot be stated."""
 
     @abc.abstractmethod
-    def log_prior(self, z: jax.Array) -> jax.Array:
+    def log_prior(self, z: Array) -> Array:
         """Log prior plus log-Jacobian at one point: a scalar in nats."""
 
     @abc.abstractmethod
-    def log_likelihood(self, z: jax.Array, rows: PyTree) -> jax.Array:
+    def log_likelihood(self, z: Array, rows: PyTree) -> Array:
         """Unscaled log likelihood of each of the given rows, `[B]`, in nats."""
 
     @abc.abstractmethod
-    def rows_at(self, index: jax.Array) -> PyTree:
+    def rows_at(self, index: Array) -> PyTree:
         """The rows of data at `index` (integers, `[B]`)."""
 
     @abc.abstractmethod
-    def take(self, index: jax.Array) -> "Rows":
+    def take(self, index: Array) -> "Rows":
         """A target on the rows at `index` only, each counted N/B times: an unbiased log density."""
+
+
+class Observed(AbstractTarget):
+    """Ability: data that are known, and the likelihood of each observation: what a DataTree keeps beside the draws."""
+
+    ability: ClassVar[str] = "observed"
+    offered_by: ClassVar[str] = "tb.from_rows, tb.from_numpyro"
+
+    @abc.abstractmethod
+    def observed(self) -> dict[str, Any]:
+        """The data by name, as NumPy arrays."""
+
+    @abc.abstractmethod
+    def pointwise_log_likelihood(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Log likelihood of each observation at draws of the values `[draw, ...]`: name -> `[draw, ...]`, nats."""
+
+
+class Predictive(AbstractTarget):
+    """Ability: new data from the model at draws of its values."""
+
+    ability: ClassVar[str] = "predictive"
+    offered_by: ClassVar[str] = "tb.from_numpyro"
+
+    @abc.abstractmethod
+    def posterior_predictive(self, values: dict[str, Any], key: Key) -> dict[str, Any]:
+        """Data drawn at draws of the values `[draw, ...]`: name of the observed site -> `[draw, ...]`."""
 
 
 class Sites(Density):

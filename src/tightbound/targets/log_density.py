@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 
 from .._numerics import x64
-from .._types import PyTree
+from .._types import Array, PyTree
 from ..results import TargetError
 from .layout import Layout
 from .named import AbstractNamedTarget, check_derived, check_reads
-from .tracing import explained, scalar, scoped_unless_traced, trace
+from .tracing import explained, host_unless_traced, scalar, trace
 
 
 @final
@@ -23,8 +23,8 @@ class LogDensity(AbstractNamedTarget):
     derived: Callable[[PyTree], dict[str, Any]] | None
     returns_float32: bool = eqx.field(static=True)
 
-    @scoped_unless_traced
-    def log_joint(self, values: PyTree) -> jax.Array:
+    @host_unless_traced
+    def log_joint(self, values: PyTree) -> Array:
         return scalar(self.function(self.layout.restrict(values)), "log_density", may_be_constant=True)
 
 

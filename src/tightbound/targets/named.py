@@ -8,12 +8,13 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._numerics import x64
 from .._types import Array, PyTree
 from ..results import TargetError
 from .base import Density, Joint
 from .layout import Layout, value_names
 from .support import describe, is_proper_when_flat, known
-from .tracing import Traced, explained, host_unless_traced, scoped_unless_traced
+from .tracing import Traced, explained, host_unless_traced
 
 
 class AbstractNamedTarget(Density, Joint):
@@ -44,7 +45,8 @@ class AbstractNamedTarget(Density, Joint):
     @property
     def value_names(self) -> tuple[str, ...]:
         """One name per element of what `constrain` returns, in the order of `jax.tree.leaves`."""
-        return value_names(jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float32)))
+        with x64():
+            return value_names(jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64)))
 
     @host_unless_traced
     def constrain(self, z: Array) -> PyTree:
@@ -55,13 +57,13 @@ class AbstractNamedTarget(Density, Joint):
     def unconstrain(self, values: PyTree) -> Array:
         return self.layout.unconstrain(values)
 
-    @scoped_unless_traced
-    def log_density(self, z: Array) -> jax.Array:
+    @host_unless_traced
+    def log_density(self, z: Array) -> Array:
         values, log_det = self.layout.constrain_with_log_det(z)
         return self.log_joint(values) + log_det
 
     @abc.abstractmethod
-    def log_joint(self, values: PyTree) -> jax.Array: ...
+    def log_joint(self, values: PyTree) -> Array: ...
 
 
 def check_reads(traced: Traced, layout: Layout, argument: str) -> None:

@@ -1,6 +1,5 @@
 """A target from a NumPyro model."""
 
-import abc
 from collections.abc import Callable
 from typing import Any, final
 
@@ -12,7 +11,7 @@ import numpy as np
 from .._numerics import as_key, to_host, x64
 from .._types import Array, Key, PyTree
 from ..results import TargetError
-from .base import Density, Joint, Rows
+from .base import Density, Joint, Observed, Predictive, Rows
 from .layout import Layout, value_names
 from .numpyro_program import (
     ClosedOver,
@@ -27,10 +26,10 @@ from .numpyro_program import (
     predictions,
     sampled,
 )
-from .tracing import explained, host_unless_traced, scoped_unless_traced
+from .tracing import explained, host_unless_traced
 
 
-class AbstractNumPyroTarget(Density, Joint):
+class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
     """What the targets from NumPyro models share.
 
     A site whose support is known beforehand goes through the layout. A *live* one, whose support is computed in the
@@ -67,7 +66,8 @@ class AbstractNumPyroTarget(Density, Joint):
     @property
     def value_names(self) -> tuple[str, ...]:
         """One name per element of what `constrain` returns, in the order of `jax.tree.leaves`."""
-        return value_names(jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float32)))
+        with x64():
+            return value_names(jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64)))
 
     @host_unless_traced
     def constrain(self, z: Array) -> PyTree:
@@ -84,34 +84,37 @@ class AbstractNumPyroTarget(Density, Joint):
             values |= {name: free[name] for name in self.live}
         return self.layout.unconstrain(values)
 
-    @scoped_unless_traced
-    def log_density(self, z: Array) -> jax.Array:
+    @host_unless_traced
+    def log_density(self, z: Array) -> Array:
         values, log_det = self.layout.constrain_with_log_det(z)
         return self.program.log_density(*self._apart(values), self.rows) + log_det
 
-    @scoped_unless_traced
-    def log_joint(self, values: PyTree) -> jax.Array:
+    @host_unless_traced
+    def log_joint(self, values: PyTree) -> Array:
         return self.program.log_joint(self._latent(values), self.rows)
 
     def observed(self) -> dict[str, np.ndarray]:
-        """The data at the observed sites, by name; `numpyro.factor` terms have none."""
+        """The data at the observed sites, by name; a `numpyro.factor` has none."""
         with x64():
             return to_host(observed_values(self.program, self.observed_names))
 
     def posterior_predictive(self, values: dict[str, Any], key: Key) -> dict[str, np.ndarray]:
-        """Data drawn from the model at draws of its latent sites: site name -> `[draw, ...]`.
+        """Data drawn at draws of the latent sites, every observed site afresh: site name -> `[draw, ...]`.
 
         Arguments:
             values: latent site -> `[draw, ...]`, such as the draws of a fit; further entries are ignored.
             key: an int, a typed JAX key or a legacy one.
         """
+        if not self.observed_names:
+            return {}
         with x64():
             latent = self._latent(values)
             keys = jax.random.split(as_key(key), len(next(iter(latent.values()))))
             return to_host(predictions(self.program, self.observed_names, latent, keys))
 
     def pointwise_log_likelihood(self, values: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Log likelihood of each observation at draws of the latent sites: site name -> `[draw, ...]`, nats."""
+        if not self.observed_names:
+            return {}
         with x64():
             return to_host(pointwise_log_likelihood(self.program, self.observed_names, self._latent(values)))
 
@@ -167,25 +170,25 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
     def num_rows(self) -> int:
         return len(self.rows[self.plate]) if self.rows else self.size
 
-    @scoped_unless_traced
-    def log_prior(self, z: jax.Array) -> jax.Array:
+    @host_unless_traced
+    def log_prior(self, z: Array) -> Array:
         values, log_det = self.layout.constrain_with_log_det(z)
         sites = sampled(self.program.sites(values, {}))
         return sum((jnp.sum(log_prob(site)) for site in sites if self._frame(site) is None), log_det)
 
-    @scoped_unless_traced
-    def log_likelihood(self, z: jax.Array, rows: PyTree) -> jax.Array:
+    @host_unless_traced
+    def log_likelihood(self, z: Array, rows: PyTree) -> Array:
         scale = self.size / len(rows)  # what the plate multiplies with
         sites = sampled(self.program.sites(self.layout.constrain(z), {self.plate: rows}))
         terms = [self._per_row(site) / scale for site in sites if self._frame(site) is not None]
         return sum(terms, jnp.zeros(len(rows), jnp.result_type(float)))
 
-    @scoped_unless_traced
-    def rows_at(self, index: jax.Array) -> PyTree:
+    @host_unless_traced
+    def rows_at(self, index: Array) -> PyTree:
         return jnp.asarray(self.rows[self.plate])[index] if self.rows else jnp.asarray(index)
 
-    @scoped_unless_traced
-    def take(self, index: jax.Array) -> "NumPyroRows":
+    @host_unless_traced
+    def take(self, index: Array) -> "NumPyroRows":
         return eqx.tree_at(lambda target: target.rows, self, {self.plate: self.rows_at(index)})
 
     def _frame(self, site: Site) -> Any:
@@ -229,7 +232,7 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
     with x64():
         program, seen = _opened(model, *jax.tree.map(_as_argument, (args, kwargs)))
         if seen.params:
-            program = Program(program.model, program.arguments, param_values(program, seen.params))
+            program = Program(program.model, program.arguments, to_host(param_values(program, seen.params)))
         _check_observed(program, seen)
     common = (
         program,
@@ -255,7 +258,7 @@ def _opened(model: Callable[..., Any], args: tuple, kwargs: dict) -> tuple[Progr
             return program, inspect(program)
         except TargetError:
             raise
-        except Exception:  # noqa: S110 - NumPy raises whatever it likes on a tracer; a real error comes back below
+        except Exception:  # NumPy raises whatever it likes on a tracer; a real error comes back below
             pass
     program = Program(model, ClosedOver((args, kwargs)), {})
     with explained("model"):
@@ -267,7 +270,7 @@ def _as_argument(leaf: Any) -> Any:
     if isinstance(leaf, np.generic):
         return leaf.item()
     if isinstance(leaf, (np.ndarray, jax.Array)) and jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf.astype(np.float64)
+        leaf = np.array(leaf, np.float64) if isinstance(leaf, np.ndarray) else jnp.asarray(np.asarray(leaf, np.float64))
     return leaf
 
 

@@ -81,7 +81,8 @@ class Program(eqx.Module):
         from numpyro import handlers
 
         model = handlers.seed(self.model, rng_seed=key, hide_types=["plate"])
-        return _trace(handlers.uncondition(self._substituted(model, values, {})), *self._arguments())
+        model = handlers.substitute(self._substituted(model, values, {}), substitute_fn=_redrawn)
+        return _trace(model, *self._arguments())
 
     def explored(self, start: Callable[[Site], Any], on_plate: Callable[[Site], Any]) -> dict[str, Site]:
         """NumPyro's trace of the model with `start(site)` at each latent site."""
@@ -245,6 +246,21 @@ def _start(site: Site) -> jax.Array | None:
     return transform(jnp.zeros(transform.inverse_shape((*site["kwargs"].get("sample_shape", ()), *fn.shape()))))
 
 
+def _redrawn(site: Site) -> jax.Array | None:
+    """New data of the shape of the old for an observed site.
+
+    Unlike `numpyro.handlers.uncondition`, this reaches into scans, and draws one number per datum where a single
+    distribution stands for all of them.
+    """
+    from numpyro import prng_key
+
+    if site["type"] != "sample" or not site["is_observed"] or site["infer"].get("is_auxiliary"):
+        return None
+    fn, shape = site["fn"], jnp.shape(site["value"])
+    batch = jnp.broadcast_shapes(shape[: len(shape) - fn.event_dim], fn.batch_shape)
+    return fn.expand(batch).sample(prng_key())
+
+
 def _reason_against(fn: Any, support: Any) -> str | None:
     import numpyro.distributions as dist
 
@@ -272,6 +288,13 @@ def _classified(sites: dict[str, Site], subsampled: dict[str, int]) -> dict[str,
     latent = [site for site in sampled(sites) if not site["is_observed"]]
     if not latent:
         raise TargetError("The model has no latent site: everything in it is observed, so there is nothing to infer.")
+    halves = [name for name in by_type if name.endswith("_unobserved") and f"{name[:-10]}observed" in by_type]
+    if halves:
+        raise TargetError(
+            f"Site {halves[0][:-11]!r} uses obs_mask, which makes a latent value for every datum and leaves those of observed "
+            "data without a density. Mask the missing data with numpyro.handlers.mask instead, or make them a site of their "
+            "own."
+        )
     live = tuple(site["name"] for site in latent if _is_live(site))
     return {
         "blocks": {site["name"]: _block(site, site["name"] in live) for site in latent},

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import x64
-from .._types import PyTree
+from .._types import Array, PyTree
 from ..results import TargetError
-from .base import Rows
+from .base import Observed, Rows
 from .layout import Layout, named_leaves
 from .named import AbstractNamedTarget, check_derived, check_reads
-from .tracing import Traced, explained, scalar, scoped_unless_traced, trace, vector
+from .tracing import Traced, explained, host_unless_traced, scalar, trace, vector
+
+_CHUNK = 64  # draws whose likelihoods are computed together: bounds the memory
 
 
 @final
-class IndependentRows(AbstractNamedTarget, Rows):
+class IndependentRows(AbstractNamedTarget, Rows, Observed):
     """log p(z) = log_prior(values) + log|J| + scale * sum over rows of log_likelihood(values, row); by `tb.from_rows`.
 
     Attributes:
@@ -39,27 +41,28 @@ class IndependentRows(AbstractNamedTarget, Rows):
     def num_rows(self) -> int:
         return len(jax.tree.leaves(self.data)[0])
 
-    @scoped_unless_traced
-    def log_joint(self, values: PyTree) -> jax.Array:
+    @host_unless_traced
+    def log_joint(self, values: PyTree) -> Array:
         values = self.layout.restrict(values)
         prior = scalar(self.prior_function(values), "log_prior", may_be_constant=True)
         return prior + self.scale * jnp.sum(self._of_rows(values, self.data))
 
-    @scoped_unless_traced
-    def log_prior(self, z: jax.Array) -> jax.Array:
+    @host_unless_traced
+    def log_prior(self, z: Array) -> Array:
         values, log_det = self.layout.constrain_with_log_det(z)
         return scalar(self.prior_function(values), "log_prior", may_be_constant=True) + log_det
 
-    @scoped_unless_traced
-    def log_likelihood(self, z: jax.Array, rows: PyTree) -> jax.Array:
+    @host_unless_traced
+    def log_likelihood(self, z: Array, rows: PyTree) -> Array:
         return self._of_rows(self.layout.constrain(z), rows)
 
-    @scoped_unless_traced
-    def rows_at(self, index: jax.Array) -> PyTree:
+    @host_unless_traced
+    def rows_at(self, index: Array) -> PyTree:
+        index = jnp.asarray(index)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], self.data)
 
-    @scoped_unless_traced
-    def take(self, index: jax.Array) -> "IndependentRows":
+    @host_unless_traced
+    def take(self, index: Array) -> "IndependentRows":
         return IndependentRows(
             self.layout,
             self.prior_function,
@@ -70,9 +73,26 @@ class IndependentRows(AbstractNamedTarget, Rows):
             self.scale * self.num_rows / len(index),
         )
 
+    def observed(self) -> dict[str, Any]:
+        return {name: np.asarray(leaf) for name, leaf in named_leaves(self.data).items()}
+
+    def pointwise_log_likelihood(self, values: dict[str, Any]) -> dict[str, Any]:
+        with x64():
+            return {"rows": np.asarray(_each_draw(self, jax.tree.map(jnp.asarray, values)))}
+
     def _of_rows(self, values: PyTree, rows: PyTree) -> jax.Array:
         num_rows = len(jax.tree.leaves(rows)[0])
         return vector(self.likelihood_function(values, rows), "log_likelihood", num_rows)
+
+
+@eqx.filter_jit
+def _each_draw(target: IndependentRows, values: dict[str, Any]) -> jax.Array:
+    """Log likelihood of every row at every draw, `[draw, N]`."""
+
+    def one(draw):
+        return target._of_rows(target.layout.restrict(draw), target.data)
+
+    return jax.lax.map(one, values, batch_size=_CHUNK)
 
 
 def from_rows(
@@ -179,10 +199,10 @@ def _as_array(leaf: Any) -> Any:
     if np.ma.isMaskedArray(leaf) and np.ma.is_masked(leaf):
         raise TargetError("`data` contains a masked array with masked entries; drop or impute these rows first.")
     try:
-        array = np.asarray(leaf)
+        array = np.array(leaf)  # a copy: the target must not change when the caller's array does
     except Exception as error:
         raise TargetError(f"`data` contains a {type(leaf).__name__} that cannot become an array: {error}") from error
-    return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    return array.astype(np.float64, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _check_leaf(name: str, leaf: np.ndarray) -> None:

@@ -28,34 +28,26 @@ _UNTRACEABLE = (
 )
 
 
-def scoped_unless_traced(method: F) -> F:
-    """Run a public method inside `x64()`, except when JAX traces it.
+def host_unless_traced(method: F) -> F:
+    """Run a public method inside `x64()` and return NumPy arrays, which no precision flag can narrow.
 
-    Under jax.grad or jax.jit the scope is the caller's: the backward pass runs after this method has returned, and one
-    program cannot be half in float64 where the flag is off.
+    When JAX traces it (jax.grad, jax.jit), the scope is the caller's: the backward pass runs after the method has
+    returned, and one program cannot be half in float64 where the flag is off.
     """
 
     @functools.wraps(method)
     def wrapper(*args, **kwargs):
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+        if _is_traced((args, kwargs)):
             return method(*args, **kwargs)
         with x64():
-            return method(*args, **kwargs)
+            out = method(*args, **kwargs)
+        return out if _is_traced(out) else to_host(out)  # traced after all: called with known numbers inside a jit
 
     return wrapper  # pyright: ignore[reportReturnType]
 
 
-def host_unless_traced(method: F) -> F:
-    """As `scoped_unless_traced`, with the result as NumPy arrays, which no precision flag can narrow."""
-    scoped = scoped_unless_traced(method)
-
-    @functools.wraps(method)
-    def wrapper(*args, **kwargs):
-        out = scoped(*args, **kwargs)
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out))
-        return out if traced else to_host(out)
-
-    return wrapper  # pyright: ignore[reportReturnType]
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 class Traced(NamedTuple):

@@ -1,0 +1,181 @@
+"""The report's HTML. Every piece of text passes through `text` or `prose`, which escape it."""
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..certify.base import Certificate, Finding, Verdict
+from ..certify.psis import khat_threshold
+from .contents import Contents, Picture
+from .style import CSS
+
+_ROWS = 200  # of the summary table; a page of 100,000 rows opens in no browser
+_SIGNS = {Verdict.PASS: "✓", Verdict.CAUTION: "!", Verdict.FAIL: "✕"}
+# The policy forbids scripts and any request, should some text ever slip through unescaped.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_HEADINGS = {
+    "marginals": "Marginals: q and corrected",
+    "pairs": "Pairs that the weights move most",
+    "weights": "Tail of the importance weights",
+    "path": "The way of the objective",
+}
+
+
+def render(contents: Contents, pictures: Mapping[str, Picture], title: str) -> str:
+    """The page."""
+    verdict = contents.certificate.verdict
+    body = [
+        f"<header><h1>{text(title)}</h1><p>{prose(contents.result)}</p></header>",
+        _verdict(contents.certificate),
+        _tiles(contents),
+        _summary(contents),
+        *(_figure(name, pictures[name]) for name in ("marginals", "pairs") if name in pictures),
+        _findings(contents.certificate),
+        _side_by_side([_figure(name, pictures[name]) for name in ("weights", "path") if name in pictures]),
+        _facts(contents.facts),
+    ]
+    head = (
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{text(title)}: {verdict}</title><style>{CSS}</style>"
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{"".join(body)}\n</main></body></html>\n'
+
+
+def text(value: Any) -> str:
+    """Escaped for any place in the page, attributes included."""
+    return html.escape(str(value), quote=True)
+
+
+def prose(sentence: str) -> str:
+    """A sentence, escaped; what stands in backticks is shown as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", text(sentence))
+
+
+def number(value: float, digits: int = 4) -> str:
+    """`value` to some digits, with a real minus; a dash for what is not there."""
+    value = float(value)
+    if np.isnan(value):
+        return "–"
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:,.{digits}g}".replace("-", "−")
+
+
+def decimals(values: Iterable[float], sd: float) -> list[str]:
+    """Numbers of one row to a common number of decimals: three digits of `sd`."""
+    values = [float(value) for value in values]
+    finite = [abs(value) for value in values if np.isfinite(value)]
+    if not (np.isfinite(sd) and sd > 1e-5 and max(finite, default=0.0) < 1e7):
+        return [number(value) for value in values]
+    places = int(np.clip(2 - np.floor(np.log10(sd)), 0, 7))
+    return [f"{value:,.{places}f}".replace("-", "−") if np.isfinite(value) else number(value) for value in values]
+
+
+def _verdict(certificate: Certificate) -> str:
+    """What `certificate.explain()` says, with its dashes as a list."""
+    first, *rest = certificate.explain().splitlines()
+    meaning = first.partition(":")[2].strip() or first
+    items = "".join(f"<li>{prose(line.strip()[2:])}</li>" for line in rest if line.strip().startswith("- "))
+    others = "".join(f"<p>{prose(line.strip())}</p>" for line in rest if not line.strip().startswith("- "))
+    verdict = certificate.verdict
+    badge = f'<span class="badge">{_SIGNS[verdict]} {verdict.upper()}</span>'
+    listed = f"<ul>{items}</ul>" if items else ""
+    return f'<section class="verdict {verdict}"><h2>{badge} {prose(meaning)}</h2>{listed}{others}</section>'
+
+
+def _tiles(contents: Contents) -> str:
+    certificate, smoothed = contents.certificate, contents.draws.smoothed
+    count, (lower, upper) = len(contents.values), certificate.log_evidence
+    bounds, elbo = decimals((lower, upper), upper - lower), decimals([contents.elbo.value], 10 * contents.elbo.stderr)
+    tiles = [
+        ("k-hat", decimals([certificate.khat], 1.0)[0], f"weights can be trusted below {khat_threshold(count):.2g}"),
+        ("Effective draws", f"{smoothed.ess:,.0f}", f"of {count:,} drawn from q"),
+        ("ELBO", elbo[0], f"± {number(contents.elbo.stderr, 2)} nats"),
+        ("Log evidence", f"≥ {bounds[0]}", f"and ≤ {bounds[1]} nats"),
+    ]
+    cells = "".join(f"<div><dt>{text(a)}</dt><dd>{text(b)}<small>{text(c)}</small></dd></div>" for a, b, c in tiles)
+    return f'<dl class="tiles">{cells}</dl>'
+
+
+def _summary(contents: Contents) -> str:
+    table = contents.summary
+    columns = [name for name in table.columns if name != "draws"]
+    note = (
+        "Moments and quantiles of each value. A row is <em>corrected</em> by the importance weights where the correction exceeds "
+        "its own Monte Carlo error, and is that of q elsewhere."
+    )
+    if len(table) > _ROWS:
+        keep = sorted(contents.worst[:_ROWS])
+        table = table.iloc[keep]
+        note += f" Shown are the {_ROWS} of {len(contents.names):,} values that the weights move most; fit.summary() has all."
+    head = "".join(f'<th class="number" scope="col">{text(name)}</th>' for name in columns)
+    rows = "".join(_summary_row(str(name), row, columns) for name, row in table.iterrows())
+    return (
+        f"<section><h2>Summary</h2><p>{note}</p>"
+        f'<div class="scroll"><table id="summary"><thead><tr><th scope="col">value</th>{head}<th scope="col">draws</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _summary_row(name: str, row: Any, columns: list[str]) -> str:
+    cells = "".join(f'<td class="number">{value}</td>' for value in decimals((row[c] for c in columns), float(row["sd"])))
+    kind = str(row["draws"])
+    return f'<tr><th scope="row"><code>{text(name)}</code></th>{cells}<td class="{text(kind)}">{text(kind)}</td></tr>'
+
+
+def _findings(certificate: Certificate) -> str:
+    head = "".join(
+        f'<th scope="col"{css}>{name}</th>'
+        for name, css in (
+            ("finding", ""),
+            ("verdict", ""),
+            ("value", ' class="number"'),
+            ("s.e.", ' class="number"'),
+            ("threshold", ' class="number"'),
+            ("why", ""),
+        )
+    )
+    rows = "".join(_finding_row(finding) for finding in certificate.findings)
+    return (
+        "<section><h2>Findings</h2><p>Each check of the fit: its number, the standard error of that number, and where it passes. "
+        "The worst of them is the verdict. No check can see a mode that neither a draw nor a search has reached.</p>"
+        f'<div class="scroll"><table id="findings"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+    )
+
+
+def _finding_row(finding: Finding) -> str:
+    threshold = "" if finding.threshold is None else number(finding.threshold, 3)
+    where = "".join(f" <code>{text(name.strip('`'))}</code>" for name in finding.where) if _adds(finding) else ""
+    return (
+        f'<tr><th scope="row">{text(finding.name)}</th>'
+        f'<td><span class="badge {finding.verdict}">{_SIGNS[finding.verdict]} {finding.verdict}</span></td>'
+        f'<td class="number">{number(finding.value, 3)}</td><td class="number">{number(finding.stderr, 2)}</td>'
+        f'<td class="number">{threshold}</td>'
+        f'<td>{prose(finding.why)}{where} <span class="source">{text(finding.source)}</span></td></tr>'
+    )
+
+
+def _adds(finding: Finding) -> bool:
+    """Whether the names that a finding points at say more than its sentence does."""
+    return finding.verdict is not Verdict.PASS and any(name.strip("`") not in finding.why for name in finding.where)
+
+
+def _figure(name: str, picture: Picture) -> str:
+    narrow = ' class="narrow"' if name == "pairs" else ""
+    return (
+        f'<section id="{name}"><figure><h2>{_HEADINGS[name]}</h2><figcaption>{text(picture.caption)}</figcaption>'
+        f'<img{narrow} src="{picture.uri}" alt="{text(picture.alt)}"></figure></section>'
+    )
+
+
+def _side_by_side(sections: list[str]) -> str:
+    return f'<div class="two">{"".join(sections)}</div>'
+
+
+def _facts(facts: tuple[tuple[str, str], ...]) -> str:
+    rows = "".join(f"<dt>{text(what)}</dt><dd>{text(value)}</dd>" for what, value in facts)
+    return f'<section><h2>How it was run</h2><dl class="facts">{rows}</dl></section>'

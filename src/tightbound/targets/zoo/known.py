@@ -1,0 +1,72 @@
+"""What is known of a target in the zoo, and the densities that several of them use."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..._numerics import host_rng
+from ..._types import Key
+from ..base import Density
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+Values = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A target and the truth about it, by formula or quadrature.
+
+    Attributes:
+        name: the target with its arguments.
+        target: what to fit.
+        mean: value name -> posterior mean, for everything that `target.constrain` returns; NaN where there is none.
+        sd: value name -> posterior standard deviation; infinite or NaN where there is none.
+        log_evidence: log of the integral of exp(target.log_density) over R^d, nats.
+        cov: covariance of the values, flattened in the order of `jax.tree.leaves`; None where it is not written down.
+        draw: `draw(n, rng) -> value name -> [n, ...]`, independent exact draws; None where there are none.
+    """
+
+    name: str
+    target: Density
+    mean: Values
+    sd: Values
+    log_evidence: float
+    cov: np.ndarray | None = None
+    draw: Callable[[int, np.random.Generator], Values] | None = None
+
+    def sample(self, n: int, key: Key) -> Values:
+        """`n` exact draws of the values: value name -> `[n, ...]`.
+
+        Raises:
+            NotImplementedError: when this target has no exact sampler.
+        """
+        if self.draw is None:
+            raise NotImplementedError(f"{self.name} has no exact sampler.")
+        return self.draw(n, host_rng(key, "zoo"))
+
+
+def normal(x: Any, mean: Any, sd: Any) -> Any:
+    """Log density of a normal distribution, elementwise, nats."""
+    return -0.5 * ((x - mean) / sd) ** 2 - jnp.log(sd) - 0.5 * LOG_2PI
+
+
+def moments_on_grid(log_weight: np.ndarray, means: Values, variances: Values | None = None) -> tuple[Values, Values]:
+    """Mean and sd of values whose conditional moments are known at the nodes of a quadrature.
+
+    By the laws of total expectation and variance, with weights exp(log_weight) `[m]`, normalised here.
+
+    Arguments:
+        log_weight: log of the unnormalised weights of the nodes, `[m]`.
+        means: name -> conditional mean at each node, `[m, ...]`.
+        variances: name -> conditional variance at each node, `[m, ...]`; zero where a name is missing.
+    """
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    mean = {name: np.tensordot(weight, x, 1) for name, x in means.items()}
+    spread = {name: (x - mean[name]) ** 2 + (variances or {}).get(name, 0.0) for name, x in means.items()}
+    return mean, {name: np.sqrt(np.tensordot(weight, x, 1)) for name, x in spread.items()}
