@@ -28,6 +28,7 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
     The attributes of the tree say which version, verdict, k-hat, ELBO, bounds on the evidence, and how the run ended.
 
     Arguments:
+        fit: what `tb.fit` returned.
         n: number of draws.
 
     Raises:
@@ -41,8 +42,8 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
     for name in _RESERVED:
         if name in groups["posterior"]:
             raise ValueError(
-                f"to_datatree: a value is called {name!r}, which is a dimension of every ArviZ tree. Rename it in the model; "
-                "fit.sample(key, n) has the draws under any name."
+                f"to_datatree: a value is called {name!r}, which is a dimension of every ArviZ tree. Rename it in the "
+                "model; fit.sample(key, n) has the draws under any name."
             )
     tree = arviz_base.from_dict(_with_chain(groups), attrs={"/": _attributes(fit)})
     tree["fit"] = xr.DataTree(_fit_group(fit))
@@ -68,8 +69,8 @@ def _fits_memory(draws: int, observations: int) -> bool:
     if size <= _MOST_NUMBERS:
         return True
     warnings.warn(
-        f"to_datatree: the groups with a number for each draw and observation are left out, because they would hold {size:,} "
-        f"numbers. Ask for fewer draws: fit.to_datatree({max(1, _MOST_NUMBERS // observations)}).",
+        f"to_datatree: the groups with a number for each draw and observation are left out, because they would hold "
+        f"{size:,} numbers. Ask for fewer draws: fit.to_datatree({max(1, _MOST_NUMBERS // observations)}).",
         stacklevel=4,
     )
     return False

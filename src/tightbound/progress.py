@@ -60,12 +60,14 @@ def _bar() -> Any:
 @contextlib.contextmanager
 def _after(seconds: float, bar: Any) -> Iterator[None]:
     """Start the display after some seconds, unless the block is left before; stop it when the block is left."""
-    lock, over = threading.Lock(), False
+    lock, over, started = threading.Lock(), False, False
 
     def start() -> None:
+        nonlocal started
         with lock:
             if not over:
                 bar.start()
+                started = True
 
     timer = threading.Timer(seconds, start)
     timer.daemon = True  # a run that dies takes the timer with it
@@ -79,7 +81,8 @@ def _after(seconds: float, bar: Any) -> Iterator[None]:
         timer.cancel()
         with lock:
             over = True
-        bar.stop()  # does nothing where it never started
+        if started:
+            bar.stop()
 
 
 __all__ = ["PATIENCE", "display"]

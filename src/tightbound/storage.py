@@ -71,7 +71,8 @@ def load_parts(path: Any, target: Any) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise type(error)(f"The fit {str(path)!r} cannot be read: {_reason(error)}. Pass the path that fit.save(path) wrote.") from None
+        reason = f"cannot be read: {_reason(error)}"
+        raise type(error)(f"The fit {str(path)!r} {reason}. Pass the path that fit.save(path) wrote.") from None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             about = json.loads(archive.read(_ENTRY))
@@ -133,7 +134,7 @@ class _Encoder:
 
     def encode(self, value: Any, where: str) -> Any:
         """JSON of `value`; `where` is what it is called in an error."""
-        if value is None or isinstance(value, (bool, str)) and not isinstance(value, enum.Enum):
+        if value is None or type(value) in (bool, str):
             return value
         if isinstance(value, (np.ndarray, jax.Array, np.generic)) and np.asarray(value).dtype != object:
             self.arrays.append(np.asarray(value))
@@ -142,12 +143,12 @@ class _Encoder:
             return {_TAG: type(value).__name__, "member": value.name}
         if isinstance(value, (int, float)):
             return value
-        if isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
-            pairs = [[self.encode(k, where), self.encode(v, f"{where}[{k!r}]")] for k, v in value.items()]
-            return {_TAG: "dict", "pairs": pairs}
         if type(value) in (list, tuple):
             items = [self.encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
             return items if type(value) is list else {_TAG: "tuple", "items": items}
+        if isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+            pairs = [[self.encode(k, where), self.encode(v, f"{where}[{k!r}]")] for k, v in value.items()]
+            return {_TAG: "dict", "pairs": pairs}
         return self._record(value, where)
 
     def _record(self, value: Any, where: str) -> dict[str, Any]:
@@ -212,8 +213,8 @@ def _family(name: str) -> type:
         found = None
     if not (isinstance(found, type) and issubclass(found, eqx.Module) and found.__module__ == f"{_FAMILIES}.{module}"):
         raise ValueError(
-            f"The file holds a {cls!r} from {_FAMILIES}.{module}, which this version of tightbound does not have. Read it with "
-            "the version that wrote it."
+            f"The file holds a {cls!r} from {_FAMILIES}.{module}, which this version of tightbound does not have. Read it "
+            "with the version that wrote it."
         )
     return found
 
@@ -232,7 +233,7 @@ def _rebuilt(cls: type, fields: dict[str, Any]) -> Any:
 
 
 def _field_names(cls: Any) -> tuple[str, ...]:
-    return cls._fields if issubclass(cls, tuple) else tuple(field.name for field in dataclasses.fields(cls))
+    return cls._fields if hasattr(cls, "_fields") else tuple(field.name for field in dataclasses.fields(cls))
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

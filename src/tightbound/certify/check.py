@@ -18,7 +18,7 @@ from .optima import optima
 
 _DRAWS = 4000
 _MAX_DRAWS = 16_000
-_MAX_NUMBERS = 20_000_000  # draws x dim: 160 MB an array; fewer draws above 5,000 dimensions
+_MAX_NUMBERS = 8_000_000  # draws x dim: 64 MB an array; fewer draws above 2,000 dimensions
 _LEAST_DRAWS = 200
 _CHEAP = 1_000  # effective draws below which more are drawn, up to _MAX_DRAWS
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .draws import FreshDraws
 
+_CHUNK = 2_000_000  # numbers held at once: 16 MB an array
 _BELIEVE = 2.0  # standard errors that a correction must exceed
 _QUANTILES = (0.05, 0.5, 0.95)
 
@@ -54,6 +55,13 @@ def moment_table(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> 
     Standard errors are those of the DIFFERENCE between the weighted and the plain moment, by the delta method for
     self-normalised importance sampling: the plain moment's own error cancels to first order where weights are equal.
     """
+    width = max(1, _CHUNK // len(x))
+    parts = [_moments(x[:, i : i + width], weights) for i in range(0, x.shape[1], width)]
+    return MomentTable(names, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The columns of a MomentTable for a few values at a time, so that temporaries stay small."""
     count = len(x)
     mean = x.mean(axis=0)
     centred = x - mean
@@ -66,7 +74,7 @@ def moment_table(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> 
     mean_stderr = np.sqrt(np.sum(influence**2, axis=0))
     influence = excess * centred**2 - weights[:, None] * second + variance / count
     log_sd_stderr = np.sqrt(np.sum(influence**2, axis=0)) / (2 * _positive(second))
-    return MomentTable(names, mean, np.sqrt(variance), mean + shift, np.sqrt(second), mean_stderr, log_sd_stderr)
+    return mean, np.sqrt(variance), mean + shift, np.sqrt(second), mean_stderr, log_sd_stderr
 
 
 def coordinate_table(draws: FreshDraws) -> MomentTable:

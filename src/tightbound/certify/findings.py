@@ -47,11 +47,8 @@ def converged(draws: FreshDraws) -> Finding:
         return Finding(
             "converged", np.inf, np.nan, _SHIFT, Verdict.FAIL, "Too few finite draws to judge convergence.", "spec section 3"
         )
-    z, scores = draws.z[good], draws.scores[good]
-    sd = z.std(axis=0) + 1e-300
-    u = (z - z.mean(axis=0)) / sd
-    pushes = scores * sd
-    shift, stderr = _natural_shift(u, pushes)
+    everything = bool(good.all())
+    shift, stderr = _natural_shift(draws.z if everything else draws.z[good], draws.scores if everything else draws.scores[good])
     excess = np.abs(shift) - 2.0 * stderr
     worst = int(np.argmax(excess))
     value = float(np.abs(shift[worst]))
@@ -65,17 +62,22 @@ def converged(draws: FreshDraws) -> Finding:
     return Finding("converged", value, float(stderr[worst]), _SHIFT, verdict, why, "Khan & Rue 2023, section 3.1", (name,))
 
 
-def _natural_shift(u: np.ndarray, pushes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """corr(u) E[push] per coordinate and its standard error; per-coordinate pushes alone above a few hundred dims."""
-    count, dim = u.shape
-    gradient = pushes.mean(axis=0)
-    if dim > 500:  # corr(u) from S draws has rank S: judge each coordinate's own push instead
-        return gradient, pushes.std(axis=0) / np.sqrt(count)
+def _natural_shift(z: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """corr E[score sd] per coordinate and its standard error, corr the correlation of q's draws.
+
+    Above a few hundred dimensions that correlation is not to be had from some thousand draws: there each coordinate's own
+    push is judged.
+    """
+    count, dim = z.shape
+    sd = z.std(axis=0) + 1e-300
+    if dim > 500:
+        return scores.mean(axis=0) * sd, scores.std(axis=0) * sd / np.sqrt(count)
+    u, pushes = (z - z.mean(axis=0)) / sd, scores * sd
     correlation = u.T @ u / count
     half = count // 2
     paired = 0.5 * (pushes[:half] + pushes[half : 2 * half])
     spread = (paired - paired.mean(axis=0)) @ correlation
-    return correlation @ gradient, np.sqrt(np.mean(spread**2, axis=0) / half)
+    return correlation @ pushes.mean(axis=0), np.sqrt(np.mean(spread**2, axis=0) / half)
 
 
 def khat(draws: FreshDraws) -> Finding:
@@ -104,13 +106,13 @@ def khat(draws: FreshDraws) -> Finding:
 
 def parameter_khat(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Finding:
     """The largest k-hat of weight times centred value, over values `x [S, P]`: one bad marginal hides in the joint one."""
-    products = (draws.smoothed.weights - 1.0 / len(x))[:, None] * (x - table.mean)
-    products[~np.isfinite(products)] = 0.0
-    k = khat_of(products)
-    worst, threshold = int(np.argmax(k)), khat_threshold(len(x))
     # where q is nearly exact the products are rounding-sized: their tail shape says nothing that matters
-    matters = table.mean_stderr > 0.02 * table.corrected_sd
-    k = np.where(matters, k, -np.inf)
+    matters = np.flatnonzero(table.mean_stderr > 0.02 * table.corrected_sd)
+    k, threshold = np.full(x.shape[1], -np.inf), khat_threshold(len(x))
+    excess = (draws.smoothed.weights - 1.0 / len(x))[:, None]
+    for part in np.array_split(matters, max(1, len(matters) // 64)):
+        if len(part):
+            k[part] = khat_of(excess * (x[:, part] - table.mean[part]))
     worst = int(np.argmax(k))
     value = float(k[worst])
     verdict = Verdict.PASS if value < threshold else Verdict.CAUTION

@@ -22,6 +22,7 @@ _RIVAL = 4.0  # nats of ELBO: a rival this close to q's ELBO holds at least exp(
 _UNCOVERED = 8.0  # nats of KL(rival || q): two unit Gaussians four sds apart
 _BETTER = 2.0  # nats by which a rival's ELBO must exceed q's to say that q sits on the wrong optimum
 _MAX_RIVALS = 4
+_MAX_NUMBERS = 4_000_000  # curvature pairs x starts x dim held by the searches
 _INFLATION = (2.0, 4.0, 6.0, 8.0)
 
 
@@ -70,7 +71,9 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
     rng = host_rng(key, "dispersed starts")
     white = Whitening.of(draws.z[draws.finite]) if draws.finite.sum() > 10 else Whitening.of(draws.z)
     density = white.evaluate(batched(draws.target) if evaluate is None else evaluate)
-    paths = ascend(density, _starts(rng, draws, white, starts), max_iterations=60, gtol=1e-3)
+    memory = int(np.clip(_MAX_NUMBERS // ((starts + 1) * draws.z.shape[1]), 2, 8))
+    points = _starts(rng, draws, white, starts)
+    paths = ascend(density, points, max_iterations=60, gtol=1e-3, memory=memory, keep_points=False)
     elbo = draws.elbo
     found = _local_rivals(density, _distinct(paths), white, rng)
     close = [g for g in found if g.elbo > elbo.value - _RIVAL and _kl_to_standard(g) > _UNCOVERED]

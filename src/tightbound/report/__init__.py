@@ -8,7 +8,7 @@ from .contents import gather
 from .page import render
 
 
-def write(fit: Any, path: Any, *, title: str = "Fit report") -> Path:
+def write(fit: Any, path: Any, *, title: str | None = None) -> Path:
     """Write the report of `fit` to `path`; returns the path.
 
     The page holds the verdict in plain words, the findings, the summary table, the way of the objective, the marginals of
@@ -19,7 +19,7 @@ def write(fit: Any, path: Any, *, title: str = "Fit report") -> Path:
     Arguments:
         fit: what `tb.fit` returned.
         path: of the page; the file appears whole or not at all.
-        title: heading of the page.
+        title: heading of the page; by default what the file is called.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -28,7 +28,8 @@ def write(fit: Any, path: Any, *, title: str = "Fit report") -> Path:
     from .plots import plots_of  # matplotlib takes half a second to import
 
     contents = gather(fit)
-    page = render(contents, plots_of(contents), title)
+    heading = Path(path).stem.replace("_", " ").capitalize() if title is None else title
+    page = render(contents, plots_of(contents), heading)
     return write_whole(path, page.encode(), "report")
 
 

@@ -67,7 +67,7 @@ def gather(fit: Any) -> Contents:
 
 
 def worst_first(table: MomentTable) -> np.ndarray:
-    """Indices of the values by the size that the finding `moments` judges; in their own order where no eye sees a difference.
+    """Indices of the values by what the finding `moments` judges; in their own order where no eye sees a difference.
 
     The size is the correction of the mean in posterior sds, or of the log sd, less two standard errors.
     """

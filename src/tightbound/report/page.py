@@ -72,7 +72,8 @@ def decimals(values: Iterable[float], sd: float) -> list[str]:
     if not (np.isfinite(sd) and sd > 1e-5 and max(finite, default=0.0) < 1e7):
         return [number(value) for value in values]
     places = int(np.clip(2 - np.floor(np.log10(sd)), 0, 7))
-    return [f"{value:,.{places}f}".replace("-", "−") if np.isfinite(value) else number(value) for value in values]
+    # adding zero turns -0.0, which rounding makes of -1e-17, into 0.0
+    return [f"{round(v, places) + 0.0:,.{places}f}".replace("-", "−") if np.isfinite(v) else number(v) for v in values]
 
 
 def _verdict(certificate: Certificate) -> str:
@@ -105,20 +106,22 @@ def _summary(contents: Contents) -> str:
     table = contents.summary
     columns = [name for name in table.columns if name != "draws"]
     note = (
-        "Moments and quantiles of each value. A row is <em>corrected</em> by the importance weights where the correction exceeds "
-        "its own Monte Carlo error, and is that of q elsewhere."
+        "Moments and quantiles of each value. A row is <em>corrected</em> by the importance weights where the correction "
+        "exceeds its own Monte Carlo error, and is that of q elsewhere."
     )
     if len(table) > _ROWS:
         keep = sorted(contents.worst[:_ROWS])
         table = table.iloc[keep]
-        note += f" Shown are the {_ROWS} of {len(contents.names):,} values that the weights move most; fit.summary() has all."
+        of = f"{_ROWS} of {len(contents.names):,} values"
+        note += f" Shown are the {of} that the weights move most; fit.summary() has all."
     head = "".join(f'<th class="number" scope="col">{text(name)}</th>' for name in columns)
     rows = "".join(_summary_row(str(name), row, columns) for name, row in table.iterrows())
-    return (
-        f"<section><h2>Summary</h2><p>{note}</p>"
-        f'<div class="scroll"><table id="summary"><thead><tr><th scope="col">value</th>{head}<th scope="col">draws</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></section>"
-    )
+    head = f'<tr><th scope="col">value</th>{head}<th scope="col">draws</th></tr>'
+    return f"<section><h2>Summary</h2><p>{note}</p>{_table('summary', head, rows)}</section>"
+
+
+def _table(name: str, head: str, rows: str) -> str:
+    return f'<div class="scroll"><table id="{name}"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
 def _summary_row(name: str, row: Any, columns: list[str]) -> str:
@@ -128,23 +131,14 @@ def _summary_row(name: str, row: Any, columns: list[str]) -> str:
 
 
 def _findings(certificate: Certificate) -> str:
-    head = "".join(
-        f'<th scope="col"{css}>{name}</th>'
-        for name, css in (
-            ("finding", ""),
-            ("verdict", ""),
-            ("value", ' class="number"'),
-            ("s.e.", ' class="number"'),
-            ("threshold", ' class="number"'),
-            ("why", ""),
-        )
-    )
+    columns = {"finding": "", "verdict": "", "value": "number", "s.e.": "number", "threshold": "number", "why": ""}
+    head = "".join(f'<th scope="col" class="{css}">{name}</th>' for name, css in columns.items())
     rows = "".join(_finding_row(finding) for finding in certificate.findings)
-    return (
-        "<section><h2>Findings</h2><p>Each check of the fit: its number, the standard error of that number, and where it passes. "
-        "The worst of them is the verdict. No check can see a mode that neither a draw nor a search has reached.</p>"
-        f'<div class="scroll"><table id="findings"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+    note = (
+        "Each check of the fit: its number, the standard error of that number, and where it passes. The worst of them is "
+        "the verdict. No check can see a mode that neither a draw nor a search has reached."
     )
+    return f"<section><h2>Findings</h2><p>{note}</p>{_table('findings', f'<tr>{head}</tr>', rows)}</section>"
 
 
 def _finding_row(finding: Finding) -> str:

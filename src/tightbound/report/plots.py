@@ -123,14 +123,15 @@ def weight_tail(contents: Contents) -> Picture | None:
         axes.loglog(rank[:tail], fitted, color=CORRECTED, lw=1.8, label=label)
     limit = khat_threshold(count)
     steepest = ratio[tail] * (rank[: tail + 1] / (tail + 1)) ** -limit
-    axes.loglog(rank[: tail + 1], steepest, "--", color="#57606a", lw=1.2, label=f"slope of a tail at the limit, {limit:.2f}")
+    label = f"slope of a tail at the limit, {limit:.2f}"
+    axes.loglog(rank[: tail + 1], steepest, "--", color="#57606a", lw=1.2, label=label)
     axes.set_ylim(bottom=min(0.1, max(ratio[ratio > 0].min(), 1e-3)), top=3 * max(ratio[0], steepest[0]))
     axes.set_xlabel("rank of the draw (1 has the largest weight)")
     axes.set_ylabel("importance weight")
     figure.legend(loc="outside upper left")
     caption = (
-        f"The importance weights of {count:,} draws, largest first. A tail that rises to the left more steeply than the dashed "
-        "line means that a few draws decide every corrected number."
+        f"The importance weights of {count:,} draws, largest first. A tail that rises to the left more steeply than the "
+        "dashed line means that a few draws decide every corrected number."
     )
     return Picture(_svg(figure), f"Sorted importance weights; k-hat {smoothed.khat:.2f}.", caption)
 

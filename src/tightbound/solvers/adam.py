@@ -31,7 +31,8 @@ def travelling_adam(learning_rate: float) -> optax.GradientTransformation:
         inner = jax.tree.map(lambda new, old: jnp.where(afresh, new, old), adam.init(gradient), inner)
         updates, inner = adam.update(gradient, inner, params)
         signs = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * jnp.sign(g), signs, gradient)
-        strides = jax.tree.map(_stride, strides, signs)
+        # A stride that made up for Adam's memory of large gradients would be a leap once that memory is gone.
+        strides = jax.tree.map(lambda r, s: jnp.where(afresh, 1.0, _stride(r, s)), strides, signs)
         return jax.tree.map(jnp.multiply, updates, strides), (count + 1, inner, signs, strides)
 
     return optax.GradientTransformation(init, update)

@@ -17,7 +17,8 @@ from .lbfgs import Evaluate, LockstepSearch
 
 _ADVANCES = 10  # evaluations of the design per step of the loop
 _MEMORY = 8
-_FIRST_PAIRS = 16
+_FIRST_PAIRS = 32
+_WIDEST = 40.0  # |log of the change of a scale|: a trial step beyond it would overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ def fixed_draw_elbo(evaluate: Evaluate, at: _Coordinates, x: np.ndarray, noise: 
 
     d ELBO / d mean = E g; / d log D = E[g D e] + D^2 diag(S^-1); / d U = E[g e'] + S^-1 U, with S = D^2 + U U'.
     """
+    if not np.all(np.abs(x[at.dim : 2 * at.dim]) < _WIDEST):
+        return -np.inf, np.zeros_like(x), np.empty((0, at.dim))
     mean, diagonal, factor = at.split(x)
     own, shared = noise[:, : at.dim], noise[:, at.dim :]
     values, scores = evaluate(mean + diagonal * own + shared @ factor.T)
@@ -62,6 +65,18 @@ def fixed_draw_elbo(evaluate: Evaluate, at: _Coordinates, x: np.ndarray, noise: 
     d_factor = scores.T @ shared / count + pulled / diagonal[:, None]
     gradient = np.concatenate([at.sd * d_mean, d_log, (at.sd[:, None] * d_factor).ravel()])
     return float(values.mean() + entropy), gradient, scores
+
+
+def matched_noise(rng: np.random.Generator, pairs: int, dim: int, rank: int) -> np.ndarray:
+    """Normals `[pairs, dim + rank]`: unit second moments, the last `rank` columns orthogonal to each other and to the rest.
+
+    Without this the factor learns to cancel the diagonal part's noise on these draws, and q comes out too wide.
+    """
+    own, shared = rng.standard_normal((pairs, dim)), rng.standard_normal((pairs, rank))
+    shared = np.linalg.qr(shared)[0] * np.sqrt(pairs) if rank else shared
+    own -= shared @ (shared.T @ own) / pairs
+    own /= np.sqrt(np.mean(own**2, axis=0))
+    return np.concatenate([own, shared], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +125,11 @@ class FixedDraws(AbstractSolver):
         at = _Coordinates(np.array(q.mean), np.array(q.sd), factor.shape[1])
         rng = host_rng(key, "fixed draws")
         x = at.join(at.mean, np.asarray(diagonal), np.asarray(factor))
-        state = self._on_draws(target, at, x, rng, min(_FIRST_PAIRS, self.max_pairs), tol)
+        state = self._on_draws(target, at, x, rng, max(min(_FIRST_PAIRS, self.max_pairs), 2 * at.rank), tol)
         return state if len(state.search.x) else dataclasses.replace(state, result=Result.nonfinite)
 
     def _on_draws(self, target: Any, at: _Coordinates, x: np.ndarray, rng: Any, pairs: int, tol: float) -> FixedDrawsState:
-        half = rng.standard_normal((pairs, at.dim + at.rank))
+        half = matched_noise(rng, pairs, at.dim, at.rank)
         noise = np.concatenate([half, -half])
         counter = [0]
 

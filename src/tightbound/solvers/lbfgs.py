@@ -19,7 +19,9 @@ Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass
 class Path:
-    """The accepted iterates of one start: `points [T, dim]`, log densities `values [T]`, and how it ended."""
+    """The accepted iterates of one start: `points [T, dim]` (only the last where not kept), their log densities `values`
+    `[T]`, and how it ended.
+    """
 
     points: np.ndarray
     values: np.ndarray
@@ -29,7 +31,13 @@ class Path:
 
 
 def ascend(
-    evaluate: Evaluate, starts: np.ndarray, *, max_iterations: int = 300, memory: int = 20, gtol: float = 1e-5
+    evaluate: Evaluate,
+    starts: np.ndarray,
+    *,
+    max_iterations: int = 300,
+    memory: int = 20,
+    gtol: float = 1e-5,
+    keep_points: bool = True,
 ) -> list[Path]:
     """Climb the log density from each row of `starts [lanes, dim]`; return one Path per lane whose start is finite.
 
@@ -37,8 +45,8 @@ def ascend(
     (g' H g <= gtol^2), when its line search finds no better point, or after `max_iterations`. Not for stochastic
     densities: the curvature pairs assume that the same point gives the same value.
     """
-    search = LockstepSearch(evaluate, np.array(starts, dtype=np.float64), memory, gtol)
-    for _ in range(max_iterations * 3):
+    search = LockstepSearch(evaluate, np.array(starts, dtype=np.float64), memory, gtol, keep_points)
+    for _ in range(max_iterations * 3):  # a step takes one or two evaluations; three are patience
         if not search.advance(max_iterations):
             break
     return search.paths()
@@ -47,8 +55,8 @@ def ascend(
 class LockstepSearch:
     """The state of all lanes; each call of `advance` spends one evaluation on each active lane."""
 
-    def __init__(self, evaluate: Evaluate, x: np.ndarray, memory: int, gtol: float):
-        self.evaluate, self.memory, self.gtol = evaluate, memory, gtol
+    def __init__(self, evaluate: Evaluate, x: np.ndarray, memory: int, gtol: float, keep_points: bool = False):
+        self.evaluate, self.memory, self.gtol, self.keep_points = evaluate, memory, gtol, keep_points
         f, g = _loss(evaluate, x)
         keep = np.isfinite(f)
         self.x, self.f, self.g = x[keep], f[keep], g[keep]
@@ -58,7 +66,9 @@ class LockstepSearch:
         self.gamma = 1.0 / np.maximum(np.linalg.norm(self.g, axis=1), 1.0)
         self.active = np.ones(lanes, dtype=bool)
         self.converged = np.zeros(lanes, dtype=bool)
-        self.history = [[(self.x[i].copy(), self.f[i])] for i in range(lanes)]
+        self.iterations = np.zeros(lanes, dtype=int)
+        self.next = np.zeros(lanes, dtype=int)  # slot of each lane's next curvature pair
+        self.history = [[(self.x[i].copy(), self.f[i])] if keep_points else [] for i in range(lanes)]
         self.low, self.high, self.tries = np.zeros(lanes), np.full(lanes, np.inf), np.zeros(lanes, dtype=int)
         self.t, self.p, self.slope = np.ones(lanes), np.zeros_like(self.x), np.zeros(lanes)
         self._aim(np.arange(lanes))
@@ -88,15 +98,15 @@ class LockstepSearch:
         sy, yy = np.einsum("ij,ij->i", s, y), np.einsum("ij,ij->i", y, y)
         good = sy > 1e-12 * np.sqrt(yy * np.einsum("ij,ij->i", s, s))
         pick = lanes[good]
-        self.s[:, pick] = np.roll(self.s[:, pick], 1, axis=0)
-        self.y[:, pick] = np.roll(self.y[:, pick], 1, axis=0)
-        self.rho[:, pick] = np.roll(self.rho[:, pick], 1, axis=0)
-        self.s[0, pick], self.y[0, pick], self.rho[0, pick] = s[good], y[good], 1.0 / sy[good]
+        slot = self.next[pick]
+        self.s[slot, pick], self.y[slot, pick], self.rho[slot, pick] = s[good], y[good], 1.0 / sy[good]
+        self.next[pick] = (slot + 1) % self.memory
         self.gamma[pick] = sy[good] / yy[good]
         self.x[lanes], self.f[lanes], self.g[lanes] = x, f, g
-        for lane in lanes:
+        self.iterations[lanes] += 1
+        self.active[lanes] &= self.iterations[lanes] < max_iterations
+        for lane in lanes if self.keep_points else ():
             self.history[lane].append((self.x[lane].copy(), self.f[lane]))
-            self.active[lane] &= len(self.history[lane]) <= max_iterations
         self._aim(lanes)
 
     def _longer(self, lanes, x, f, g, max_iterations):
@@ -127,29 +137,32 @@ class LockstepSearch:
     def _apply_inverse(self, v: np.ndarray, lanes: np.ndarray) -> np.ndarray:
         """The two-loop recursion (Nocedal & Wright 2006, Algorithm 7.4) for each lane: H v."""
         q, alpha = v.copy(), np.zeros((self.memory, len(lanes)))
-        s, y, rho = self.s[:, lanes], self.y[:, lanes], self.rho[:, lanes]
-        used = np.flatnonzero(rho.any(axis=1))
-        for j in used:
-            alpha[j] = rho[j] * np.einsum("ij,ij->i", s[j], q)
-            q -= alpha[j][:, None] * y[j]
+        pairs = self._newest_first(lanes)
+        for j, slot in enumerate(pairs):
+            alpha[j] = self.rho[slot, lanes] * np.einsum("ij,ij->i", self.s[slot, lanes], q)
+            q -= alpha[j][:, None] * self.y[slot, lanes]
         q *= self.gamma[lanes, None]
-        for j in used[::-1]:
-            beta = rho[j] * np.einsum("ij,ij->i", y[j], q)
-            q += (alpha[j] - beta)[:, None] * s[j]
+        for j, slot in reversed(list(enumerate(pairs))):
+            beta = self.rho[slot, lanes] * np.einsum("ij,ij->i", self.y[slot, lanes], q)
+            q += (alpha[j] - beta)[:, None] * self.s[slot, lanes]
         return q
+
+    def _newest_first(self, lanes: np.ndarray) -> list[np.ndarray]:
+        """Slots of the curvature pairs of each lane, newest first; stops where no lane has one left."""
+        slots = [(self.next[lanes] - 1 - j) % self.memory for j in range(self.memory)]
+        return [slot for slot in slots if np.any(self.rho[slot, lanes])]
 
     def _inverse_diagonal(self, lane: int) -> np.ndarray:
         """A positive guess of diag(H): the diagonal update of Gilbert & Lemarechal (1989), as in Pathfinder."""
         diagonal = np.full(self.x.shape[1], self.gamma[lane])
-        for j in range(self.memory)[::-1]:
-            if self.rho[j, lane] == 0.0:
-                continue
+        for (j,) in reversed(self._newest_first(np.array([lane]))):
             s, y = self.s[j, lane], self.y[j, lane]
             a, b, c = y @ (diagonal * y), y @ s, s @ (s / diagonal)
             diagonal = 1.0 / (a / (b * diagonal) + y**2 / b - (a * s**2) / (b * c * diagonal**2))
         return np.where(np.isfinite(diagonal) & (diagonal > 0), diagonal, self.gamma[lane])
 
     def paths(self) -> list[Path]:
+        histories = self.history if self.keep_points else [[(x, f)] for x, f in zip(self.x, self.f, strict=True)]
         return [
             Path(
                 np.array([x for x, _ in history]),
@@ -158,7 +171,7 @@ class LockstepSearch:
                 bool(self.converged[lane]),
                 self._inverse_diagonal(lane),
             )
-            for lane, history in enumerate(self.history)
+            for lane, history in enumerate(histories)
         ]
 
 

@@ -12,7 +12,7 @@ def find_start_large(evaluate: Evaluate, points: np.ndarray, rng: np.random.Gene
 
     sd = 1 / sqrt(diagonal of -Hessian), each where that is positive and finite.
     """
-    paths = ascend(evaluate, points, max_iterations=200, memory=8)
+    paths = ascend(evaluate, points, max_iterations=200, memory=8, keep_points=False)
     if not paths:
         return None
     best = max(paths, key=lambda p: (p.converged, p.values[-1]))

@@ -22,7 +22,9 @@ from .stationarity import BATCHES, Window
 _FIRST_WINDOW = 8 * BATCHES  # steps; long against the ten steps that Adam's momentum remembers
 _LEARNING_RATE = 0.05  # of one posterior sd per step, while the steps agree
 _MOST_HALVINGS = 10
-_MOST_SKIPPED = 200  # non-finite steps in a row, by then at a step size of 2^-200
+_MOST_SKIPPED = 200  # non-finite steps in a window, when they outnumber the others
+_FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
+_ENDINGS = {0: None, 1: Result.stationary, 2: Result.nonfinite, 3: Result.unbounded}
 
 
 _DEFAULT_TRANSFORM = travelling_adam(_LEARNING_RATE)  # one object, so that equal solvers share one compilation
@@ -38,7 +40,10 @@ class StochasticState(eqx.Module):
         halvings: of the step size so far.
         previous: average of what is monitored over the window before the last halving, with its standard error.
         answer: average of the parameters over the last settled window, `[P]`; `answered` says whether there was one.
-        skipped: steps not taken because the loss or its gradient was not finite; and how many of them in a row.
+        first_units: of what is monitored, at the start.
+        skipped: steps not taken because the loss or its gradient was not finite; `skipped_here` those in this window.
+        ended: how the run has ended, a key of _ENDINGS.
+        tol: accuracy asked for, in posterior sds.
     """
 
     draws: PyTree
@@ -52,9 +57,10 @@ class StochasticState(eqx.Module):
     previous_error: jax.Array
     answer: jax.Array
     answered: jax.Array
-    finished: jax.Array
+    first_units: jax.Array
     skipped: jax.Array
-    skipped_in_a_row: jax.Array
+    skipped_here: jax.Array
+    ended: jax.Array
     tol: jax.Array
 
 
@@ -98,7 +104,7 @@ class StochasticGradient(AbstractSolver):
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> StochasticState:
         leaves = eqx.filter(q, eqx.is_inexact_array)
-        (x, _), (monitored, _) = _flat(q), q.monitored()
+        (x, _), (monitored, units) = _flat(q), q.monitored()
         count = jnp.zeros((), jnp.int32)
         return StochasticState(
             draws=self._estimator(objective).prepare(target, q, key),
@@ -112,9 +118,10 @@ class StochasticGradient(AbstractSolver):
             previous_error=jnp.zeros_like(monitored),
             answer=jnp.zeros_like(x),
             answered=jnp.asarray(False),
-            finished=jnp.asarray(False),
+            first_units=units,
             skipped=count,
-            skipped_in_a_row=count,
+            skipped_here=count,
+            ended=count,
             tol=jnp.asarray(tol, x.dtype),
         )
 
@@ -130,30 +137,19 @@ class StochasticGradient(AbstractSolver):
         moved = q.retract(move) if self.whitened else eqx.apply_updates(q, move)
         moved = moved.aligned(eqx.combine(_flat(q)[1](state.reference), q))
 
-        (x, _), (g, _) = _flat(moved), ravel_pytree(gradient)
+        (x, _), (g, _), (monitored, units) = _flat(moved), ravel_pytree(gradient), moved.monitored()
         good = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(g**2)) & jnp.all(jnp.isfinite(x))
-        window = state.window.pushed(moved.monitored()[0], x, g)
-        q, optimiser, window = _where(good, (moved, optimiser, window), (q, state.optimiser, state.window))
-        state = _replace(
-            state,
-            draws=draws,
-            optimiser=optimiser,
-            window=window,
-            caution=jnp.where(good, jnp.minimum(1.05 * state.caution, 1.0), 0.5 * state.caution),
-            skipped=jnp.where(good, state.skipped, state.skipped + 1),
-            skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
-        )
-        state = jax.lax.cond(window.full & ~state.finished, lambda s: _judged(s, q), lambda s: s, state)
+        new = moved, optimiser, state.window.pushed(monitored, x, g)
+        q, optimiser, window = _where(good, new, (q, state.optimiser, state.window))
+        flat = good & jnp.any(units > _FLAT * jnp.maximum(state.first_units, 1.0))
+        state = _counted(_replace(state, draws=draws, optimiser=optimiser, window=window), good, flat)
+        state = jax.lax.cond(window.full & (state.ended == 0), lambda s: _judged(s, q), lambda s: s, state)
         change = jnp.where(good, jnp.max(jnp.abs(ravel_pytree(move)[0])), 0.0)
         evaluations = jnp.asarray(self._estimator(objective).evaluations_per_step(target), x.dtype)
         return target, q, state, Info(loss, change, evaluations)
 
     def done(self, state: StochasticState) -> Result | None:
-        if bool(state.finished):
-            return Result.stationary
-        if int(state.skipped_in_a_row) >= _MOST_SKIPPED:
-            return Result.nonfinite
-        return None
+        return _ENDINGS[int(state.ended)]
 
     def finish(self, target: Any, q: Any, state: StochasticState) -> Any:
         """The average over the last settled window; the last iterate where no window has settled yet."""
@@ -190,13 +186,29 @@ class StochasticGradient(AbstractSolver):
         return loss, gradient, draws
 
 
+def _counted(state: StochasticState, good: jax.Array, flat: jax.Array) -> StochasticState:
+    """The state after a step that was taken (`good`) or skipped, in a direction that may be improper (`flat`)."""
+    skipped_here = jnp.where(good, state.skipped_here, state.skipped_here + 1)
+    hopeless = skipped_here >= jnp.maximum(state.window.filled, _MOST_SKIPPED)
+    ending = jnp.where(hopeless, 2, jnp.where(flat, 3, 0)).astype(jnp.int32)
+    return _replace(
+        state,
+        caution=jnp.where(good, jnp.minimum(1.05 * state.caution, 1.0), 0.5 * state.caution),
+        skipped=jnp.where(good, state.skipped, state.skipped + 1),
+        skipped_here=skipped_here,
+        ended=jnp.where(state.ended == 0, ending, state.ended),
+    )
+
+
 def _judged(state: StochasticState, q: Any) -> StochasticState:
-    """The state after a look at its full window: finished, at half the step size, or with a longer window."""
+    """The state after a look at its full window: ended, at half the step size, or with a longer window."""
     summary, tol = state.window.summary(), state.tol
     monitored, units = q.monitored()
     parameters, unravel = _flat(q)
     average = eqx.combine(unravel(summary.parameters), q)
-    settled = summary.mixed(units, 0.1 * tol) & summary.balanced(tol)
+    # An sd below the rounding error of its mean would come to rest too: there, draws no longer differ.
+    resolved = jnp.all(units > 16 * jnp.finfo(units.dtype).eps * jnp.abs(monitored))
+    settled = summary.mixed(units, 0.1 * tol) & summary.balanced(tol) & resolved
     # Jensen's gap: how far the scatter of the iterates moves a curved function of them. Their equilibrium is off by about
     # twice as much.
     gap = jnp.abs(average.monitored()[0] - summary.mean) / units
@@ -220,7 +232,8 @@ def _judged(state: StochasticState, q: Any) -> StochasticState:
         previous_error=jnp.where(halve, summary.error, state.previous_error),
         answer=jnp.where(settled, summary.parameters, state.answer),
         answered=state.answered | settled,
-        finished=finished,
+        skipped_here=jnp.zeros_like(state.skipped_here),
+        ended=jnp.where(finished, 1, 0).astype(jnp.int32),
     )
 
 

@@ -86,7 +86,7 @@ class Layout(eqx.Module):
     treedef: Any = eqx.field(static=True)
 
     @staticmethod
-    def from_example(example: PyTree, support: Mapping[str, Any] | None = None) -> "Layout":
+    def from_example(example: PyTree, support: Any = None) -> "Layout":
         """The layout of values like `example`.
 
         Arguments:
@@ -267,7 +267,7 @@ def _example_block(name: str, value: np.ndarray, support: Any) -> Block:
     return block
 
 
-def _flat_support(support: Mapping[str, Any] | None, names: Mapping[str, Any]) -> dict[str, Any]:
+def _flat_support(support: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     """`support` with nested dicts written as "outer.inner", its names checked."""
     if support is None:
         return {}

@@ -1,0 +1,151 @@
+"""`tightbound fit MODEL.py`, `tightbound reproduce NAME`, `tightbound list`.
+
+Exit codes: 0 the verdict is "pass" or "caution" (or every claim is met), 1 it is "fail", no usable fit exists, or a claim is
+not met, 2 the command, MODEL.py or the data cannot be used. What heavy imports can wait, waits: `--help` is quick.
+"""
+
+import contextlib
+import importlib
+import json as jsonlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..results import MissingExtraError
+from .errors import UsageError
+from .model import blaming, importable, target_of
+from .output import as_json, in_words, make_folder, plain, write
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        import cyclopts
+    except ImportError:
+        print(MissingExtraError("cyclopts", "cli", "The command `tightbound`"), file=sys.stderr)
+        return 2
+    app = cyclopts.App(
+        name="tightbound",
+        help="Variational inference that says how far off it is.",
+        version=_version,
+        default_parameter=cyclopts.Parameter(negative=()),
+    )
+    for command, name in ((fit, "fit"), (reproduce, "reproduce"), (list_experiments, "list")):
+        app.command(command, name=name)
+    try:
+        return app(argv, exit_on_error=False, result_action="return_value") or 0
+    except cyclopts.CycloptsError:
+        return 2  # what was wrong is printed
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted before there was a fit.", file=sys.stderr)
+        return 130
+
+
+def fit(
+    model: Path,
+    /,
+    *,
+    data: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    tol: float = 0.02,
+    seconds: float | None = None,
+    json: bool = False,
+) -> int:
+    """Fit the model in MODEL.py; print the summary of its posterior, and how far off it is.
+
+    MODEL.py defines `target` (such as tb.from_log_density makes), or a function `target(data)` that returns one, or a
+    NumPyro `model`, which is called with the data as keyword arguments.
+
+    Arguments:
+        model: The Python file.
+        data: A .json, .csv or .npz file of named numbers and arrays.
+        out: A folder for report.html, fit.npz, summary.csv and summary.json; it is made where it does not exist.
+        seed: The same seed gives the same numbers.
+        tol: Accuracy of the means, in posterior standard deviations.
+        seconds: Stop the search after this time, with what there is.
+        json: Print one JSON object to stdout, and nothing else.
+    """
+    if not tol > 0 or not (seconds is None or seconds > 0):
+        raise UsageError("--tol and --seconds must be positive.")
+    if out is not None:
+        make_folder(out)
+    with _stdout_to_stderr(json), importable(model.parent):
+        fitted = _fitted(target_of(model, data), model, seed=seed, tol=tol, seconds=seconds)
+        shown = {"model": str(model), "seed": seed, "version": _version(), **as_json(fitted)}
+        words = "" if json else in_words(fitted)
+    print(jsonlib.dumps(shown, allow_nan=False) if json else words)
+    if out is not None:
+        with _stdout_to_stderr(json):
+            write(out, fitted, shown, model.stem)
+    return 1 if shown["verdict"] == "fail" else 0
+
+
+def reproduce(name: str, /, *, full: bool = False, json: bool = False) -> int:
+    """Rerun one published table or figure, and compare it with what was published.
+
+    Arguments:
+        name: One of the names that `tightbound list` prints.
+        full: All of it, not the fast version.
+        json: Print one JSON object to stdout, and nothing else.
+    """
+    experiments, known = _experiments()
+    if name not in known:
+        names = f"They are: {', '.join(known)}." if known else "There are none in this version."
+        raise UsageError(f"No experiment is called {name!r}. {names} `tightbound list` describes them.")
+    with _stdout_to_stderr(json):
+        claims = experiments.run(name, fast=not full).claims
+    if json:
+        print(jsonlib.dumps(plain({"name": name, "claims": claims}), allow_nan=False))
+    else:
+        for claim in claims:
+            met = "met    " if claim["ok"] else "NOT MET"
+            values = f"published {claim['published']}, measured {claim['measured']}"
+            print(f"{met}  {claim['claim']}: {values} ({claim['source']})")
+    return 0 if all(claim["ok"] for claim in claims) else 1
+
+
+def list_experiments() -> int:
+    """List the published tables and figures that `tightbound reproduce` can rerun."""
+    _, known = _experiments()
+    width = max(map(len, known), default=0)
+    for name, about in known.items():
+        print(f"{name:<{width}}  {about}")
+    if not known:
+        print("There are no experiments in this version.")
+    return 0
+
+
+def _experiments() -> tuple[Any, dict[str, str]]:
+    """The module `tightbound.experiments`, and name -> one line of each that it has."""
+    experiments = importlib.import_module("tightbound.experiments")
+    return experiments, dict(getattr(experiments, "REGISTRY", {}))
+
+
+def _stdout_to_stderr(only: bool) -> contextlib.AbstractContextManager:
+    """With --json stdout is for the one object; what anybody else prints goes to stderr."""
+    return contextlib.redirect_stdout(sys.stderr) if only else contextlib.nullcontext()
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("tightbound")
+    except PackageNotFoundError:
+        return "(not installed as a package)"
+
+
+def _fitted(target: Any, model: Path, *, seed: int, tol: float, seconds: float | None) -> Any:
+    from .._types import Budget
+    from ..fit import fit as run
+
+    with blaming(model):  # what the log density raises when it is traced again
+        return run(target, key=seed, tol=tol, budget=Budget(seconds=seconds), throw=False)
+
+
+__all__ = ["UsageError", "main"]
