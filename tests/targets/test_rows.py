@@ -153,7 +153,11 @@ EXAMPLE = {"m": 0.0}
     ("prior", "likelihood", "sentence"),
     [
         (lambda p: 0.0, lambda p, rows: jnp.sum(rows["y"] * p["m"]), r"`log_likelihood` returned shape \(\) for 21 rows"),
-        (lambda p: 0.0, lambda p, rows: rows["X"] * p["m"], r"`log_likelihood` returned shape \(21, 2\) for 21 rows.*\(21,\)"),
+        (
+            lambda p: 0.0,
+            lambda p, rows: rows["X"] * p["m"],
+            r"`log_likelihood` returned shape \(21, 2\) for 21 rows.*\(21,\)",
+        ),
         (lambda p: 0.0, lambda p, rows: Y * p["m"], r"`log_likelihood` returned shape \(20,\).*closes over"),
         (lambda p: 0.0, lambda p, rows: None, "`log_likelihood` returned None"),
         (lambda p: 0.0, lambda p, rows: 1.0, "`log_likelihood` returned a float"),
@@ -170,7 +174,9 @@ def test_bad_functions_are_explained(prior, likelihood, sentence):
         tb.from_rows(prior, likelihood, {"X": X, "y": Y}, EXAMPLE)
 
 
-@pytest.mark.parametrize(("prior", "likelihood", "name"), [(3.0, log_likelihood, "log_prior"), (log_prior, 3.0, "log_likelihood")])
+@pytest.mark.parametrize(
+    ("prior", "likelihood", "name"), [(3.0, log_likelihood, "log_prior"), (log_prior, 3.0, "log_likelihood")]
+)
 def test_not_a_function(prior, likelihood, name):
     unchecked = inspect.unwrap(tb.from_rows)  # past the checks of types that only tests have
     with pytest.raises(TargetError, match=f"`{name}` must be a function, got float"):

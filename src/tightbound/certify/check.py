@@ -8,11 +8,13 @@ import numpy as np
 
 from .._numerics import host_algebra, key_words
 from .._types import Fitted
+from ..families.base import AbstractFamily
 from ..targets.batched import batched
 from ..targets.base import Density, require
 from . import findings
 from .base import Certificate, Finding, Verdict
 from .corrections import coordinate_table, value_table
+from .coverage import coverage
 from .draws import FreshDraws, fresh_draws
 from .optima import optima
 
@@ -20,6 +22,8 @@ _DRAWS = 4000
 _MAX_DRAWS = 16_000
 _MAX_NUMBERS = 8_000_000  # draws x dim: 64 MB an array; fewer draws above 2,000 dimensions
 _LEAST_DRAWS = 200
+_ROUNDING = 1e-4  # nats: a log density of 1e5 nats carries some 1e-10 of its own, quadratures of a known evidence more
+_RIVAL_SLACK = 0.5  # nats that a rival's evidence may lie above the ELBO of its local Gaussian
 _CHEAP = 1_000  # effective draws below which more are drawn, up to _MAX_DRAWS
 
 
@@ -49,30 +53,42 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         sample = fresh_sample(fitted, key, draws + draws % 2)
         found = judge(sample)
         seconds = time.perf_counter() - started
-        return certify(sample, found, key=key, starts=starts, seconds=seconds, used=sample.evaluations)
+        return certify(fitted.q, sample, found, key=key, starts=starts, seconds=seconds, used=sample.evaluations)
 
 
 def judge(sample: FreshDraws) -> tuple[Finding, ...]:
     """Every finding that needs nothing but the sample; `check` adds the search for other optima."""
-    coordinates = coordinate_table(sample)
-    tables = [(coordinates, sample.z)]
+    tables = [(coordinate_table(sample), sample.z)]
     if _has_own_values(sample):
         tables.append((value_table(sample), sample.values[1]))
     per_table = [[findings.moments(t), findings.noise(t), findings.parameter_khat(sample, t, x)] for t, x in tables]
     worst = [max(same, key=lambda f: (list(Verdict).index(f.verdict), f.value)) for same in zip(*per_table, strict=True)]
+    worst.append(findings.tails(sample, *tables[-1]))  # of what the summary prints: a log scale has long tails of its own
     of_sample = [f(sample) for f in (findings.finite, findings.converged, findings.khat, findings.evidence)]
     return (*of_sample, *worst, findings.precision(sample))
 
 
-def certify(sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int) -> Certificate:
-    """The certificate of a sample that was judged already: adds the search for other optima."""
+def certify(
+    q: AbstractFamily, sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int
+) -> Certificate:
+    """The certificate of a sample that was judged already: adds the searches for what q may not cover."""
     started, before = time.perf_counter(), batched(sample.target).evaluations
-    found = (*found, optima(sample, _check_key(key), starts=starts))
-    certificate = Certificate(found, (-np.inf, np.inf), sample.elbo, 0, 0.0)
-    detail = certificate["evidence"].detail
-    bounds = (detail["lower"] - 2 * detail["lower_stderr"], detail["upper"] + 2 * detail["upper_stderr"])
+    found = (*found, coverage(sample, q, _check_key(key)), optima(sample, _check_key(key), starts=starts))
+    bounds = _evidence_bounds({finding.name: finding for finding in found})
     used += batched(sample.target).evaluations - before
     return Certificate(found, bounds, sample.elbo, used, seconds + time.perf_counter() - started)
+
+
+def _evidence_bounds(found: dict[str, Finding]) -> tuple[float, float]:
+    """Two standard errors outside the sandwich; modes that q misses are added to its upper end."""
+    detail = found["evidence"].detail
+    upper = detail["upper"] + 2 * detail["upper_stderr"]
+    for elbo, *_ in found["optima"].detail["rivals"]:
+        upper = float(np.logaddexp(upper, elbo + _RIVAL_SLACK))
+    wide = found["coverage"]
+    if wide.verdict is not Verdict.PASS:
+        upper = max(upper, wide.detail["log_evidence"] + 2 * wide.detail["log_evidence_stderr"])
+    return detail["lower"] - 2 * detail["lower_stderr"] - _ROUNDING, upper + _ROUNDING
 
 
 def _has_own_values(sample: FreshDraws) -> bool:

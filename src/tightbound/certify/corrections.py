@@ -69,11 +69,11 @@ def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
     shift = weights @ centred
     second = weights @ (centred - shift) ** 2
     # influence of draw s on the weighted minus the plain moment
-    excess = (weights - 1.0 / count)[:, None]
     influence = weights[:, None] * (centred - shift) - centred / count
     mean_stderr = np.sqrt(np.sum(influence**2, axis=0))
-    influence = excess * centred**2 - weights[:, None] * second + variance / count
-    log_sd_stderr = np.sqrt(np.sum(influence**2, axis=0)) / (2 * _positive(second))
+    influence = weights[:, None] * ((centred - shift) ** 2 / _positive(second) - 1.0)
+    influence -= (centred**2 / _positive(variance) - 1.0) / count
+    log_sd_stderr = 0.5 * np.sqrt(np.sum(influence**2, axis=0))
     return mean, np.sqrt(variance), mean + shift, np.sqrt(second), mean_stderr, log_sd_stderr
 
 

@@ -88,10 +88,11 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
 
 
 def _starts(rng: np.random.Generator, draws: FreshDraws, white: Whitening, starts: int) -> np.ndarray:
-    dim = draws.z.shape[1]
-    anywhere = white.to_u(dispersed_points(rng, starts // 2, dim))
-    around = rng.standard_normal((starts - starts // 2, dim)) * np.resize(_INFLATION, starts - starts // 2)[:, None]
-    return np.concatenate([np.zeros((1, dim)), anywhere, around])
+    """q's mean; half of the rest anywhere (uniform(-2, 2), every third one five times as wide), half around q."""
+    dim, half = draws.z.shape[1], starts // 2
+    anywhere = dispersed_points(rng, half, dim) * np.where(np.arange(half) % 3 == 2, 5.0, 1.0)[:, None]
+    around = rng.standard_normal((starts - half, dim)) * np.resize(_INFLATION, starts - half)[:, None]
+    return np.concatenate([np.zeros((1, dim)), white.to_u(anywhere), around])
 
 
 def _distinct(paths: list[Path]) -> list[np.ndarray]:

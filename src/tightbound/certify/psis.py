@@ -12,12 +12,16 @@ _TINY = np.log(np.finfo(np.float64).tiny)
 
 @dataclasses.dataclass(frozen=True)
 class SmoothedWeights:
-    """Normalised smoothed weights `[S]` (they sum to 1), the tail shape k-hat with its standard error, and the ESS."""
+    """Normalised smoothed weights `[S]` (they sum to 1), the tail shape k-hat with its standard error, and the ESS.
+
+    `unseen`: what the fitted tail holds beyond the largest weight, relative to the sum of all weights.
+    """
 
     weights: np.ndarray
     khat: float
     khat_stderr: float
     ess: float
+    unseen: float = 0.0
 
 
 def smooth(log_weights: np.ndarray) -> SmoothedWeights:
@@ -43,7 +47,18 @@ def smooth(log_weights: np.ndarray) -> SmoothedWeights:
     quantile = sigma / k * np.expm1(-k * np.log1p(-probability)) if abs(k) > 1e-8 else -sigma * np.log1p(-probability)
     smoothed = shifted.copy()
     smoothed[order[-tail:]] = np.minimum(np.log(quantile + np.exp(cut)), 0.0)
-    return _normalised(smoothed, float(k), (1.0 + max(float(k), 0.0)) / np.sqrt(tail))
+    unseen = _unseen(float(k), float(sigma), float(excess[-1])) / np.exp(shifted).sum()
+    return _normalised(smoothed, float(k), (1.0 + max(float(k), 0.0)) / np.sqrt(tail), unseen)
+
+
+def _unseen(k: float, sigma: float, largest: float) -> float:
+    """Expected excess of a generalised Pareto law over its largest order statistic: (sigma + k largest) / (1 - k).
+
+    Of one draw, as a share 1/S of the draws lies beyond. The mean of importance weights is finite whatever k is fitted
+    (it is the evidence), so k is held below 0.95.
+    """
+    k = min(k, 0.95)
+    return max(sigma + k * largest, 0.0) / (1.0 - k)
 
 
 def tail_size(draws: int) -> int:
@@ -89,7 +104,7 @@ def fit_generalised_pareto(excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (k_mean, sigma) if excess.ndim == 2 else (k_mean[0], sigma[0])
 
 
-def _normalised(log_weights: np.ndarray, khat: float, stderr: float) -> SmoothedWeights:
+def _normalised(log_weights: np.ndarray, khat: float, stderr: float, unseen: float = 0.0) -> SmoothedWeights:
     weights = np.exp(log_weights - log_weights.max())
     weights /= weights.sum()
-    return SmoothedWeights(weights, khat, stderr, float(1.0 / np.sum(weights**2)))
+    return SmoothedWeights(weights, khat, stderr, float(1.0 / np.sum(weights**2)), unseen)

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="Variational inference that says how far off it is.",
         version=_version,
         default_parameter=cyclopts.Parameter(negative=()),
+        suppress_keyboard_interrupt=False,
     )
     for command, name in ((fit, "fit"), (reproduce, "reproduce"), (list_experiments, "list")):
         app.command(command, name=name)

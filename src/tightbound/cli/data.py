@@ -80,11 +80,16 @@ def _column(cells: list[str]) -> Any:
 def _read_npz(content: bytes) -> dict[str, Any]:
     import numpy as np
 
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name].item() if archive[name].ndim == 0 else archive[name] for name in archive}
-    except (zipfile.BadZipFile, AttributeError, TypeError):
-        raise ValueError("this is not an .npz file, or it is damaged; write it with numpy.savez(path, x=x, y=y).") from None
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError("this is not an .npz file, or it is damaged; write it with numpy.savez(path, x=x, y=y).")
+    found = {}
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        for name in archive:
+            try:
+                found[name] = archive[name].item() if archive[name].ndim == 0 else archive[name]
+            except ValueError:
+                raise ValueError(f"{name!r} holds Python objects, which are not loaded; save numbers.") from None
+    return found
 
 
 __all__ = ["read"]

@@ -79,7 +79,7 @@ class AbstractEstimator(eqx.Module):
     def surrogate(
         self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
-        """A scalar whose value estimates the loss and whose gradient in q estimates the loss's gradient; and the new state."""
+        """A scalar whose value estimates the loss and whose gradient in q estimates the gradient; and the new state."""
 
     def evaluations_per_step(self, target: AbstractTarget) -> float:
         """Gradients of the full log density that one call of `surrogate` uses (a minibatch of B rows counts B/N each)."""

@@ -46,7 +46,9 @@ def check_draws(noise: str, n: int, part: str, q: Any, objective: AbstractObject
             'not; use noise="independent".'
         )
     if noise == "sobol" and q.noise_dim > _SOBOL_DIMS:
-        raise PairingError(f'{part}: Sobol points have at most {_SOBOL_DIMS} coordinates, q needs {q.noise_dim}; use "antithetic".')
+        raise PairingError(
+            f'{part}: Sobol points have at most {_SOBOL_DIMS} coordinates, q needs {q.noise_dim}; use "antithetic".'
+        )
     group = 1 if objective is None else objective.group
     unit = 2 * group if noise == "antithetic" else group
     if n % unit:

@@ -1,7 +1,7 @@
 """Question 1: which family? A class is a family, an instance is a member q, its array leaves are lambda."""
 
 import abc
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -13,7 +13,6 @@ from jax.flatten_util import ravel_pytree
 from .._numerics import as_key, host_rng, scoped, to_device, to_host
 from .._types import Array, Key, PyTree
 from ..results import PairingError
-
 
 Nats = Array | float | np.floating
 """One number of nats: a 0-d array under JAX, a NumPy or Python float on the host."""
@@ -61,7 +60,7 @@ class AbstractFamily(eqx.Module):
             'use noise="independent".'
         )
 
-    def retract(self, step: Self) -> Self:
+    def retract(self, step: Any) -> Any:
         """The member that a small `step` leads to; `step` has q's own structure, and zeros mean no move.
 
         By default the step is added to the leaves. A family that knows its own scale reads the step in that scale, so
@@ -78,7 +77,7 @@ class AbstractFamily(eqx.Module):
         flat, _ = ravel_pytree(eqx.filter(self, eqx.is_inexact_array))
         return flat[None, :], jnp.ones_like(flat)[None, :]
 
-    def aligned(self, to: Self) -> Self:
+    def aligned(self, to: Any) -> Any:
         """The same distribution, with those of its equivalent parameters that are nearest to `to`'s.
 
         Parameters that may rotate or swap without changing q can only be averaged when they are lined up. By default they
@@ -119,6 +118,10 @@ class AbstractFamily(eqx.Module):
         z, log_q = _draw_compiled(self, as_key(key), n)
         return np.asarray(z), np.asarray(log_q)
 
+    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+        """Log densities `[n]` at `z [n, dim]`, NumPy in and out; override where the host needs no compilation."""
+        return np.asarray(_log_prob_compiled(self, z))
+
     def entropy(self) -> Nats | None:
         """Differential entropy in nats where it has a closed form, else None."""
         return None
@@ -129,7 +132,7 @@ class AbstractFamily(eqx.Module):
         leaves = [leaf for leaf in jax.tree.leaves(self) if eqx.is_inexact_array(leaf)]
         return np.dtype(leaves[0].dtype) if leaves else np.dtype(np.float64)
 
-    def on_host(self) -> Self:
+    def on_host(self) -> Any:
         """The same member with NumPy leaves, which no precision flag can narrow."""
         return to_host(self)
 
@@ -137,6 +140,16 @@ class AbstractFamily(eqx.Module):
 @scoped
 def _draw_compiled(q: AbstractFamily, key: jax.Array, n: int):
     return _draw_jitted(to_device(q, q.dtype), key, n)
+
+
+@scoped
+def _log_prob_compiled(q: AbstractFamily, z: np.ndarray):
+    return _log_prob_jitted(to_device(q, q.dtype), jnp.asarray(z, q.dtype))
+
+
+@eqx.filter_jit
+def _log_prob_jitted(q, z):
+    return jax.vmap(q._log_prob)(z)
 
 
 @eqx.filter_jit

@@ -57,7 +57,9 @@ class Gaussian(AbstractFamily):
     def low_rank(dim: int, rank: int) -> "Gaussian":
         """Mean zero, unit sds and nearly independent, with room for `rank` directions of correlation."""
         if _positive(rank, "rank") > _positive(dim, "dim"):
-            raise ValueError(f"Gaussian.low_rank: `rank` must not exceed `dim`, got rank {rank} of dim {dim}; use Gaussian.full.")
+            raise ValueError(
+                f"Gaussian.low_rank: `rank` must not exceed `dim`, got rank {rank} of dim {dim}; use Gaussian.full."
+            )
         return Gaussian(np.zeros(dim), LowRank.small(dim, rank))
 
     @staticmethod
@@ -144,6 +146,10 @@ class Gaussian(AbstractFamily):
         noise = standard_normals(n, q.noise_dim, key, "gaussian").astype(q.dtype)
         delta = q.scale.displace(noise)
         return q.mean + delta, -q._log_normaliser() - 0.5 * q.scale.quadratic(delta)
+
+    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+        q = self.on_host()
+        return -q._log_normaliser() - 0.5 * q.scale.quadratic(z - q.mean)
 
     def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
         return self._from_noise(jr.normal(key, (self.noise_dim,), self.dtype))

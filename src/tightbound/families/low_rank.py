@@ -1,6 +1,6 @@
 """The low-rank-plus-diagonal scale: a few directions of correlation in very many coordinates, at linear cost."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
@@ -91,9 +91,9 @@ class LowRank(AbstractScale):
     def whiten_score(self, score: Array) -> Array:
         return self._through(self.parts()[0] * score, _root_minus_one)
 
-    def retract(self, step: Self) -> Self:
+    def retract(self, step: "LowRank") -> "LowRank":
         """Each column of U moves by root times its step, as a mean would; log D by its step."""
-        return type(self)(self.factor + self.unwhiten_columns(step.factor), self.log_diagonal + step.log_diagonal)
+        return LowRank(self.factor + self.unwhiten_columns(step.factor), self.log_diagonal + step.log_diagonal)
 
     def unwhiten_columns(self, columns: Array) -> Array:
         """root times each column of `[d, m]`."""
@@ -102,17 +102,17 @@ class LowRank(AbstractScale):
         moved = columns + (basis * _root_minus_one(values)[None, :]) @ (basis.T @ columns)
         return self.parts()[0][:, None] * moved
 
-    def aligned(self, to: Self) -> Self:
+    def aligned(self, to: "LowRank") -> "LowRank":
         """U and U Q give the same covariance for every rotation Q: the Q that brings W = D^-1 U nearest to `to`'s W.
 
         Source: Schoenemann 1966 (orthogonal Procrustes problem).
         """
         xp = namespace(self.factor, to.factor)
         left, _, right = xp.linalg.svd(self._scaled_factor().T @ to._scaled_factor())
-        return type(self)(self.factor @ (left @ right), self.log_diagonal)
+        return LowRank(self.factor @ (left @ right), self.log_diagonal)
 
-    def stretched(self, factor: Array) -> Self:
-        return type(self)(self.factor * factor[:, None], self.log_diagonal + namespace(factor).log(factor))
+    def stretched(self, factor: Array) -> "LowRank":
+        return LowRank(self.factor * factor[:, None], self.log_diagonal + namespace(factor).log(factor))
 
     def _over_diagonal(self, delta: Array) -> Array:
         return delta * namespace(self.log_diagonal).exp(-self.log_diagonal)

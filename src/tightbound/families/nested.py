@@ -15,6 +15,7 @@ from .._types import Array, Key, PyTree
 from .base import AbstractFamily, standard_normals
 from .log_linear import LogLinear
 
+_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host
 _REFINE = 32  # cells of the outer density per interval between knots
 
 
@@ -97,6 +98,19 @@ class NestedGaussian(AbstractFamily):
         s = (inside - self.knots[cell])[..., None]
         a, b, c, d = (self.coefficients[i][cell] for i in range(4))
         return ((a * s + b) * s + c) * s + d + (t - inside)[..., None] * ((3 * a * s + 2 * b) * s + c)
+
+    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+        t, rest = z[:, self.coordinate], np.delete(z, self.coordinate, axis=1)
+        cell, weight = self._position(t, np)
+        log_diagonal = (1 - weight)[:, None] * self.log_diagonal[cell] + weight[:, None] * self.log_diagonal[cell + 1]
+        moved, noise, rows = rest - self._mean(t, cell, np), np.empty_like(rest), max(1, _HOST_NUMBERS // self.dim**2)
+        for i in range(0, len(z), rows):
+            part = slice(i, i + rows)
+            w, k = weight[part, None, None], cell[part]
+            root = (1 - w) * self.lower[k] + w * self.lower[k + 1] + np.exp(log_diagonal[part])[:, :, None] * np.eye(self.dim - 1)
+            noise[part] = np.linalg.solve(root, moved[part, :, None])[..., 0]
+        normal = -0.5 * np.sum(noise**2, axis=1) - 0.5 * (self.dim - 1) * np.log(2 * np.pi) - log_diagonal.sum(axis=1)
+        return self.outer.log_prob(t) + normal
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """Stratified in t, antithetic in the rest; no matrix per draw, only one product per knot."""

@@ -5,7 +5,7 @@ on NumPy leaves (host: nothing to compile, no precision flag to obey) and on JAX
 """
 
 import abc
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -70,14 +70,14 @@ class AbstractScale(eqx.Module):
         """root' score: a gradient in z as a gradient in white coordinates, `[..., d]`."""
 
     @abc.abstractmethod
-    def retract(self, step: Self) -> Self:
+    def retract(self, step: Any) -> Any:
         """The scale that a small step leads to, the step read in units of the scale itself."""
 
     @abc.abstractmethod
-    def stretched(self, factor: Array) -> Self:
+    def stretched(self, factor: Array) -> Any:
         """The scale of diag(factor) delta: `factor [d]`, positive."""
 
-    def aligned(self, to: Self) -> Self:
+    def aligned(self, to: Any) -> Any:
         """The same covariance, with those of its equivalent parameters that are nearest to `to`'s; by default unique."""
         return self
 
@@ -169,11 +169,11 @@ class Diagonal(AbstractScale):
     def whiten_score(self, score: Array) -> Array:
         return self.unwhiten(score)
 
-    def retract(self, step: Self) -> Self:
-        return type(self)(self.log_sd + step.log_sd)
+    def retract(self, step: "Diagonal") -> "Diagonal":
+        return Diagonal(self.log_sd + step.log_sd)
 
-    def stretched(self, factor: Array) -> Self:
-        return type(self)(self.log_sd + namespace(factor).log(factor))
+    def stretched(self, factor: Array) -> "Diagonal":
+        return Diagonal(self.log_sd + namespace(factor).log(factor))
 
 
 class Full(AbstractScale):
@@ -229,7 +229,9 @@ class Full(AbstractScale):
     def _from_lower(lower: np.ndarray, where: str, name: str) -> "Full":
         diagonal = np.diagonal(lower)
         if not np.all(diagonal > 0):
-            raise ValueError(f"{where}: `{name}` is singular: coordinate {int(np.argmin(diagonal))} has no variance of its own.")
+            raise ValueError(
+                f"{where}: `{name}` is singular: coordinate {int(np.argmin(diagonal))} has no variance of its own."
+            )
         return Full(np.tril(lower, -1) + np.diag(np.log(diagonal)))
 
     @property
@@ -271,7 +273,7 @@ class Full(AbstractScale):
     def whiten_score(self, score: Array) -> Array:
         return score @ self.root
 
-    def retract(self, step: Self) -> Self:
+    def retract(self, step: "Full") -> "Full":
         """L <- L T with T = `step` read like `raw`: invariant under every affine change of the target's coordinates.
 
         Source: local parameterisation of Lin, Nielsen, Khan & Schmidt 2021 (Tractable structured natural-gradient
@@ -279,12 +281,12 @@ class Full(AbstractScale):
         """
         xp = namespace(self.raw, step.raw)
         below = xp.tril(self.root @ Full(step.raw).root, -1)
-        return type(self)(below + xp.diag(xp.diagonal(self.raw) + xp.diagonal(step.raw)))
+        return Full(below + xp.diag(xp.diagonal(self.raw) + xp.diagonal(step.raw)))
 
-    def stretched(self, factor: Array) -> Self:
+    def stretched(self, factor: Array) -> "Full":
         xp = namespace(self.raw, factor)
         below = xp.tril(self.raw, -1) * factor[:, None]
-        return type(self)(below + xp.diag(xp.diagonal(self.raw) + xp.log(factor)))
+        return Full(below + xp.diag(xp.diagonal(self.raw) + xp.log(factor)))
 
 
 def _finite(value: Any, where: str, name: str) -> np.ndarray:

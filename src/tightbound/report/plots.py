@@ -20,7 +20,8 @@ except ImportError as error:
     raise MissingExtraError("matplotlib", "plots", "A report (fit.report)") from error
 
 # Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
-Q, CORRECTED, INK, FAINT = "#0072B2", "#D55E00", "#24292f", "#d8dee4"
+Q, CORRECTED = "#0072B2", "#D55E00"
+_INK, _SOFT = "#24292f", "#57606a"
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -28,10 +29,10 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#8c959f",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": "#57606a",
-    "ytick.color": "#57606a",
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#eaeef2",
@@ -67,14 +68,15 @@ def marginals(contents: Contents) -> Picture | None:
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = _figure(rows * 1.75 + 0.5)
+    figure.get_layout_engine().set(wspace=0.05)
     for place, j in enumerate(shown):
         axes = figure.add_subplot(rows, columns, place + 1)
         _marginal(axes, contents.values[:, j], contents.weights)
-        _title(axes, contents.names[j])
+        axes.set_title(_short(contents.names[j]), parse_math=False)
     _legend(figure, contents)
     of = "all" if len(shown) == len(contents.names) else f"the {len(shown)} of {len(contents.names):,}"
     moved = " that the importance weights move most" if of != "all" else ""
-    caption = f"Marginals of {of} values{moved}, worst first. {_colours(contents)}"
+    caption = f"Marginals of {of} values{moved}, the largest correction first. {_colours(contents)}"
     return Picture(_svg(figure), f"Histograms of {', '.join(contents.names[j] for j in shown)}.", caption)
 
 
@@ -83,21 +85,17 @@ def pairs(contents: Contents) -> Picture | None:
     shown = _with_spread(contents, _PAIRS)
     if len(shown) < 2:
         return None
-    figure = _figure(0.5 + 1.9 * (len(shown) - 1), width=2.4 * (len(shown) - 1) + 1.2)
+    size = len(shown) - 1
+    figure = _figure(0.5 + 1.9 * size, width=2.4 * size + 1.2)
     clouds = list(_clouds(contents))
     for row, j in enumerate(shown[1:]):
         for column, i in enumerate(shown[: row + 1]):
-            axes = figure.add_subplot(len(shown) - 1, len(shown) - 1, row * (len(shown) - 1) + column + 1)
-            for colour, index in clouds:
-                axes.plot(contents.values[index, i], contents.values[index, j], ".", ms=3, mew=0, alpha=0.4, color=colour)
-            axes.set_xlim(*_range(contents.values[:, i], contents.weights))
-            axes.set_ylim(*_range(contents.values[:, j], contents.weights))
-            _sparse(axes)
-            axes.tick_params(labelbottom=row == len(shown) - 2, labelleft=column == 0)
-            if row == len(shown) - 2:
-                axes.set_xlabel(_short(contents.names[i]), parse_math=False)
-            if column == 0:
-                axes.set_ylabel(_short(contents.names[j]), parse_math=False)
+            axes = figure.add_subplot(size, size, row * size + column + 1)
+            _scatter(axes, contents, i, j, clouds)
+            axes.tick_params(labelbottom=row == size - 1, labelleft=column == 0)
+            # a $ in a user's name is a dollar
+            axes.set_xlabel(_short(contents.names[i]) if row == size - 1 else "", parse_math=False)
+            axes.set_ylabel(_short(contents.names[j]) if column == 0 else "", parse_math=False)
     _legend(figure, contents)
     caption = f"Pairs of the values that the importance weights move most. {_colours(contents)}"
     return Picture(_png(figure), f"Scatter plots of {', '.join(contents.names[j] for j in shown)}.", caption)
@@ -124,7 +122,7 @@ def weight_tail(contents: Contents) -> Picture | None:
     limit = khat_threshold(count)
     steepest = ratio[tail] * (rank[: tail + 1] / (tail + 1)) ** -limit
     label = f"slope of a tail at the limit, {limit:.2f}"
-    axes.loglog(rank[: tail + 1], steepest, "--", color="#57606a", lw=1.2, label=label)
+    axes.loglog(rank[: tail + 1], steepest, "--", color=_SOFT, lw=1.2, label=label)
     axes.set_ylim(bottom=min(0.1, max(ratio[ratio > 0].min(), 1e-3)), top=3 * max(ratio[0], steepest[0]))
     axes.set_xlabel("rank of the draw (1 has the largest weight)")
     axes.set_ylabel("importance weight")
@@ -155,7 +153,7 @@ def path(contents: Contents) -> Picture | None:
     elbo = contents.elbo
     if np.isfinite(elbo.value):
         axes.axhline(elbo.value, color=CORRECTED, lw=1.3, label=f"ELBO of the result on fresh draws: {elbo}")
-    _from_where_it_matters(axes, x, y, elbo.value)
+    _from_where_it_matters(axes, y, elbo.value)
     axes.set_xlabel("gradients of the log density")
     axes.set_ylabel("nats")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -164,7 +162,7 @@ def path(contents: Contents) -> Picture | None:
     return Picture(_svg(figure), f"Minus the loss along {len(y)} steps; it ends at {y[-1]:.3f} nats.", caption)
 
 
-def _from_where_it_matters(axes: Any, x: np.ndarray, y: np.ndarray, final: float) -> None:
+def _from_where_it_matters(axes: Any, y: np.ndarray, final: float) -> None:
     """The first steps may lie a million nats below the rest: cut them off, and say so."""
     top = max(y.max(), final) if np.isfinite(final) else y.max()
     low = top - max(4 * (top - np.quantile(y[len(y) // 4 :], 0.1)), 2.0)
@@ -172,7 +170,7 @@ def _from_where_it_matters(axes: Any, x: np.ndarray, y: np.ndarray, final: float
         margin = 0.06 * (top - low)
         axes.set_ylim(low, top + 2 * margin)
         note = f"it starts at {y[0]:,.4g}" if y[0] < low else f"its lowest is {y.min():,.4g}"
-        axes.annotate(f"↓ {note}", (0.98, 0.04), xycoords="axes fraction", ha="right", color="#57606a", fontsize=8.5)
+        axes.annotate(f"↓ {note}", (0.98, 0.04), xycoords="axes fraction", ha="right", color=_SOFT, fontsize=8.5)
 
 
 def _marginal(axes: Any, x: np.ndarray, weights: np.ndarray | None) -> None:
@@ -186,6 +184,15 @@ def _marginal(axes: Any, x: np.ndarray, weights: np.ndarray | None) -> None:
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(visible=False)
+
+
+def _scatter(axes: Any, contents: Contents, i: int, j: int, clouds: list[tuple[str, np.ndarray]]) -> None:
+    for colour, index in clouds:
+        axes.plot(contents.values[index, i], contents.values[index, j], ".", ms=3, mew=0, alpha=0.4, color=colour)
+    axes.set_xlim(*_range(contents.values[:, i], contents.weights))
+    axes.set_ylim(*_range(contents.values[:, j], contents.weights))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def _range(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
@@ -203,12 +210,12 @@ def _range(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
 
 
 def _with_spread(contents: Contents, most: int) -> list[int]:
-    """The worst values whose draws are finite and not all the same, at most `most`."""
+    """The worst values whose draws are (nearly all) finite and not all the same, at most `most`."""
     found = []
     for j in contents.worst:
         x = contents.values[:, j]
         x = x[np.isfinite(x)]
-        if len(x) > 10 and np.quantile(x, 0.998) > np.quantile(x, 0.002):
+        if len(x) > 0.99 * len(contents.values) and np.quantile(x, 0.998) > np.quantile(x, 0.002):
             found.append(int(j))
         if len(found) == most:
             break
@@ -248,16 +255,8 @@ def _figure(height: float, width: float = _WIDTH) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _sparse(axes: Any) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-
-
-def _title(axes: Any, name: str) -> None:
-    axes.set_title(_short(name), parse_math=False)  # a $ in a user's name is a dollar
-
-
 def _short(name: str, most: int = 26) -> str:
+    """On one line, with the middle of a long name left out."""
     name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
 

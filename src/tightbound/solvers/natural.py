@@ -34,23 +34,24 @@ class NewtonModel:
 
     eigenvalues: Any
     vectors: Any
-    damped: Any  # |eigenvalues| kept within the trust factor of 1
+    damped: Any  # |eigenvalues| kept within the trust factor of 1: what precisions are multiplied by
+    stiff: Any  # |eigenvalues| kept above 1 / trust factor: what mean steps are divided by
     gradient: Any  # in the eigenbasis
 
 
 def newton_model(gradient: Any, curvature: Any, xp: Any = np) -> NewtonModel:
     """Diagonalise the curvature; directions of wrong sign or extreme size are tamed to within the trust factor."""
     eigenvalues, vectors = xp.linalg.eigh(curvature)
-    damped = xp.clip(xp.abs(eigenvalues), 1.0 / _TRUST, _TRUST)
-    return NewtonModel(eigenvalues, vectors, damped, vectors.T @ gradient)
+    size = xp.maximum(xp.abs(eigenvalues), 1.0 / _TRUST)
+    return NewtonModel(eigenvalues, vectors, xp.minimum(size, _TRUST), size, vectors.T @ gradient)
 
 
 def natural_step(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np) -> tuple[Any, Any, Any]:
     """(mean, root, change of log|root|) after one damped step of the rule; the mean moves at most 2 sqrt(d) sds.
 
-    The mean step is divided by the damped curvature: a damped Newton variant of the rule, equal to it at rho = 1.
+    The mean step is divided by the curvature: a damped Newton variant of the rule, equal to it at rho = 1.
     """
-    shift = rho * model.gradient / model.damped
+    shift = rho * model.gradient / model.stiff
     longest = 2.0 * np.sqrt(shift.shape[0])
     shift = shift * xp.minimum(1.0, longest / (xp.linalg.norm(shift) + 1e-300))
     factor = 1.0 + rho * (model.damped - 1.0)
@@ -170,7 +171,7 @@ class NaturalGradient(AbstractSolver):
 
     def _ascend(self, target: Any, rule: Any, state: NaturalState, model: NewtonModel) -> tuple[NaturalState | None, int]:
         """The first step along the rule that does not lower the design's ELBO, and how many were tried."""
-        rho, slope = state.rho, float(np.sum(model.gradient**2 / model.damped))
+        rho, slope = state.rho, float(np.sum(model.gradient**2 / model.stiff))
         here = float(state.moments.elbo)
         for tried in range(1, 13):
             mean, root, _ = rule(state.mean, state.root, model, rho)
@@ -233,14 +234,14 @@ def _settled(state: NaturalState, structure: str) -> bool:
     """Whitened move and curvature error below 0.3 of the design's own error (or a quarter of, or all of, tol)."""
     model = _model_at(state)
     error, curvature = _standard_error(state.moments, model), _CURVATURES[structure](model)
-    move = np.sqrt(np.mean((model.gradient / model.damped) ** 2))
+    move = np.sqrt(np.mean((model.gradient / model.stiff) ** 2))
     wrong = np.sqrt(np.mean((curvature - 1.0) ** 2))
     return bool(move < max(0.3 * error, 0.25 * state.tol) and wrong < max(0.3 * error, state.tol) and curvature.min() > 0)
 
 
 def _standard_error(moments: Moments, model: NewtonModel) -> float:
     """Root-mean-square standard error of the mean over directions, in posterior sds, from the spread over pairs."""
-    spread = (moments.gradient_spread - moments.gradient) @ model.vectors / model.damped
+    spread = (moments.gradient_spread - moments.gradient) @ model.vectors / model.stiff
     return float(np.sqrt(np.mean(spread**2) / len(spread)))
 
 

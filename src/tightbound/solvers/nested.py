@@ -53,18 +53,20 @@ class Nested(AbstractSolver):
     """From a Gaussian to a NestedGaussian: refit the rest by natural gradient at a grid of values of one coordinate.
 
     The coordinate is the one with the strongest third-order coupling to the scores (`third_order_coupling`), in practice
-    the log scale of a hierarchical model; the grid walks outwards in steps of `step` sds until the conditional ELBO, the
+    the log scale of a hierarchical model (in one dimension q becomes the posterior on a grid); the grid walks outwards in steps of `step` sds until the conditional ELBO, the
     log density of t up to a constant, has fallen by 8 nats. Costs some 5,000-15,000 gradients. Not for targets that the
     Gaussian already fits: it gains nothing there and adds grid noise of .01-.03 sd.
 
     Arguments:
         coordinate: index of t; None chooses it.
-        step: distance of knots in sds of t.
+        choice: which coordinate to choose, in order of coupling: 0 is the strongest.
+        step_sds: distance of knots in sds of t.
 
     Source: default-fit spec, section 1.1c.
     """
 
     coordinate: int | None = None
+    choice: int = 0
     step_sds: float = 0.7
     compiled: ClassVar[bool] = False
 
@@ -75,8 +77,6 @@ class Nested(AbstractSolver):
                 f"Nested starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
                 "tb.fit(target, gaussian_fit.q, solver=tb.solvers.Nested())."
             )
-        if q.dim < 2:
-            raise PairingError("Nested needs at least two coordinates; in one dimension use a Mixture or StudentT.")
         if objective is not None:
             raise PairingError("Nested maximises the ELBO at each knot and takes no other objective; leave `objective` out.")
         if self.coordinate is not None and not 0 <= self.coordinate < q.dim:
@@ -87,13 +87,13 @@ class Nested(AbstractSolver):
         evaluate, rng, dim = batched(target), host_rng(key, "nested"), q.dim
         j = self.coordinate
         if j is None:
-            coupling = third_order_coupling(evaluate, mean, root, rng)
-            j = int(np.argmax(np.sum(coupling**2, axis=1)))
+            coupling = third_order_coupling(evaluate, mean, root, rng) if dim > 1 else np.zeros((1, 1))
+            j = int(np.argsort(-np.sum(coupling**2, axis=1))[min(self.choice, dim - 1)])
         covariance, rest = root @ root.T, np.delete(np.arange(dim), j)
         slope = covariance[rest, j] / covariance[j, j]
         conditional = covariance[np.ix_(rest, rest)] - np.outer(slope, slope) * covariance[j, j]
         conditional += 1e-10 * np.diag(np.diag(conditional))
-        design = moment_matched(rng, max(dim - 1, 32), dim - 1)
+        design = moment_matched(rng, max(dim - 1, 32) if dim > 1 else 1, dim - 1)
         guess = Knot(float(mean[j]), mean[rest], np.linalg.cholesky(conditional), -np.inf)
         (start,) = _refit(evaluate, j, [guess], design)
         spacing = self.step_sds * float(np.sqrt(covariance[j, j]))
@@ -212,5 +212,5 @@ def _moved(knot: Knot, model, rho: float) -> Knot:
 
 
 def _is_settled(model) -> bool:
-    move = np.sqrt(np.mean((model.gradient / model.damped) ** 2))
+    move = np.sqrt(np.mean((model.gradient / model.stiff) ** 2))
     return bool(move < _SETTLED and np.sqrt(np.mean((model.eigenvalues - 1.0) ** 2)) < 0.05)

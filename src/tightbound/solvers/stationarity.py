@@ -5,7 +5,7 @@ is stored but a few sums, whatever the number of steps.
 """
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -45,7 +45,7 @@ class Window(eqx.Module):
     def full(self) -> jax.Array:
         return self.filled >= self.length
 
-    def pushed(self, monitored: jax.Array, parameters: jax.Array, gradient: jax.Array) -> Self:
+    def pushed(self, monitored: jax.Array, parameters: jax.Array, gradient: jax.Array) -> "Window":
         """The window with one more step in it."""
         filled = self.filled + 1
         move = monitored - self.origin
@@ -53,7 +53,7 @@ class Window(eqx.Module):
         per_batch = self.length // BATCHES
         closes = filled % per_batch == 0
         batch_mean = batch / per_batch.astype(batch.dtype)
-        return type(self)(
+        return Window(
             self.length,
             filled,
             self.origin,

@@ -1,5 +1,6 @@
 """Stochastic gradient descent that needs no learning rate to be tuned and no number of steps to be guessed."""
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -25,8 +26,6 @@ _MOST_HALVINGS = 10
 _MOST_SKIPPED = 200  # non-finite steps in a window, when they outnumber the others
 _FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
 _ENDINGS = {0: None, 1: Result.stationary, 2: Result.nonfinite, 3: Result.unbounded}
-
-
 _DEFAULT_TRANSFORM = travelling_adam(_LEARNING_RATE)  # one object, so that equal solvers share one compilation
 
 
@@ -65,29 +64,31 @@ class StochasticState(eqx.Module):
 
 
 class StochasticGradient(AbstractSolver):
-    """Any optax transformation on any estimator's gradient, averaged over its last steps, and it stops by itself.
+    """Any optax transformation on any estimator's gradient, averaged over its last steps; it stops by itself.
 
-    For minibatches, noisy densities, families and objectives without a solver of their own. Not for a Gaussian q on a
-    smooth log density of moderate size: NaturalGradient needs a tenth of the evaluations.
+    For minibatches, noisy densities, and families and objectives without a solver of their own. Not for a Gaussian q on a
+    smooth log density of moderate size: NaturalGradient is more accurate for a fraction of the evaluations.
 
-    Steps are taken in q's own scale (`AbstractFamily.retract`): for a Gaussian in posterior sds, along and across
-    correlations alike, so that neither units nor conditioning of the target matter; `whitened=False` moves the plain
-    parameters instead, as in the textbook.
+    Steps are taken in q's own scale (`AbstractFamily.retract`): for a Gaussian in posterior sds, along and across its
+    correlations alike, so that neither the units nor the conditioning of the target matter. `whitened=False` moves the
+    plain parameters instead, as in the textbook.
 
-    Steps are judged over windows that double. A window is settled when its halves agree (split R-hat below 1.1) and its
-    average gradient is zero to within its error. The first settled window halves the step size, and so does every one in
-    which the iterates scatter so much that the curvature of the parameters would bias their average by more than half of
-    `tol`. The run ends when a window is settled, quiet in that sense, averaged to a third of `tol` (Monte Carlo standard error by
-    batch means), and within `tol` of the average at twice the step size; that average is the answer. A step whose loss or
-    gradient is not finite is skipped and counted, and the step size is halved for a while.
+    The run is judged in windows that grow (`Window`). A window is settled when its halves agree (split R-hat) and its
+    average gradient is zero to within its error. The first settled window halves the step size, and so does every one
+    whose iterates scatter so widely that the curvature of the parameters would bias their average. The run ends when a
+    window is settled, its average is known to within `tol` posterior sds (three Monte Carlo standard errors or more, by
+    batch means), and it is no further than that from the average at twice the step size: halving again would not pay.
+    That average is the answer.
 
-    Source: Welandawe et al. 2022 (RAABBVI), algorithm 1, with windows in place of their optimised ones; Dhaka et al. 2020,
-    section 4 (R-hat and Monte Carlo error of iterates).
+    A step whose loss or gradient is not finite is skipped and counted, and the steps after it are shorter for a while.
+
+    Source: Welandawe et al. 2022 (RAABBVI), algorithm 1, whose window search is replaced by growing windows; Dhaka et al.
+    2020, section 4 (R-hat and Monte Carlo error of the iterates).
 
     Attributes:
         estimator: of the loss's gradient; None is StickTheLanding(8) where that is unbiased, else Pathwise(8).
-        transform: an optax transformation; None is an Adam whose rate, .05 sd per step, falls with the number of parameters
-            per dimension.
+        transform: an optax transformation; None is `travelling_adam` at .05 sd per step, less where there are many
+            parameters per dimension.
         whitened: whether steps are in q's own scale.
     """
 
@@ -142,7 +143,7 @@ class StochasticGradient(AbstractSolver):
         new = moved, optimiser, state.window.pushed(monitored, x, g)
         q, optimiser, window = _where(good, new, (q, state.optimiser, state.window))
         flat = good & jnp.any(units > _FLAT * jnp.maximum(state.first_units, 1.0))
-        state = _counted(_replace(state, draws=draws, optimiser=optimiser, window=window), good, flat)
+        state = _counted(dataclasses.replace(state, draws=draws, optimiser=optimiser, window=window), good, flat)
         state = jax.lax.cond(window.full & (state.ended == 0), lambda s: _judged(s, q), lambda s: s, state)
         change = jnp.where(good, jnp.max(jnp.abs(ravel_pytree(move)[0])), 0.0)
         evaluations = jnp.asarray(self._estimator(objective).evaluations_per_step(target), x.dtype)
@@ -167,9 +168,13 @@ class StochasticGradient(AbstractSolver):
         return _DEFAULT_TRANSFORM if self.transform is None else self.transform
 
     def _first_step_size(self, parameters: int, dim: int) -> float:
-        # Adam moves every parameter by its rate. A d x d scale has d of them per dimension, and as many small moves at once
-        # are one large one; a transformation that the user chose is left as it is.
-        return 1.0 if self.transform is not None else min(1.0, math.sqrt(2 * dim / parameters))
+        # Adam moves every parameter by its rate, and small moves of many parameters of one scale add up to a large one: a
+        # d x r factor of which every entry moves by .05 is a new direction of correlation d r times as strong. A
+        # transformation that the user chose is left as it is.
+        if self.transform is not None:
+            return 1.0
+        beyond_mean_and_sd = max(parameters - 2 * dim, 1)
+        return min(1.0, math.sqrt(2 * dim / parameters), 10.0 / math.sqrt(beyond_mean_and_sd))
 
     def _gradient(self, target: Any, q: Any, objective: Any, draws: PyTree, key: Any) -> tuple[jax.Array, Any, PyTree]:
         """The loss, its gradient in the coordinates in which steps are taken, and the estimator's new state."""
@@ -191,7 +196,7 @@ def _counted(state: StochasticState, good: jax.Array, flat: jax.Array) -> Stocha
     skipped_here = jnp.where(good, state.skipped_here, state.skipped_here + 1)
     hopeless = skipped_here >= jnp.maximum(state.window.filled, _MOST_SKIPPED)
     ending = jnp.where(hopeless, 2, jnp.where(flat, 3, 0)).astype(jnp.int32)
-    return _replace(
+    return dataclasses.replace(
         state,
         caution=jnp.where(good, jnp.minimum(1.05 * state.caution, 1.0), 0.5 * state.caution),
         skipped=jnp.where(good, state.skipped, state.skipped + 1),
@@ -222,7 +227,7 @@ def _judged(state: StochasticState, q: Any) -> StochasticState:
     # The error of an average falls with the root of the window: what is needed is known once the window is settled.
     needed = jnp.where(settled, jnp.clip(jnp.ceil(1.2 * coarse**2), 2.0, 8.0), 2.0)
     growth = jnp.where(halve, 1.0, needed).astype(jnp.int32)
-    return _replace(
+    return dataclasses.replace(
         state,
         window=Window.opened(monitored, parameters, state.window.length * growth),
         reference=parameters,
@@ -249,10 +254,6 @@ def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
         return jnp.where(condition, a, b) if eqx.is_array(a) else a
 
     return jax.tree.map(choose, new, old)
-
-
-def _replace(state: StochasticState, **changes: Any) -> StochasticState:
-    return StochasticState(**{**{name: getattr(state, name) for name in state.__dataclass_fields__}, **changes})
 
 
 __all__ = ["StochasticGradient", "StochasticState"]

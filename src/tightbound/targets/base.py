@@ -15,7 +15,13 @@ from ..results import PairingError
 
 
 class AbstractTarget(eqx.Module):
-    """Something with named values that we want to know the distribution of."""
+    """Something with named values that we want to know the distribution of.
+
+    An ability, below, is a subclass with a name (`ability`) and a word on where it comes from (`offered_by`).
+    """
+
+    ability: ClassVar[str]
+    offered_by: ClassVar[str]
 
     @property
     @abc.abstractmethod

@@ -1,6 +1,5 @@
 """From a point of R^d to named values and back: names, shapes, supports and log-Jacobians, written once."""
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from .._types import Array, PyTree
 from ..results import TargetError
 from .support import as_constraint, bijection, describe, free_shape, holds, known
+from .values import indexed_names, path_name
 
 
 class Block(eqx.Module):
@@ -124,12 +124,12 @@ class Layout(eqx.Module):
     @property
     def coordinate_names(self) -> tuple[str, ...]:
         """One name per coordinate of R^dim: `mu`, `beta[0]`, `A[0, 1]`; of a simplex the free coordinates only."""
-        return tuple(name for block in self.blocks for name in element_names(block.name, block.free_shape))
+        return tuple(name for block in self.blocks for name in indexed_names(block.name, block.free_shape))
 
     @property
     def value_names(self) -> tuple[str, ...]:
         """One name per element of the constrained values, in the order of `jax.tree.leaves`."""
-        return tuple(name for block in self.blocks for name in element_names(block.name, block.shape))
+        return tuple(name for block in self.blocks for name in indexed_names(block.name, block.shape))
 
     def constrain(self, z: Array) -> PyTree:
         """The values at the point `z` `[dim]`."""
@@ -187,7 +187,7 @@ class Layout(eqx.Module):
 
 
 def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
-    """The leaves of a pytree by name, in the order of `jax.tree.leaves`: "beta", "outer.inner", "layers[0]".
+    """The leaves of a pytree by name, in the order of `jax.tree.leaves`: "beta", "outer.inner", "layers.0".
 
     Raises:
         TargetError: when two leaves have the same name, or the keys of a dict cannot be sorted.
@@ -196,7 +196,7 @@ def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
         pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
     except (ValueError, TypeError) as error:
         raise TargetError(f"`{argument}` is not a pytree that JAX can flatten: {error}. Use strings as names.") from error
-    names = [_path_name(path) for path, _ in pairs]
+    names = [path_name(path) for path, _ in pairs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise TargetError(f"`{argument}` has two values called {twice!r}; rename one.")
@@ -205,25 +205,7 @@ def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
 
 def value_names(values: PyTree) -> tuple[str, ...]:
     """One name per element of a pytree of arrays (or of their shapes), in the order of `jax.tree.leaves`."""
-    return tuple(n for name, leaf in named_leaves(values).items() for n in element_names(name, np.shape(leaf)))
-
-
-@functools.lru_cache(maxsize=1024)
-def element_names(name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """`name` for a scalar, else `name[0]`, `name[0, 1]`, ... in row-major order."""
-    if shape == ():
-        return (name,)
-    return tuple(f"{name}[{', '.join(map(str, index))}]" for index in np.ndindex(shape))
-
-
-def _path_name(path: tuple[Any, ...]) -> str:
-    name = ""
-    for key in path:
-        if isinstance(key, jax.tree_util.SequenceKey):
-            name += f"[{key.idx}]"
-        else:
-            name += ("." if name else "") + str(getattr(key, "key", getattr(key, "name", key)))
-    return name or "value"
+    return tuple(n for name, leaf in named_leaves(values).items() for n in indexed_names(name, np.shape(leaf)))
 
 
 def _floating(value: Any) -> jax.Array:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import equinox as eqx
-import jax
 
 from .._numerics import x64
 from .._types import Array, PyTree
@@ -64,4 +63,4 @@ def from_log_density(
             traced = trace(lambda params: scalar(log_density(params), "log_density"), layout.structs())
         check_reads(traced, layout, "log_density")
         check_derived(derived, layout)
-    return LogDensity(layout, log_density, derived, traced.returns_float32)
+    return LogDensity(layout=layout, function=log_density, derived=derived, returns_float32=traced.returns_float32)

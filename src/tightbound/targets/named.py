@@ -71,8 +71,8 @@ def check_reads(traced: Traced, layout: Layout, argument: str) -> None:
     for read, block in zip(traced.reads, layout.blocks, strict=True):
         if not read and not is_proper_when_flat(block.constraint):
             raise TargetError(
-                f"`{argument}` does not depend on {block.name!r} (support {describe(block.constraint)}): its posterior would be "
-                "flat and improper. Give it a prior, or leave it out of `example`."
+                f"`{argument}` does not depend on {block.name!r} (support {describe(block.constraint)}): its posterior "
+                "would be flat and improper. Give it a prior, or leave it out of `example`."
             )
 
 
@@ -90,4 +90,6 @@ def check_derived(derived: Callable[[PyTree], Any] | None, layout: Layout) -> No
         raise TargetError(f"`derived` returned a {type(out).__name__}; it must return a dict from names to arrays.")
     for name in out:
         if name in values:
-            raise TargetError(f"`derived` returned {name!r}, which is also a parameter. The parameters are {known(values, name)}")
+            raise TargetError(
+                f"`derived` returned {name!r}, which is also a parameter. The parameters are {known(values, name)}"
+            )

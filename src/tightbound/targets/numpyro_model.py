@@ -1,5 +1,6 @@
 """A target from a NumPyro model."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, final
 
@@ -18,6 +19,8 @@ from .numpyro_program import (
     Inspection,
     Program,
     Site,
+    check_data,
+    has_nan,
     inspect,
     log_prob,
     observed_values,
@@ -189,7 +192,7 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
 
     @host_unless_traced
     def take(self, index: Array) -> "NumPyroRows":
-        return eqx.tree_at(lambda target: target.rows, self, {self.plate: self.rows_at(index)})
+        return dataclasses.replace(self, rows={self.plate: self.rows_at(index)})
 
     def _frame(self, site: Site) -> Any:
         return next((frame for frame in site["cond_indep_stack"] if frame.name == self.plate), None)
@@ -234,19 +237,19 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
         if seen.params:
             program = Program(program.model, program.arguments, to_host(param_values(program, seen.params)))
         _check_observed(program, seen)
-    common = (
-        program,
-        Layout.from_blocks(seen.blocks),
-        {},
-        seen.live,
-        bool(seen.live or seen.deterministic),
-        seen.observed,
-        seen.returns_float32,
-    )
+    common: dict[str, Any] = {
+        "program": program,
+        "layout": Layout.from_blocks(seen.blocks),
+        "rows": {},
+        "live": seen.live,
+        "replayed": bool(seen.live or seen.deterministic),
+        "observed_names": seen.observed,
+        "returns_float32": seen.returns_float32,
+    }
     if len(seen.subsampled) == 1 and not (seen.local or seen.live):
         ((plate, size),) = seen.subsampled.items()
-        return NumPyroRows(*common, plate, size)
-    return NumPyroModel(*common)
+        return NumPyroRows(**common, plate=plate, size=size)
+    return NumPyroModel(**common)
 
 
 def _opened(model: Callable[..., Any], args: tuple, kwargs: dict) -> tuple[Program, Inspection]:
@@ -277,19 +280,8 @@ def _as_argument(leaf: Any) -> Any:
 def _check_observed(program: Program, seen: Inspection) -> None:
     """Raise a TargetError that names the site with NaN among its data, where no mask covers it."""
     arguments = program.arguments.value if isinstance(program.arguments, ClosedOver) else program.arguments
-    if not any(map(_has_nan, [*jax.tree.leaves(arguments), *seen.constants])):
+    if not any(map(has_nan, [*jax.tree.leaves(arguments), *seen.constants])):
         return  # the usual case, which compiles nothing
     for name, data in to_host(observed_values(program, seen.observed)).items():
-        if name not in seen.masked and _has_nan(data):
-            where = np.argwhere(np.isnan(data))
-            raise TargetError(
-                f"The data at site {name!r} have {len(where)} NaN among {data.size} values, the first at index "
-                f"{tuple(where[0].tolist())}. Drop them, make them latent, or mask them: "
-                "with numpyro.handlers.mask(mask=~np.isnan(data))."
-            )
-
-
-def _has_nan(leaf: Any) -> bool:
-    if not isinstance(leaf, (np.ndarray, jax.Array)) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return False
-    return bool(np.isnan(np.asarray(leaf)).any())
+        if name not in seen.masked:
+            check_data(name, data)

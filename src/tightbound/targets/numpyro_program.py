@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._types import PyTree
 from ..results import TargetError
@@ -152,13 +153,13 @@ def inspect(program: Program) -> Inspection:
             subsampled[site["name"]] = site["args"][0]
         return plate_indices(site, {})
 
-    def log_density(arrays, static):
-        sites = eqx.combine(arrays, static).explored(_start, on_plate)
+    def log_density(arrays, origin):
+        sites = eqx.combine(arrays, static).explored(_start(origin), on_plate)
         found.update(_classified(sites, subsampled))
         return jnp.asarray(sum(jnp.sum(log_prob(site)) for site in sampled(sites)))
 
     arrays, static = eqx.partition(program, lambda leaf: isinstance(leaf, (np.ndarray, jax.Array)))
-    traced = trace(lambda arrays: log_density(arrays, static), arrays)
+    traced = trace(log_density, arrays, jax.ShapeDtypeStruct((), np.float64))
     return Inspection(**found, subsampled=subsampled, returns_float32=traced.returns_float32, constants=traced.constants)
 
 
@@ -171,6 +172,26 @@ def log_prob(site: Site) -> jax.Array:
     """A site's scaled log probability over its batch axes, nats."""
     unscaled = site["fn"].log_prob(site["value"])
     return unscaled if site["scale"] is None else site["scale"] * unscaled
+
+
+def check_data(name: str, data: Any) -> None:
+    """Raise a TargetError when the data at a site, as far as they are known, contain NaN."""
+    if isinstance(data, Tracer) or not has_nan(data):
+        return
+    where = np.argwhere(np.isnan(data))
+    raise TargetError(
+        f"The data at site {name!r} have {len(where)} NaN among {np.size(data)} values, the first at index "
+        f"{tuple(where[0].tolist())}. Drop them, make them a latent site, or mask them: "
+        "with numpyro.handlers.mask(mask=~np.isnan(data))."
+    )
+
+
+def has_nan(leaf: Any) -> bool:
+    """Whether `leaf` is a floating array or number with NaN in it."""
+    if not isinstance(leaf, (np.ndarray, np.generic, jax.Array, float)):
+        return False
+    dtype = getattr(leaf, "dtype", np.dtype(float))
+    return bool(jnp.issubdtype(dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any())
 
 
 def plate_indices(site: Site, rows: dict[str, Any]) -> jax.Array | None:
@@ -194,14 +215,14 @@ def plate_indices(site: Site, rows: dict[str, Any]) -> jax.Array | None:
 @eqx.filter_jit
 def param_values(program: Program, names: tuple[str, ...]) -> dict[str, Any]:
     """The initial values of the `numpyro.param` sites."""
-    sites = program.explored(_start, lambda site: plate_indices(site, {}))
+    sites = program.explored(_start(0.0), lambda site: plate_indices(site, {}))
     return {name: sites[name]["value"] for name in names}
 
 
 @eqx.filter_jit
 def observed_values(program: Program, names: Iterable[str]) -> dict[str, jax.Array]:
     """The data at the observed sites."""
-    sites = program.explored(_start, lambda site: plate_indices(site, {}))
+    sites = program.explored(_start(0.0), lambda site: plate_indices(site, {}))
     return {name: jnp.asarray(sites[name]["value"]) for name in names}
 
 
@@ -233,17 +254,22 @@ def _trace(model: Callable[..., Any], args: tuple, kwargs: dict) -> dict[str, Si
     return handlers.trace(model).get_trace(*args, **kwargs)
 
 
-def _start(site: Site) -> jax.Array | None:
-    """A value for a latent site: the one behind unconstrained zeros. Only its shape is used."""
-    if site["type"] != "sample" or site["is_observed"]:
-        return None
-    name, fn = site["name"], site["fn"]
-    support = getattr(fn, "support", None)
-    reason = _reason_against(fn, support)
-    if reason:
-        raise TargetError(f"Site {name!r} ({type(fn).__name__}): {reason}.")
-    transform = bijection(support)
-    return transform(jnp.zeros(transform.inverse_shape((*site["kwargs"].get("sample_shape", ()), *fn.shape()))))
+def _start(origin: Any) -> Callable[[Site], jax.Array | None]:
+    """A value for each latent site: the one whose unconstrained coordinates are all `origin`. Only its shape is used."""
+
+    def value(site: Site) -> jax.Array | None:
+        if site["type"] != "sample" or site["is_observed"]:
+            return None
+        name, fn = site["name"], site["fn"]
+        support = getattr(fn, "support", None)
+        reason = _reason_against(fn, support)
+        if reason:
+            raise TargetError(f"Site {name!r} ({type(fn).__name__}): {reason}.")
+        transform = bijection(support)
+        shape = (*site["kwargs"].get("sample_shape", ()), *fn.shape())
+        return transform(jnp.full(transform.inverse_shape(shape), origin, jnp.result_type(float)))
+
+    return value
 
 
 def _redrawn(site: Site) -> jax.Array | None:
@@ -285,22 +311,26 @@ def _classified(sites: dict[str, Site], subsampled: dict[str, int]) -> dict[str,
             "an argument of the model."
         )
     observed = [s for s in sampled(sites) if s["is_observed"] and not s["infer"].get("is_auxiliary")]
+    masked = tuple(site["name"] for site in observed if hasattr(site["fn"], "_mask"))
+    for site in observed:
+        if site["name"] not in masked:
+            check_data(site["name"], site["value"])
     latent = [site for site in sampled(sites) if not site["is_observed"]]
     if not latent:
         raise TargetError("The model has no latent site: everything in it is observed, so there is nothing to infer.")
     halves = [name for name in by_type if name.endswith("_unobserved") and f"{name[:-10]}observed" in by_type]
     if halves:
         raise TargetError(
-            f"Site {halves[0][:-11]!r} uses obs_mask, which makes a latent value for every datum and leaves those of observed "
-            "data without a density. Mask the missing data with numpyro.handlers.mask instead, or make them a site of their "
-            "own."
+            f"Site {halves[0][:-11]!r} uses obs_mask, which makes a latent value for every datum and leaves those of "
+            "observed data without a density. Mask the missing data with numpyro.handlers.mask instead, or make them a site "
+            "of their own."
         )
     live = tuple(site["name"] for site in latent if _is_live(site))
     return {
         "blocks": {site["name"]: _block(site, site["name"] in live) for site in latent},
         "live": live,
         "observed": tuple(site["name"] for site in observed),
-        "masked": tuple(site["name"] for site in observed if hasattr(site["fn"], "_mask")),
+        "masked": masked,
         "deterministic": tuple(name for name, kind in by_type.items() if kind == "deterministic"),
         "params": tuple(name for name, kind in by_type.items() if kind == "param"),
         "local": tuple({frame.name for s in latent for frame in s["cond_indep_stack"] if frame.name in subsampled}),
@@ -308,7 +338,7 @@ def _classified(sites: dict[str, Site], subsampled: dict[str, int]) -> dict[str,
 
 
 def _is_live(site: Site) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site["fn"].support))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(site["fn"].support))
 
 
 def _block(site: Site, live: bool) -> Block:

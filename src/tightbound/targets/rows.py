@@ -1,5 +1,6 @@
 """A target from independent rows of data: a prior, and a likelihood of each row."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -63,15 +64,7 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed):
 
     @host_unless_traced
     def take(self, index: Array) -> "IndependentRows":
-        return IndependentRows(
-            self.layout,
-            self.prior_function,
-            self.likelihood_function,
-            self.derived,
-            self.rows_at(index),
-            self.returns_float32,
-            self.scale * self.num_rows / len(index),
-        )
+        return dataclasses.replace(self, data=self.rows_at(index), scale=self.scale * self.num_rows / len(index))
 
     def observed(self) -> dict[str, Any]:
         return {name: np.asarray(leaf) for name, leaf in named_leaves(self.data).items()}
@@ -133,7 +126,14 @@ def from_rows(
         traced = _trace_both(log_prior, log_likelihood, data, layout)
         check_reads(traced, layout, "log_prior + log_likelihood")
         check_derived(derived, layout)
-    return IndependentRows(layout, log_prior, log_likelihood, derived, data, traced.returns_float32)
+    return IndependentRows(
+        layout=layout,
+        prior_function=log_prior,
+        likelihood_function=log_likelihood,
+        derived=derived,
+        data=data,
+        returns_float32=traced.returns_float32,
+    )
 
 
 def as_rows(data: PyTree) -> PyTree:
@@ -192,7 +192,7 @@ def _is_numbers(leaf: Any) -> bool:
 
 
 def _called(name: str) -> str:
-    return "`data`" if name == "value" else f"`data[{name!r}]`"
+    return "`data`" if name == "z" else f"`data[{name!r}]`"
 
 
 def _as_array(leaf: Any) -> Any:

@@ -12,10 +12,12 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._numerics import to_host, x64
 from .._types import PyTree
 from ..results import TargetError
+from .constants import mend_numpy_constants
 from .support import known
 
 F = TypeVar("F", bound=Callable)
@@ -47,7 +49,7 @@ def host_unless_traced(method: F) -> F:
 
 
 def _is_traced(tree: PyTree) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 class Traced(NamedTuple):
@@ -66,6 +68,7 @@ class Traced(NamedTuple):
 
 def trace(function: Callable[..., Any], first: PyTree, *rest: PyTree) -> Traced:
     """Trace `function(first, *rest)`, which returns one array, on arrays or shapes; call inside `x64()`."""
+    mend_numpy_constants()
     closed = jax.make_jaxpr(function)(first, *rest)
     live = _live_inputs(closed.jaxpr)[: len(jax.tree.leaves(first))]
     narrow = rounds(closed.jaxpr) or any(_is_narrow(v.aval) for v in closed.jaxpr.outvars)
@@ -135,13 +138,15 @@ def scalar(out: Any, argument: str, *, may_be_constant: bool = False) -> jax.Arr
     if out is None:
         raise TargetError(f"`{argument}` returned None; is its `return` missing?")
     if not isinstance(out, (jax.Array, np.ndarray, np.generic, float, int)):
-        raise TargetError(f"`{argument}` returned a {type(out).__name__}; it must return one number, the log density in nats.")
+        raise TargetError(
+            f"`{argument}` returned a {type(out).__name__}; it must return one number, the log density in nats."
+        )
     if np.shape(out) != ():
         raise TargetError(
             f"`{argument}` returned shape {np.shape(out)}, but a log density is one number in nats. Sum over the terms, for "
             "instance jnp.sum(...)."
         )
-    constant = not isinstance(out, jax.core.Tracer)
+    constant = not isinstance(out, Tracer)
     if constant and not may_be_constant:
         raise TargetError(
             f"`{argument}` returned the constant {out!r}, which does not depend on the parameters: the posterior would be "

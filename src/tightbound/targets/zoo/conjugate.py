@@ -99,7 +99,9 @@ def normal_normal(x: Array | None = None, *, noise: float = 1.0, prior_sd: float
     )
 
 
-def linear_regression(num_rows: int = 50, dim: int = 3, *, noise: float = 0.7, prior_sd: float = 2.0, seed: int = 0) -> Known:
+def linear_regression(
+    num_rows: int = 50, dim: int = 3, *, noise: float = 0.7, prior_sd: float = 2.0, seed: int = 0
+) -> Known:
     """beta ~ N(0, prior_sd^2 I), y ~ N(X beta, noise^2 I) on simulated data: the posterior is Gaussian.
 
     Precision P = I / prior_sd^2 + X'X / noise^2, mean P^-1 X'y / noise^2, evidence N(y; 0, noise^2 I + prior_sd^2 X X').

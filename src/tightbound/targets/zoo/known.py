@@ -69,4 +69,4 @@ def moments_on_grid(log_weight: np.ndarray, means: Values, variances: Values | N
     weight /= weight.sum()
     mean = {name: np.tensordot(weight, x, 1) for name, x in means.items()}
     spread = {name: (x - mean[name]) ** 2 + (variances or {}).get(name, 0.0) for name, x in means.items()}
-    return mean, {name: np.sqrt(np.tensordot(weight, x, 1)) for name, x in spread.items()}
+    return mean, {name: np.asarray(np.sqrt(np.tensordot(weight, x, 1))) for name, x in spread.items()}

@@ -4,7 +4,6 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import logsumexp
 
 from ..log_density import from_log_density
 from .known import LOG_2PI, Known, Values, moments_on_grid, normal
@@ -32,13 +31,13 @@ def eight_schools(*, centered: bool = False) -> Known:
     log_weight = _log_marginal(np.exp(_LOG_TAU)) + _LOG_TAU
     mean, sd = moments_on_grid(log_weight, *_given_tau(np.exp(_LOG_TAU)))
     if centered:
-        mean.pop("theta_trans"), sd.pop("theta_trans")
+        del mean["theta_trans"], sd["theta_trans"]
     return Known(
         name=f"eight_schools(centered={centered})",
         target=_centered() if centered else _noncentered(),
         mean=mean,
         sd=sd,
-        log_evidence=float(logsumexp(log_weight) + math.log(_LOG_TAU[1] - _LOG_TAU[0])),
+        log_evidence=float(np.logaddexp.reduce(log_weight)) + math.log(_LOG_TAU[1] - _LOG_TAU[0]),
         draw=lambda n, rng: _draw(n, rng, log_weight, centered),
     )
 
@@ -106,7 +105,7 @@ def _given_tau(tau: np.ndarray) -> tuple[Values, Values]:
 
 def _draw(n: int, rng: np.random.Generator, log_weight: np.ndarray, centered: bool) -> Values:
     """tau by its distribution function on the grid, then mu given tau, then the schools given both."""
-    cdf = np.cumsum(np.exp(log_weight - logsumexp(log_weight)))
+    cdf = np.cumsum(np.exp(log_weight - np.logaddexp.reduce(log_weight)))
     # A node stands for the interval around it, so that the function between two nodes belongs to their midpoint.
     tau = np.exp(np.interp(rng.random(n), cdf, _LOG_TAU + (_LOG_TAU[1] - _LOG_TAU[0]) / 2))
     mean_mu, variance_mu, variance = _mu_given_tau(tau)

@@ -1,0 +1,76 @@
+"""A mixture of members of any families: for posteriors with several modes."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.scipy.special as jsp
+import numpy as np
+
+from .._numerics import host_rng
+from .._types import Array, Key, PyTree
+from .base import AbstractFamily
+
+
+class Mixture(AbstractFamily):
+    """q(z) = sum_k w_k q_k(z), w = softmax(logits).
+
+    Use it where searches from several starts end on several optima. Draws are not a smooth function of the weights, so
+    pathwise estimators refuse it (use Score, or the mixture rung of the default). Not for one curved mode: a
+    NestedGaussian or a Flow says more with fewer parameters.
+
+    Arguments:
+        components: members of one dimension, of any families.
+        logits: `[K]`, log weights up to a constant; equal weights by default.
+
+    Raises:
+        ValueError: no components, or of different dimensions, or as many logits as components are not given.
+    """
+
+    components: tuple[AbstractFamily, ...]
+    logits: Array
+    reparameterised: ClassVar[bool] = False
+
+    def __init__(self, components: Any, logits: Any = None):
+        self.components = tuple(components)
+        if not self.components:
+            raise ValueError("Mixture: `components` is empty; pass at least one member of a family.")
+        if len({q.dim for q in self.components}) > 1:
+            raise ValueError(f"Mixture: `components` differ in dimension: {[q.dim for q in self.components]}.")
+        self.logits = np.zeros(len(self.components)) if logits is None else logits
+        if np.shape(self.logits) != (len(self.components),):
+            raise ValueError(f"Mixture: `logits` must have shape [{len(self.components)}], got {np.shape(self.logits)}.")
+
+    @property
+    def dim(self) -> int:
+        return self.components[0].dim
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The mixture weights `[K]`, on the host."""
+        shifted = np.exp(np.asarray(self.logits) - np.max(self.logits))
+        return shifted / shifted.sum()
+
+    def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
+        choose, *keys = jr.split(key, 1 + len(self.components))
+        draws = jnp.stack([q._sample(k, x) for q, k in zip(self.components, keys, strict=True)])
+        return draws[jr.categorical(choose, jnp.asarray(self.logits))]
+
+    def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
+        each = jnp.stack([q._log_prob(z, x) for q in self.components])
+        return jsp.logsumexp(each + jax.nn.log_softmax(jnp.asarray(self.logits)))
+
+    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+        each = np.stack([q.log_prob_on_host(z) for q in self.components], axis=1) + np.log(self.weights)
+        return np.logaddexp.reduce(each, axis=1)
+
+    def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """Stratified over the components: each gives its share of the draws, to the nearest draw; shuffled."""
+        rng = host_rng(key, "mixture")
+        counts = np.diff(np.round(np.concatenate([[0.0], np.cumsum(self.weights)]) * n + rng.uniform(-0.5, 0.5)).clip(0, n))
+        counts[-1] += n - counts.sum()
+        seeds = rng.integers(2**31, size=len(self.components))
+        parts = [q.draw(int(c), int(s))[0] for q, c, s in zip(self.components, counts, seeds, strict=True) if c > 0]
+        z = rng.permutation(np.concatenate(parts))
+        return z, self.log_prob_on_host(z)

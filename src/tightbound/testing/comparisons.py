@@ -1,0 +1,59 @@
+"""Comparisons with known truth that fail with a sentence."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.random as jr
+import numpy as np
+
+from .._numerics import as_key
+
+ALLOWED = 4.0
+"""Standard errors that a statistical comparison allows: a new key fails a correct part about once in 10,000 numbers."""
+
+
+def seed_of(key: Any) -> list[int]:
+    """The integers of any kind of key, for a NumPy generator."""
+    return [int(word) for word in np.asarray(jr.key_data(as_key(key)))]
+
+
+def rows(count: int, *trees: Any) -> np.ndarray:
+    """Trees of arrays with a leading axis of `count` (or scalars, for 1), side by side: `[count, P]`."""
+    leaves = [leaf for tree in trees for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+    return np.concatenate([np.asarray(leaf).reshape(count, -1) for leaf in leaves], axis=1)
+
+
+def mean_is(samples: np.ndarray, truth: Any, sentence: str) -> None:
+    """The mean over the first axis equals `truth` to within four of its standard errors."""
+    samples = np.asarray(samples)
+    error = samples.std(0, ddof=1) / np.sqrt(len(samples))
+    _assert_within(samples.mean(0), np.asarray(truth), error, sentence)
+
+
+def means_agree(first: np.ndarray, second: np.ndarray, sentence: str) -> None:
+    """The means of two independent samples agree to within four standard errors of their difference."""
+    errors = [s.std(0, ddof=1) / np.sqrt(len(s)) for s in (first, second)]
+    _assert_within(first.mean(0), second.mean(0), np.hypot(*errors), sentence)
+
+
+def _assert_within(mean: np.ndarray, truth: np.ndarray, error: np.ndarray, sentence: str) -> None:
+    z = np.abs(mean - truth) / (error + 1e-9)
+    worst = np.unravel_index(np.argmax(z), np.shape(z))
+    value, expected = float(np.asarray(mean)[worst]), float(np.broadcast_to(truth, np.shape(z))[worst])
+    assert np.max(z) <= ALLOWED, f"{sentence}: {value:.5g}, not {expected:.5g} ({np.max(z):.1f} standard errors)."
+
+
+def close(value: Any, expected: Any, tolerance: float, sentence: str) -> None:
+    """All entries equal to within `tolerance`, absolute and relative."""
+    assert np.allclose(np.asarray(value), np.asarray(expected), rtol=tolerance, atol=tolerance), sentence
+
+
+def refuses(call: Callable[[], Any], error: type[Exception], sentence: str) -> None:
+    """`call` raises `error`."""
+    try:
+        call()
+    except error:
+        return
+    raise AssertionError(sentence)

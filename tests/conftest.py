@@ -1,0 +1,18 @@
+"""Strict mode for the internals: float64, no implicit promotion of ranks or dtypes.
+
+What runs the user's own code is tested as a user runs it (tests/targets/conftest.py, tests/test_user_mode.py).
+"""
+
+import jax
+import jax.random as jr
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def key():
+    """The same key for every test: statistical comparisons are decided once and for all."""
+    return jr.key(20250131)
