@@ -113,7 +113,7 @@ def climb(
 def _attempt(name: str, run: Run, key: Any) -> Attempt:
     began = time.perf_counter()
     sample = fresh_sample(run, key, extend=False)
-    attempt = Attempt(name, run, sample, judge(sample), time.perf_counter() - began)
+    attempt = Attempt(name, run, sample, judge(run.q, sample, key), time.perf_counter() - began)
     # good weights, too few of them: more draws before a richer family
     return _extended(attempt, key) if not attempt.passes and sample.smoothed.khat < _LOST else attempt
 
@@ -125,7 +125,7 @@ def _extended(attempt: Attempt, key: Any) -> Attempt:
     if len(sample.z) == len(attempt.sample.z):
         return attempt
     seconds = attempt.seconds + time.perf_counter() - began
-    return dataclasses.replace(attempt, sample=sample, found=judge(sample), seconds=seconds)
+    return dataclasses.replace(attempt, sample=sample, found=judge(attempt.run.q, sample, key), seconds=seconds)
 
 
 def _restarted(
@@ -176,7 +176,7 @@ def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
 
 def _certificate(attempt: Attempt, key: Any) -> Certificate:
     sample = attempt.sample
-    return certify(attempt.run.q, sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=sample.evaluations)
+    return certify(sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=sample.evaluations)
 
 
 def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:

@@ -51,13 +51,13 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
     started = time.perf_counter()
     with host_algebra():
         sample = fresh_sample(fitted, key, draws + draws % 2)
-        found = judge(sample)
+        found = judge(fitted.q, sample, key)
         seconds = time.perf_counter() - started
-        return certify(fitted.q, sample, found, key=key, starts=starts, seconds=seconds, used=sample.evaluations)
+        return certify(sample, found, key=key, starts=starts, seconds=seconds, used=sample.evaluations)
 
 
-def judge(sample: FreshDraws) -> tuple[Finding, ...]:
-    """Every finding that needs nothing but the sample; `check` adds the search for other optima."""
+def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...]:
+    """Every finding but the search for other optima, which `certify` adds."""
     tables = [(coordinate_table(sample), sample.z)]
     if _has_own_values(sample):
         tables.append((value_table(sample), sample.values[1]))
@@ -65,15 +65,13 @@ def judge(sample: FreshDraws) -> tuple[Finding, ...]:
     worst = [max(same, key=lambda f: (list(Verdict).index(f.verdict), f.value)) for same in zip(*per_table, strict=True)]
     worst.append(findings.tails(sample, *tables[-1]))  # of what the summary prints: a log scale has long tails of its own
     of_sample = [f(sample) for f in (findings.finite, findings.converged, findings.khat, findings.evidence)]
-    return (*of_sample, *worst, findings.precision(sample))
+    return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample))
 
 
-def certify(
-    q: AbstractFamily, sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int
-) -> Certificate:
-    """The certificate of a sample that was judged already: adds the searches for what q may not cover."""
+def certify(sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int) -> Certificate:
+    """The certificate of a sample that was judged already: adds the search for other optima."""
     started, before = time.perf_counter(), batched(sample.target).evaluations
-    found = (*found, coverage(sample, q, _check_key(key)), optima(sample, _check_key(key), starts=starts))
+    found = (*found, optima(sample, _check_key(key), starts=starts))
     bounds = _evidence_bounds({finding.name: finding for finding in found})
     used += batched(sample.target).evaluations - before
     return Certificate(found, bounds, sample.elbo, used, seconds + time.perf_counter() - started)

@@ -172,8 +172,8 @@ def tails(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Finding:
         if len(part):
             k[part] = khat_of(squares[:, part])
     worst = int(np.argmax(k))
-    value = float(k[worst])
-    verdict = Verdict.PASS if value < threshold else Verdict.CAUTION
+    value, stderr = float(k[worst]), (1.0 + max(float(k[worst]), 0.0)) / np.sqrt(tail_size(len(x)))
+    verdict = Verdict.PASS if value - stderr < threshold else Verdict.CAUTION
     name = table.names[worst]
     why = (
         "Every sd rests on many draws."
@@ -181,7 +181,7 @@ def tails(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Finding:
         else f"The sd of `{name}` rests on a few draws far out (k-hat {value:.2f}): read its quantiles instead."
     )
     where = tuple(table.names[j] for j in np.argsort(-k)[:5] if k[j] >= threshold)
-    return Finding("tails", value, np.nan, threshold, verdict, why, "Vehtari et al. 2024, section 3.3", where)
+    return Finding("tails", value, stderr, threshold, verdict, why, "Vehtari et al. 2024, section 3.3", where)
 
 
 def moments(table: MomentTable) -> Finding:

@@ -212,5 +212,7 @@ def _moved(knot: Knot, model, rho: float) -> Knot:
 
 
 def _is_settled(model) -> bool:
+    if not len(model.eigenvalues):  # one dimension: nothing is left to fit at a knot
+        return True
     move = np.sqrt(np.mean((model.gradient / model.stiff) ** 2))
     return bool(move < _SETTLED and np.sqrt(np.mean((model.eigenvalues - 1.0) ** 2)) < 0.05)
