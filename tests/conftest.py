@@ -16,3 +16,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def key():
     """The same key for every test: statistical comparisons are decided once and for all."""
     return jr.key(20250131)
+
+
+@pytest.fixture
+def as_a_user():
+    """JAX as a user has it: float64 off, standard promotion. For tests that run the user's own code."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

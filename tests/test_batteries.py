@@ -1,17 +1,15 @@
 """Every member of every kind of part passes its battery, and a part broken on purpose fails it."""
 
 import contextlib
-import math
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 
-from tightbound.estimators import FixedDesign, Pathwise, StickTheLanding
+from tightbound.estimators import Pathwise, StickTheLanding
 from tightbound.estimators.base import AbstractEstimator
 from tightbound.estimators.draws import draw, evaluate
 from tightbound.families import AbstractFamily, Diagonal, Full, Gaussian, LowRank
@@ -19,9 +17,8 @@ from tightbound.families.mixture import Mixture
 from tightbound.families.nested import NestedGaussian
 from tightbound.objectives import ELBO, IWELBO, AbstractObjective, Source
 from tightbound.results import Result
-from tightbound.solvers import FixedDraws, Laplace, NaturalGradient, StochasticGradient
+from tightbound.solvers import Laplace, NaturalGradient, StochasticGradient
 from tightbound.solvers.base import AbstractSolver, Info
-from tightbound.targets import from_log_density, zoo
 from tightbound.targets.base import Density, Joint
 from tightbound.testing import (
     GaussianTarget,
@@ -145,28 +142,26 @@ class Wrong(AbstractObjective):
             return jnp.mean(draws.log_w)
         if self.fault == "entropy left out":
             return -jnp.mean(draws.log_p)
-        return -jnp.log(jnp.mean(jnp.exp(draws.log_w)))  # overflows, and by Jensen exceeds the ELBO that `exact` states
+        if self.fault == "overflow":
+            return -jnp.mean(draws.log_w) + 1e-300 * jnp.mean(jnp.exp(draws.log_w))
+        return -jnp.mean(draws.log_w) + 0.1 * jnp.var(draws.log_w)  # right at q = posterior only
 
     def exact(self, target, q):
         return ELBO().exact(target, q)
 
 
-WRONG = {"sign": "at q = posterior", "entropy left out": "at q = posterior", "not the ELBO": "not the `exact` one"}
+WRONG = {
+    "sign": "at q = posterior",
+    "entropy left out": "at q = posterior",
+    "another divergence": "not the `exact` one",
+    "overflow": "not finite for log weights of 1e3",
+}
 
 
 @pytest.mark.parametrize(("fault", "sentence"), WRONG.items(), ids=WRONG)
 def test_objective_battery_catches(fault, sentence, key):
     with pytest.raises(AssertionError, match=sentence):
         check_objective(Wrong(fault), key)
-
-
-def test_objective_battery_catches_overflow(key):
-    class Overflowing(Wrong):
-        def exact(self, target, q):
-            return None
-
-    with pytest.raises(AssertionError, match=r"not finite for log weights of 1e3"):
-        check_objective(Overflowing("not the ELBO"), key)
 
 
 def test_order_battery_catches_bounds_out_of_order(key):
@@ -305,26 +300,25 @@ def test_target_battery_catches_another_model(key):
 
 # -- solvers ----------------------------------------------------------------------------------------------------------
 
-RNG = np.random.default_rng(0)
-ROOT = RNG.standard_normal((4, 4)) * np.array([[0.01], [1.0], [100.0], [3.0]])
-POSTERIOR = Gaussian.from_root(np.array([0.1, -5.0, 20.0, 1.0]), ROOT)
+ROOT = np.random.default_rng(0).standard_normal((4, 4))
+MEAN = np.array([0.1, -5.0, 20.0, 1.0])
+POSTERIOR = Gaussian.from_root(MEAN, np.array([[0.01], [1.0], [100.0], [3.0]]) * ROOT)
+UNSCALED = Gaussian.from_root(MEAN, ROOT)
 MEAN_FIELD_SD = 1 / np.sqrt(POSTERIOR.scale.precision_diagonal())  # the best mean-field q matches the precisions
 SOLVERS = {
-    "StochasticGradient full": (StochasticGradient(), Gaussian.full(4), POSTERIOR.sd, False),
-    "StochasticGradient Pathwise": (StochasticGradient(Pathwise(8)), Gaussian.full(4), POSTERIOR.sd, False),
-    "StochasticGradient diagonal": (StochasticGradient(), Gaussian.diagonal(4), MEAN_FIELD_SD, False),
-    "NaturalGradient full": (NaturalGradient(), Gaussian.full(4), POSTERIOR.sd, False),
-    "NaturalGradient diagonal": (NaturalGradient(), Gaussian.diagonal(4), MEAN_FIELD_SD, False),
-    "FixedDraws diagonal": (FixedDraws(), Gaussian.diagonal(4), MEAN_FIELD_SD, False),
-    "Laplace": (Laplace(), Gaussian.full(4), POSTERIOR.sd, False),
+    "StochasticGradient full": (StochasticGradient(), POSTERIOR, Gaussian.full(4), POSTERIOR.sd, False),
+    "StochasticGradient diagonal": (StochasticGradient(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, False),
+    "NaturalGradient full": (NaturalGradient(), POSTERIOR, Gaussian.full(4), POSTERIOR.sd, True),
+    "NaturalGradient diagonal": (NaturalGradient(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, True),
+    "Laplace": (Laplace(), UNSCALED, Gaussian.full(4), UNSCALED.sd, True),
 }
 
 
 @named(SOLVERS)
 def test_solver(member):
-    solver, q, sd, monotone = member
+    solver, posterior, q, sd, monotone = member
     with as_a_user():
-        check_solver(solver, GaussianTarget(POSTERIOR), q, mean=POSTERIOR.mean, sd=sd, monotone=monotone)
+        check_solver(solver, GaussianTarget(posterior, 2.0), q, mean=posterior.mean, sd=sd, monotone=monotone)
 
 
 class Scripted(AbstractSolver):

@@ -1,5 +1,6 @@
 """Precision and thread scopes, keys and small numerical helpers. Nothing here knows what a posterior is."""
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Callable
@@ -40,12 +41,15 @@ def _blas() -> Any:
     return threadpoolctl.ThreadpoolController()
 
 
+@contextlib.contextmanager
 def host_algebra():
-    """The scope of NumPy algebra on d x d matrices: one BLAS thread.
+    """The scope of NumPy algebra on d x d matrices: one BLAS thread, and no warnings of overflow.
 
-    BLAS threads that spin beside XLA's slow matrices of a few dozen rows down thirty to sixty times (measured).
+    BLAS threads that spin beside XLA's slow matrices of a few dozen rows down thirty to sixty times (measured). Values
+    that overflow are normal far from the posterior: they are looked for and stepped back from, not warned of.
     """
-    return _blas().limit(limits=1, user_api="blas")
+    with _blas().limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
+        yield
 
 
 def key_words(key: Any) -> tuple[int, ...]:

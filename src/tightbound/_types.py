@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
-"""A JAX array inside compiled code, a NumPy array on the host; both hold float64 in a fit."""
+Array = jax.Array | np.ndarray | np.generic
+"""A JAX array inside compiled code, a NumPy array or scalar on the host; all hold float64 in a fit."""
 
 PyTree = Any
 Key = Any

@@ -80,9 +80,9 @@ class Fit:
         """A table (pandas.DataFrame): mean, sd, 5 %, 50 % and 95 % of each value, and whether the row is corrected."""
         return summary.summary(self)
 
-    def report(self, path: Any) -> Any:
+    def report(self, path: Any, *, title: str | None = None) -> Any:
         """Write one self-contained HTML page: verdict, findings, plots. Needs the `plots` extra. Returns the path."""
-        return report.write(self, path)
+        return report.write(self, path, title=title)
 
     def to_datatree(self, n: int = 1000) -> Any:
         """An ArviZ DataTree: posterior draws (chain, draw), the fit's trace and findings, observed data where known."""
@@ -189,7 +189,8 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
     ran = end.attempt.run
     seconds = time.perf_counter() - started - end.certificate.seconds
     return dataclasses.replace(
-        fitted, q=ran.q, result=ran.result, steps=end.steps, trace=ran.trace, evaluations=start_evaluations + end.evaluations,
+        fitted, q=ran.q, result=ran.result, steps=len(end.trace.loss), trace=end.trace,
+        evaluations=start_evaluations + end.evaluations,
         seconds=seconds, rung=end.why, checked=end.certificate,
     )  # fmt: skip
 

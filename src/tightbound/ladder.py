@@ -18,7 +18,7 @@ from .certify.check import certify, fresh_sample, judge
 from .certify.draws import FreshDraws
 from .families.gaussian import Gaussian
 from .families.mixture import Mixture
-from .loop import Run
+from .loop import Run, Trace
 from .solvers.base import AbstractSolver
 from .solvers.natural import NaturalGradient
 from .solvers.nested import Nested
@@ -59,7 +59,7 @@ class Climb:
     certificate: Certificate
     why: str
     evaluations: int  # of the fit: all runs, and the draws that were only used to compare rungs
-    steps: int
+    trace: Trace
 
 
 @dataclasses.dataclass
@@ -69,12 +69,17 @@ class _Spent:
     budget: Budget
     started: float
     evaluations: int = 0
-    steps: int = 0
+    traces: list[Trace] = dataclasses.field(default_factory=list)
 
-    def add(self, run: Run, more: int = 0) -> None:
+    def add(self, run: Run) -> None:
+        shifted = dataclasses.replace(run.trace, evaluations=run.trace.evaluations + self.evaluations)
+        self.traces.append(shifted)
         self.evaluations += int(run.trace.evaluations[-1]) if run.steps else 0
-        self.evaluations += more
-        self.steps += run.steps
+
+    def trace(self) -> Trace:
+        """The traces of all runs, one after the other; evaluations count on, those of comparisons in between included."""
+        columns = ("loss", "change", "evaluations")
+        return Trace(*(np.concatenate([getattr(trace, name) for trace in self.traces]) for name in columns))
 
     def left(self) -> Budget | None:
         """What remains, or None when nothing does."""
@@ -107,7 +112,7 @@ def climb(
     else:
         attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
-    return Climb(attempt, certificate, _why(attempt, certificate, spent), spent.evaluations, spent.steps)
+    return Climb(attempt, certificate, _why(attempt, certificate, spent), spent.evaluations, spent.trace())
 
 
 def _attempt(name: str, run: Run, key: Any) -> Attempt:

@@ -11,6 +11,7 @@ import numpy as np
 from .draws import FreshDraws
 
 _CHUNK = 2_000_000  # numbers held at once: 16 MB an array
+_NEGLIGIBLE = 1e-3
 _BELIEVE = 2.0  # standard errors that a correction must exceed
 _QUANTILES = (0.05, 0.5, 0.95)
 
@@ -43,10 +44,9 @@ class MomentTable:
 
     @property
     def believed(self) -> np.ndarray:
-        """Where a correction exceeds its own error, in the mean or in the sd: `[P]` booleans."""
-        return (np.abs(self.shift) > _BELIEVE * self.shift_stderr) | (
-            np.abs(self.log_sd_ratio) > _BELIEVE * self.log_sd_stderr
-        )
+        """Where a correction exceeds its own error, and 0.001 sd, in the mean or in the sd: `[P]` booleans."""
+        mean = np.abs(self.shift) > np.maximum(_BELIEVE * self.shift_stderr, _NEGLIGIBLE)
+        return mean | (np.abs(self.log_sd_ratio) > np.maximum(_BELIEVE * self.log_sd_stderr, _NEGLIGIBLE))
 
 
 def moment_table(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> MomentTable:

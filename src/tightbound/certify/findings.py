@@ -29,7 +29,7 @@ def finite(draws: FreshDraws) -> Finding:
         if count == 0
         else f"The log density or its gradient was not finite at {count} of {len(bad)} draws of q{at}."
     )
-    return Finding("finite", float(count), np.nan, 0.0, verdict, why, "DESIGN section 4", where)
+    return Finding("finite", float(count), np.nan, 0.0, verdict, why, "docs/certificate.md, finite", where)
 
 
 def _where_bad(draws: FreshDraws, bad: np.ndarray) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def converged(draws: FreshDraws) -> Finding:
     good = draws.finite
     if good.sum() < 10:
         return Finding(
-            "converged", np.inf, np.nan, _SHIFT, Verdict.FAIL, "Too few finite draws to judge convergence.", "spec section 3"
+            "converged", np.inf, np.nan, _SHIFT, Verdict.FAIL, "Too few finite draws to judge convergence.", "docs/certificate.md, converged"
         )
     everything = bool(good.all())
     shift, stderr = _natural_shift(draws.z if everything else draws.z[good], draws.scores if everything else draws.scores[good])
@@ -150,7 +150,7 @@ def evidence(draws: FreshDraws) -> Finding:
     width = upper + 2 * upper_se - (lower - 2 * lower_se)
     verdict = Verdict.PASS if width < 1.0 else Verdict.CAUTION
     why = (
-        f"log evidence between {lower:.3f} ± {lower_se:.3f} and {upper:.3f} ± {upper_se:.3f} nats; the ELBO is "
+        f"The log evidence lies between {lower:.3f} ± {lower_se:.3f} and {upper:.3f} ± {upper_se:.3f} nats; the ELBO is "
         f"{elbo.value:.3f} ± {elbo.stderr:.3f}, so q is about {max(lower - elbo.value, 0.0):.2g} nats from the posterior."
     )
     detail = {"lower": lower, "lower_stderr": lower_se, "upper": upper, "upper_stderr": upper_se, "elbo": elbo}
@@ -164,7 +164,7 @@ def tails(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Finding:
     A law without a variance (or with one that a sample does not show) has quantiles that can be trusted, and no sd.
     """
     squares = draws.smoothed.weights[:, None] * (x - table.corrected_mean) ** 2
-    total = np.maximum(squares.sum(axis=0), 1e-300)
+    total = np.maximum(squares.sum(axis=0), 1e-150)
     kurtosis = draws.smoothed.ess * (squares**2).sum(axis=0) / total**2  # 3 for a Gaussian
     heavy = np.flatnonzero(kurtosis > _HEAVY)
     k, threshold = np.full(x.shape[1], -np.inf), khat_threshold(len(x))
@@ -201,7 +201,7 @@ def moments(table: MomentTable) -> Finding:
     order = np.argsort(-size)
     where = tuple(table.names[j] for j in order[:5] if size[j] > _CORRECTION)
     detail = {"names": table.names, "shift": table.shift, "log_sd_ratio": table.log_sd_ratio, "order": order}
-    return Finding("moments", float(size[worst]), float(table.shift_stderr[worst]), _CORRECTION, verdict, why, "spec section 3", where, detail)
+    return Finding("moments", float(size[worst]), float(table.shift_stderr[worst]), _CORRECTION, verdict, why, "docs/certificate.md, moments", where, detail)
 
 
 def noise(table: MomentTable) -> Finding:
@@ -215,7 +215,7 @@ def noise(table: MomentTable) -> Finding:
         if verdict is Verdict.PASS
         else f"The corrected mean of `{name}` carries {used[worst]:.2f} sd of Monte Carlo error."
     )
-    return Finding("noise", float(used[worst]), np.nan, 0.04, verdict, why, "spec section 1.1, lesson h", (name,))
+    return Finding("noise", float(used[worst]), np.nan, 0.04, verdict, why, "docs/certificate.md, noise", (name,))
 
 
 def precision(draws: FreshDraws) -> Finding:
@@ -227,4 +227,4 @@ def precision(draws: FreshDraws) -> Finding:
         else "The log density computes in float64."
     )
     verdict = Verdict.CAUTION if narrow else Verdict.PASS
-    return Finding("precision", float(narrow), np.nan, 0.0, verdict, why, "DESIGN section 4")
+    return Finding("precision", float(narrow), np.nan, 0.0, verdict, why, "docs/certificate.md, precision")

@@ -85,7 +85,7 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
     where = _where(close, white, draws.target.coordinate_names)
     rivals = [(g.elbo, white.mean + _unwhiten(white, g.mean), white.root @ g.root) for g in close]
     detail = {"rivals": rivals, "starts": len(paths)}
-    return Finding("optima", float(len(close)), np.nan, 0.0, verdict, why, "spec sections 2 and 3", where, detail)
+    return Finding("optima", float(len(close)), np.nan, 0.0, verdict, why, "docs/certificate.md, optima", where, detail)
 
 
 def _starts(rng: np.random.Generator, draws: FreshDraws, white: Whitening, starts: int) -> np.ndarray:

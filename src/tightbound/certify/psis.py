@@ -7,6 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from .._types import Array
+
 _TINY = np.log(np.finfo(np.float64).tiny)
 
 
@@ -82,7 +84,7 @@ def khat_of(products: np.ndarray) -> np.ndarray:
     return np.where(top > 0, k, -np.inf)
 
 
-def fit_generalised_pareto(excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_generalised_pareto(excess: np.ndarray) -> tuple[Array, Array]:
     """(k, sigma) of ascending positive `excess` `[M]` or `[M, P]` (columns apart), with the weak prior k ~ 0.5 of 10 draws.
 
     Positive k is a heavy tail: the law has finite moments of order below 1/k.

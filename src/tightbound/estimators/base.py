@@ -23,6 +23,7 @@ class Moments(eqx.Module):
         gradient: root' E_q[grad log p], `[d]`.
         gradient_spread: per-pair contributions to `gradient`, `[m, d]` (their spread over sqrt(m) is the standard error).
         curvature: -root' E_q[hess log p] root, `[d, d]`, symmetric; the identity where q has the right covariance.
+        curvature_stderr: root-mean-square standard error of the curvature's diagonal; zero where scores are linear.
         evaluations: gradients of the log density used.
         finite: whether every value and score was finite.
     """
@@ -32,6 +33,7 @@ class Moments(eqx.Module):
     gradient: Array
     gradient_spread: Array
     curvature: Array
+    curvature_stderr: Array
     evaluations: int = eqx.field(static=True)
     finite: bool | Array = True
 

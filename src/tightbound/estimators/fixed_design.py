@@ -70,6 +70,8 @@ def whitened_moments(design: Any, values: Any, scores: Any, log_det: Any, xp: An
     m, dim = design.shape
     odd, even = 0.5 * (scores[:m] - scores[m:]), 0.5 * (scores[:m] + scores[m:])
     half = design.T @ odd
+    curvature = -0.5 * (half + half.T) / m
+    residual = odd + design @ curvature  # of the regression of scores on the design
     pair_values = 0.5 * (values[:m] + values[m:]) + 0.5 * xp.sum(design**2, axis=1)
     entropy = log_det + 0.5 * dim * (1.0 + np.log(2 * np.pi))
     finite = xp.all(xp.isfinite(values)) & xp.all(xp.isfinite(scores))
@@ -79,7 +81,8 @@ def whitened_moments(design: Any, values: Any, scores: Any, log_det: Any, xp: An
         elbo_stderr=xp.std(pair_values) / np.sqrt(m),
         gradient=xp.mean(even, axis=0),
         gradient_spread=even,
-        curvature=-0.5 * (half + half.T) / m,
+        curvature=curvature,
+        curvature_stderr=xp.sqrt(xp.mean((design * residual) ** 2) / m),
         evaluations=2 * m,
         finite=finite,
     )

@@ -3,7 +3,10 @@
 from .base import AbstractFamily as AbstractFamily
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
+from .log_linear import LogLinear as LogLinear
 from .low_rank import LowRank as LowRank
+from .mixture import Mixture as Mixture
+from .nested import NestedGaussian as NestedGaussian
 from .scales import AbstractScale as AbstractScale
 from .scales import Diagonal as Diagonal
 from .scales import Full as Full

@@ -24,7 +24,8 @@ _TRUST = 4.0  # a precision may change by this factor in one step, up or down
 _STRIDE = 4  # steps between two tries to extrapolate
 _LEAP = 0.7  # largest relative change of the root that an extrapolation may make
 _FAR = 0.3  # nats of spread over pairs
-_ENOUGH_PAIRS = 3
+_ENOUGH_PAIRS = 3  # times max(dim, 32): a design that shows how far q is
+_MOST_PAIRS = 16  # times max(dim, 32): the largest design
 _FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
 
 
@@ -206,10 +207,10 @@ class NaturalGradient(AbstractSolver):
         error = _standard_error(state.moments, _model_at(state))
         if error < state.tol:
             return dataclasses.replace(state, result=Result.stalled if stalled else Result.converged), 0
-        if state.doublings >= self.max_doublings or _is_far(state):
-            return dataclasses.replace(state, result=Result.noisy), 0
         pairs, dim = state.design.shape
-        grown = int(pairs * min(max(2.0, (error / state.tol) ** 2), 4.0))
+        grown = min(int(pairs * min(max(2.0, (error / state.tol) ** 2), 4.0)), max(_MOST_PAIRS * max(dim, 32), pairs))
+        if state.doublings >= self.max_doublings or grown == pairs or _is_far(state):
+            return dataclasses.replace(state, result=Result.noisy), 0
         design = moment_matched(state.rng, grown, dim)
         moments = self.estimator.moments(target, state.mean, state.root, design)
         if not moments.finite:  # the larger design reaches where the density is not finite: keep what the smaller one found
@@ -240,9 +241,13 @@ def _settled(state: NaturalState, structure: str) -> bool:
 
 
 def _standard_error(moments: Moments, model: NewtonModel) -> float:
-    """Root-mean-square standard error of the mean over directions, in posterior sds, from the spread over pairs."""
+    """Sampling error of the design: of the mean in posterior sds (rms over directions), or a fifth of the precisions'.
+
+    A symmetric target has no error in the mean on antithetic draws, however wrong the sds are: hence the second. A fifth
+    holds the relative error of the sds, half that of the precisions, to two and a half times `tol`.
+    """
     spread = (moments.gradient_spread - moments.gradient) @ model.vectors / model.stiff
-    return float(np.sqrt(np.mean(spread**2) / len(spread)))
+    return max(float(np.sqrt(np.mean(spread**2) / len(spread))), 0.2 * float(moments.curvature_stderr))
 
 
 def _is_far(state: NaturalState) -> bool:
@@ -251,7 +256,7 @@ def _is_far(state: NaturalState) -> bool:
     A spread of a nat (KL of about half of one) means that the answer needs weights or a richer family, not digits.
     """
     pairs, dim = state.design.shape
-    return pairs >= _ENOUGH_PAIRS * max(dim, 32) and float(state.moments.elbo_stderr) * np.sqrt(pairs) > _FAR
+    return pairs >= _ENOUGH_PAIRS * max(dim, 32) and bool(float(state.moments.elbo_stderr) * np.sqrt(pairs) > _FAR)
 
 
 def _improvement(new: NaturalState, old: NaturalState) -> float:

@@ -114,7 +114,7 @@ class Nested(AbstractSolver):
             state = dataclasses.replace(state, result=Result.max_steps)
         if len(state.knots) >= 4:
             q = _family(state)
-        return target, q, state, Info(np.float64(-state.best), np.float64(1.0), evaluate.evaluations - before)
+        return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before)
 
     def done(self, state: NestedState) -> Result | None:
         return state.result
@@ -156,6 +156,13 @@ def _predict(state: NestedState, side: int) -> Knot:
         inner = state.knots[1 if side < 0 else -2]
         slope = (last.mean - inner.mean) / (last.t - inner.t)
     return Knot(last.t + step, last.mean + step * slope, last.root, -np.inf)
+
+
+def _elbo(state: NestedState) -> float:
+    """log of the integral of exp(profile): the ELBO of the nested family, by the trapezoidal rule over its knots."""
+    t, profile = np.array([k.t for k in state.knots]), np.array([k.elbo for k in state.knots])
+    mass = np.trapezoid(np.exp(profile - state.best), t) if len(t) > 1 else 1.0
+    return float(state.best + np.log(mass))
 
 
 def _family(state: NestedState) -> NestedGaussian:

@@ -52,7 +52,13 @@ def find_start(evaluate: Evaluate, points: np.ndarray, design: np.ndarray) -> li
             roots = local_roots(evaluate, iterates, passes=1)
             tried = _with_elbo(evaluate, iterates, roots, design, _SCALES)
             found += sorted(tried, key=lambda g: -g.elbo)[:1]
-    return sorted(found, key=lambda g: -g.elbo)
+    return sorted(found, key=lambda g: -g.elbo) or [_last_resort(ends[0])]
+
+
+def _last_resort(path: Path) -> LocalGaussian:
+    """A small Gaussian at the end of a path, where no local Gaussian stays within the region of finite density."""
+    root = np.diag(1e-2 * np.sqrt(path.inverse_hessian_diagonal))
+    return LocalGaussian(path.points[-1], root, -np.inf, np.inf)
 
 
 def _distinct_ends(paths: list[Path], most: int = 3) -> list[Path]:

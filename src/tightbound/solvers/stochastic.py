@@ -86,7 +86,8 @@ class StochasticGradient(AbstractSolver):
     2020, section 4 (R-hat and Monte Carlo error of the iterates).
 
     Attributes:
-        estimator: of the loss's gradient; None is StickTheLanding(8) where that is unbiased, else Pathwise(8).
+        estimator: of the loss's gradient; None is StickTheLanding(8, noise="antithetic") where that is unbiased, else
+            Pathwise with about as many draws.
         transform: an optax transformation; None is `travelling_adam` at .05 sd per step, less where there are many
             parameters per dimension.
         whitened: whether steps are in q's own scale.
@@ -161,7 +162,10 @@ class StochasticGradient(AbstractSolver):
     def _estimator(self, objective: AbstractObjective | None) -> AbstractEstimator:
         if self.estimator is not None:
             return self.estimator
-        return StickTheLanding(8) if type(objective) in StickTheLanding.unbiased_for else Pathwise(8)
+        if type(objective) in StickTheLanding.unbiased_for:
+            return StickTheLanding(8, noise="antithetic")
+        group = 1 if objective is None else objective.group
+        return Pathwise(group * -(-8 // group))
 
     @property
     def _transform(self) -> optax.GradientTransformation:

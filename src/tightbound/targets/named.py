@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import x64
@@ -60,7 +61,7 @@ class AbstractNamedTarget(Density, Joint):
     @host_unless_traced
     def log_density(self, z: Array) -> Array:
         values, log_det = self.layout.constrain_with_log_det(z)
-        return self.log_joint(values) + log_det
+        return jnp.asarray(self.log_joint(values)) + log_det
 
     @abc.abstractmethod
     def log_joint(self, values: PyTree) -> Array: ...

@@ -19,15 +19,13 @@ from .numpyro_program import (
     Inspection,
     Program,
     Site,
-    check_data,
     has_nan,
     inspect,
-    log_prob,
     observed_values,
     param_values,
     pointwise_log_likelihood,
     predictions,
-    sampled,
+    refuse_nan,
 )
 from .tracing import explained, host_unless_traced
 
@@ -176,15 +174,15 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
     @host_unless_traced
     def log_prior(self, z: Array) -> Array:
         values, log_det = self.layout.constrain_with_log_det(z)
-        sites = sampled(self.program.sites(values, {}))
-        return sum((jnp.sum(log_prob(site)) for site in sites if self._frame(site) is None), log_det)
+        terms = self.program.terms(values, {})
+        return sum((jnp.sum(term) for site, term in terms if self._frame(site) is None), log_det)
 
     @host_unless_traced
     def log_likelihood(self, z: Array, rows: PyTree) -> Array:
         scale = self.size / len(rows)  # what the plate multiplies with
-        sites = sampled(self.program.sites(self.layout.constrain(z), {self.plate: rows}))
-        terms = [self._per_row(site) / scale for site in sites if self._frame(site) is not None]
-        return sum(terms, jnp.zeros(len(rows), jnp.result_type(float)))
+        terms = self.program.terms(self.layout.constrain(z), {self.plate: rows})
+        per_row = [self._per_row(site, term) / scale for site, term in terms if self._frame(site) is not None]
+        return sum(per_row, jnp.zeros(len(rows), jnp.result_type(float)))
 
     @host_unless_traced
     def rows_at(self, index: Array) -> PyTree:
@@ -197,11 +195,10 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
     def _frame(self, site: Site) -> Any:
         return next((frame for frame in site["cond_indep_stack"] if frame.name == self.plate), None)
 
-    def _per_row(self, site: Site) -> jax.Array:
+    def _per_row(self, site: Site, term: jax.Array) -> jax.Array:
         """The site's log probability, summed over all axes but that of the plate."""
-        terms = log_prob(site)
-        plate_axis = terms.ndim + self._frame(site).dim
-        return jnp.sum(terms, axis=tuple(axis for axis in range(terms.ndim) if axis != plate_axis))
+        plate_axis = term.ndim + self._frame(site).dim
+        return jnp.sum(term, axis=tuple(axis for axis in range(term.ndim) if axis != plate_axis))
 
 
 def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NumPyroModel | NumPyroRows:
@@ -227,16 +224,17 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
         **kwargs: its keyword arguments.
 
     Raises:
-        TargetError: for a site that cannot be handled, NaN in observed data, or a model that JAX cannot trace; the
-            message names the site and the way out. Other exceptions that the model raises pass through, with a note.
+        TargetError: for a site that cannot be handled, observed data with NaN or outside the support of their
+            distribution, or a model that JAX cannot trace; the message names the site and the way out. Other exceptions
+            that the model raises pass through, with a note.
     """
     if not callable(model):
         raise TargetError(f"`model` must be a NumPyro model, that is, a function; got {type(model).__name__}.")
     with x64():
         program, seen = _opened(model, *jax.tree.map(_as_argument, (args, kwargs)))
-        if seen.params:
-            program = Program(program.model, program.arguments, to_host(param_values(program, seen.params)))
-        _check_observed(program, seen)
+        _refuse_unchecked_nan(program, seen)
+        fixed = to_host(param_values(program, seen.params)) if seen.params else {}
+        program = Program(program.model, program.arguments, fixed, validates=bool(seen.unchecked))
     common: dict[str, Any] = {
         "program": program,
         "layout": Layout.from_blocks(seen.blocks),
@@ -277,11 +275,11 @@ def _as_argument(leaf: Any) -> Any:
     return leaf
 
 
-def _check_observed(program: Program, seen: Inspection) -> None:
-    """Raise a TargetError that names the site with NaN among its data, where no mask covers it."""
+def _refuse_unchecked_nan(program: Program, seen: Inspection) -> None:
+    """Raise a TargetError that names the site with NaN among data that the model computes, where no mask covers it."""
     arguments = program.arguments.value if isinstance(program.arguments, ClosedOver) else program.arguments
     if not any(map(has_nan, [*jax.tree.leaves(arguments), *seen.constants])):
         return  # the usual case, which compiles nothing
     for name, data in to_host(observed_values(program, seen.observed)).items():
         if name not in seen.masked:
-            check_data(name, data)
+            refuse_nan(name, data)

@@ -64,7 +64,7 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed):
 
     @host_unless_traced
     def take(self, index: Array) -> "IndependentRows":
-        return dataclasses.replace(self, data=self.rows_at(index), scale=self.scale * self.num_rows / len(index))
+        return dataclasses.replace(self, data=self.rows_at(index), scale=self.scale * self.num_rows / np.size(index))
 
     def observed(self) -> dict[str, Any]:
         return {name: np.asarray(leaf) for name, leaf in named_leaves(self.data).items()}

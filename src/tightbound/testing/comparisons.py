@@ -38,7 +38,7 @@ def means_agree(first: np.ndarray, second: np.ndarray, sentence: str) -> None:
     _assert_within(first.mean(0), second.mean(0), np.hypot(*errors), sentence)
 
 
-def _assert_within(mean: np.ndarray, truth: np.ndarray, error: np.ndarray, sentence: str) -> None:
+def _assert_within(mean: Any, truth: Any, error: Any, sentence: str) -> None:
     z = np.abs(mean - truth) / (error + 1e-9)
     worst = np.unravel_index(np.argmax(z), np.shape(z))
     value, expected = float(np.asarray(mean)[worst]), float(np.broadcast_to(truth, np.shape(z))[worst])

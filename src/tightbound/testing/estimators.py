@@ -66,12 +66,12 @@ def _estimates(estimator: Any, objective: Any, target: Any, q: Any, key: jax.Arr
 
         return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(one)(jr.split(key, repeats)))
 
-    rows = []
+    estimates = []
     for i in range(40):
         prepare, draw = jr.split(jr.fold_in(key, i))
         value, gradient = averages(to_device(estimator.prepare(target, q, prepare)), draw)
-        rows.append(rows(1, value, gradient)[0])
-    return np.stack(rows)
+        estimates.append(rows(1, value, gradient)[0])
+    return np.stack(estimates)
 
 
 def _by_quadrature(objective: AbstractObjective, target: Any, q: Gaussian, nodes: int = 60) -> tuple[jax.Array, Any]:

@@ -63,7 +63,7 @@ def _grid(q: Any, z: np.ndarray, size: int = 401) -> tuple[np.ndarray, np.ndarra
 
 def _check_stein(q: Any, name: str, z: np.ndarray) -> None:
     """E_q[s] = 0 and E_q[s (z - c)'] = -I for the score s: identities that tie the draws to the density in any dimension."""
-    scores = np.asarray(jax.vmap(jax.grad(q._log_prob))(jnp.asarray(z)))
+    scores = np.asarray(jax.vmap(jax.grad(to_device(q, q.dtype)._log_prob))(jnp.asarray(z)))
     mean_is(scores, 0.0, f"{name}: the mean score of the draws is not zero")
     products = scores[:, :, None] * (z - np.median(z, axis=0))[:, None, :]
     mean_is(products, -np.eye(q.dim), f"{name}: draws and density disagree (Stein's identity, second order)")

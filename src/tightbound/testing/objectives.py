@@ -65,7 +65,9 @@ def _check_extremes(objective: AbstractObjective, name: str) -> None:
 
 
 @scoped
-def check_order(lower: Sequence[AbstractObjective], key: Any, *, upper: Sequence[AbstractObjective] = ()) -> None:
+def check_order(
+    lower: Sequence[AbstractObjective], key: Any, *, upper: Sequence[AbstractObjective] = (), batches: int = 100
+) -> None:
     """The bounds are in the order given: minus the losses of `lower`, then log Z, then the losses of `upper`."""
     posterior = Gaussian.from_root(np.zeros(2), np.array([[1.0, 0.0], [0.5, 0.9]]))
     target, q = GaussianTarget(posterior, -2.0), posterior.moved(np.array([0.3, -0.3]), 1.2)
@@ -74,10 +76,10 @@ def check_order(lower: Sequence[AbstractObjective], key: Any, *, upper: Sequence
         for objective in objectives:
             rng = np.random.default_rng(seed_of(key))
             names.append(f"{type(objective).__name__} of {objective.group}")
-            bounds.append(sign * _losses(objective, target, q, rng, 400))
+            bounds.append(sign * _losses(objective, target, q, rng, batches))
     names.insert(len(lower), "log Z")
-    bounds.insert(len(lower), np.full(400, target.log_evidence))
+    bounds.insert(len(lower), np.full(batches, target.log_evidence))
     for i in range(len(names) - 1):
-        error = np.hypot(bounds[i].std(), bounds[i + 1].std()) / np.sqrt(400)
+        error = np.hypot(bounds[i].std(), bounds[i + 1].std()) / np.sqrt(batches)
         excess = bounds[i].mean() - bounds[i + 1].mean()
         assert excess <= ALLOWED * error, f"{names[i]} exceeds {names[i + 1]} by {excess:.4f} nats."
