@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tightbound.estimators import Pathwise, StickTheLanding
+from tightbound.estimators import FixedDesign, Pathwise, StickTheLanding
 from tightbound.estimators.base import AbstractEstimator
 from tightbound.estimators.draws import draw, evaluate
 from tightbound.families import AbstractFamily, Diagonal, Full, Gaussian, LowRank
@@ -178,6 +178,7 @@ ESTIMATORS = {
     "Pathwise sobol": (Pathwise(8, noise="sobol"), BOTH, ()),
     "StickTheLanding": (StickTheLanding(8), BOTH[:1], BOTH[1:]),
     "StickTheLanding antithetic": (StickTheLanding(8, noise="antithetic"), BOTH[:1], BOTH[1:]),
+    "FixedDesign": (FixedDesign(), BOTH, ()),
     "StickTheLanding sobol": (StickTheLanding(8, noise="sobol"), BOTH[:1], BOTH[1:]),
 }
 
@@ -346,7 +347,12 @@ class Scripted(AbstractSolver):
         return Result.stalled if self.fault == "lost" else Result.converged
 
 
-SCRIPTS = {"short": "of the mean is", "wide": "sd . is off by 5.0 %", "lost": "ended after 10 steps", "climbing": "its loss rises by"}
+SCRIPTS = {
+    "short": "of the mean is",
+    "wide": "sd . is off by 5.0 %",
+    "lost": "ended after 10 steps",
+    "climbing": "its loss rises by",
+}
 
 
 @pytest.mark.parametrize(("fault", "sentence"), SCRIPTS.items(), ids=SCRIPTS)

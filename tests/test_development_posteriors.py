@@ -23,8 +23,8 @@ MUST_BE_RIGHT = ["eight_schools-eight_schools_centered", "seeds_data-seeds_stani
 def models():
     sys.path.insert(0, str(FOLDER))
     try:
-        import numpyro_models
         import models as densities
+        import numpyro_models
 
         yield densities.POSTERIORS, numpyro_models.MODELS
     finally:

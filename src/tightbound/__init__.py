@@ -4,14 +4,28 @@ Names in the order of the questions: what do we want to know (targets), which fa
 it computed and found, how far off is the answer.
 """
 
-from . import certify as certify, estimators as estimators, families as families, objectives as objectives
-from . import solvers as solvers, targets as targets
-from ._types import Budget as Budget, Estimate as Estimate
-from .certify.base import Certificate as Certificate, Finding as Finding, Verdict as Verdict
+from . import certify as certify
+from . import estimators as estimators
+from . import families as families
+from . import objectives as objectives
+from . import solvers as solvers
+from . import targets as targets
+from ._types import Budget as Budget
+from ._types import Estimate as Estimate
+from .certify.base import Certificate as Certificate
+from .certify.base import Finding as Finding
+from .certify.base import Verdict as Verdict
 from .certify.check import check as check
-from .fit import Fit as Fit, fit as fit, load as load
-from .results import FitError as FitError, PairingError as PairingError, Result as Result, TargetError as TargetError
-from .targets import from_log_density as from_log_density, from_numpyro as from_numpyro, from_rows as from_rows
+from .fit import Fit as Fit
+from .fit import fit as fit
+from .fit import load as load
+from .results import FitError as FitError
+from .results import PairingError as PairingError
+from .results import Result as Result
+from .results import TargetError as TargetError
+from .targets import from_log_density as from_log_density
+from .targets import from_numpyro as from_numpyro
+from .targets import from_rows as from_rows
 
 __all__ = [
     "Budget", "Certificate", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result", "TargetError", "Verdict",

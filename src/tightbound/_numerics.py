@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -76,9 +77,7 @@ def as_key(key: Any) -> jax.Array:
     if isinstance(key, jax.core.Tracer):
         return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)
     words = key_words(key)
-    if len(words) == 2:
-        return jr.wrap_key_data(np.asarray(words, np.uint32), impl="threefry2x32")
-    return jr.wrap_key_data(np.asarray(words, np.uint32), impl="rbg")
+    return jr.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32" if len(words) == 2 else "rbg")
 
 
 def host_rng(key: Any, stream: str) -> np.random.Generator:

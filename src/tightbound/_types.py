@@ -1,12 +1,15 @@
 """Types that every layer shares: arrays, estimates, and what a finished fit looks like to its judges."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray | np.generic
+if TYPE_CHECKING:
+    Array = jax.Array | np.ndarray
+else:  # NumPy's scalars (np.float64) are arrays to everyone but the type checkers
+    Array = jax.Array | np.ndarray | np.generic
 """A JAX array inside compiled code, a NumPy array or scalar on the host; all hold float64 in a fit."""
 
 PyTree = Any
@@ -47,5 +50,12 @@ class Budget:
 class Fitted(Protocol):
     """All that a check or a report may know of a fit: the approximation and what it approximates."""
 
-    q: Any
-    target: Any
+    @property
+    def q(self) -> Any:
+        """The approximation: a member of a family."""
+        ...
+
+    @property
+    def target(self) -> Any:
+        """What it approximates."""
+        ...

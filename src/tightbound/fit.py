@@ -1,4 +1,6 @@
-"""START HERE. `fit(target, q, objective, solver)`: approximate this target, within this family, in this sense, by this search.
+"""START HERE. `fit(target, q, objective, solver)`.
+
+Approximate this target, within this family, in this sense of closeness, by this search.
 
 `fit(target)` alone chooses all three (`default.py`), runs the one loop (`loop.py`) and attaches the certificate
 (`certify/`), which says how far off the answer is.

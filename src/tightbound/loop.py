@@ -53,12 +53,12 @@ class _Log:
         self.progress = progress
 
     def add(self, info: Info) -> None:
-        info = Info(*(np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (info.loss, info.change, info.evaluations)))
-        self.infos.append(info)
-        self.steps += len(info.loss)
-        self.evaluations += float(info.evaluations.sum())
+        loss, change, used = (np.atleast_1d(np.asarray(v, np.float64)) for v in (info.loss, info.change, info.evaluations))
+        self.infos.append(Info(loss, change, used))
+        self.steps += len(loss)
+        self.evaluations += float(used.sum())
         if self.progress is not None:
-            self.progress(self.steps, float(info.loss[-1]), f"{self.evaluations:,.0f} gradients")
+            self.progress(self.steps, float(loss[-1]), f"{self.evaluations:,.0f} gradients")
 
     def trace(self) -> Trace:
         if not self.infos:
@@ -135,7 +135,9 @@ def _compiled_blocks(objective: Any, solver: Any, key: Any) -> Callable:
 
     def advance(target, q, state, steps):
         nonlocal position
-        target, q, state, info = _scan(target, q, objective, solver, state, as_key(key), jax.numpy.asarray(position), jax.numpy.asarray(steps))
+        target, q, state, info = _scan(
+            target, q, objective, solver, state, as_key(key), jax.numpy.asarray(position), jax.numpy.asarray(steps)
+        )
         position += steps
         return target, q, state, jax.tree.map(lambda leaf: np.asarray(leaf)[:steps], info)
 

@@ -12,9 +12,7 @@ class Result(enum.Enum):
     """How a run ended; the value is the sentence that the user reads."""
 
     converged = "The fit converged."
-    stationary = (
-        "The stochastic fit is stationary: averaging its iterates no longer improves it by more than the tolerance."
-    )
+    stationary = "The stochastic fit is stationary: averaging its iterates no longer improves it by more than the tolerance."
     max_steps = (
         "The fit stopped at `max_steps` before it converged. Pass a larger `max_steps`, or continue with "
         "tb.fit(target, fit.q)."

@@ -39,7 +39,9 @@ def test_agrees_with_scipy_on_an_ill_conditioned_quadratic():
     mean = rng.standard_normal(8)
     evaluate = quadratic(precision, mean)
     (path,) = ascend(evaluate, rng.standard_normal((1, 8)), gtol=1e-8)
-    scipy_answer = so.minimize(lambda x: -evaluate(x[None])[0][0], np.zeros(8), jac=lambda x: -evaluate(x[None])[1][0], tol=1e-12)
+    scipy_answer = so.minimize(
+        lambda x: -evaluate(x[None])[0][0], np.zeros(8), jac=lambda x: -evaluate(x[None])[1][0], tol=1e-12
+    )
     np.testing.assert_allclose(path.points[-1], mean, atol=1e-6)
     np.testing.assert_allclose(path.points[-1], scipy_answer.x, atol=1e-4)
 

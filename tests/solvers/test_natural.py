@@ -109,8 +109,9 @@ def test_the_optimum_on_a_skewed_target_is_the_best_gaussian():
     Stationarity: 1 = E exp(z) = exp(mean + sd^2 / 2) and 1 / sd^2 = E exp(z) = 1, so mean = -1/2, sd = 1.
     """
     fit = tb.fit(line(lambda z: z - jnp.exp(z)), solver=NaturalGradient(), tol=0.01)
-    assert fit.q.mean[0] == pytest.approx(-0.5, abs=0.03)
-    assert fit.q.sd[0] == pytest.approx(1.0, abs=0.03)
+    # the largest design (512 pairs) leaves an error of about .02 in mean and sd; three of them
+    assert fit.q.mean[0] == pytest.approx(-0.5, abs=0.06)
+    assert fit.q.sd[0] == pytest.approx(1.0, abs=0.06)
 
 
 def test_mean_field_reaches_the_mean_field_optimum():

@@ -99,7 +99,7 @@ def test_low_rank_posterior_whose_factor_may_rotate():
 TRANSFORMS = {
     "sgd": optax.sgd(0.05),
     "momentum": optax.sgd(0.02, momentum=0.9),
-    "Robbins-Monro": optax.sgd(lambda n: 0.5 / (1 + n) ** 0.6),
+    "Robbins-Monro": optax.sgd(lambda n: 0.2 / (1 + n / 500) ** 0.6),
     "adagrad": optax.adagrad(0.1),
     "rmsprop": optax.rmsprop(0.01),
     "adam": optax.adam(0.02),
@@ -126,7 +126,9 @@ def test_a_bound_of_several_draws_has_an_estimator_of_its_own():
 
 def test_a_smaller_tol_is_a_smaller_error():
     posterior = random_posterior(2, 1)
-    rough, fine = (fit(GaussianTarget(posterior), Gaussian.full(3), StochasticGradient(Pathwise(8)), tol=t) for t in (0.1, 0.01))
+    rough, fine = (
+        fit(GaussianTarget(posterior), Gaussian.full(3), StochasticGradient(Pathwise(8)), tol=t) for t in (0.1, 0.01)
+    )
     assert fine.steps > 4 * rough.steps
     assert errors(fine.q, posterior.mean, posterior.sd) < 0.01
 
@@ -264,9 +266,9 @@ def distance_after(transform, start, steps):
 
 
 def test_travelling_adam_covers_distance_that_adam_does_not():
-    """1e5 rates of .05 away: 300 steps of 5 % growth do it; Adam would have come 15."""
-    assert distance_after(optax.adam(0.05), 5000.0, 600) > 4900
-    assert distance_after(travelling_adam(0.05), 5000.0, 600) < 1.0
+    """1e5 rates of .05 away, where Adam would need 1e5 steps."""
+    assert distance_after(optax.adam(0.05), 5000.0, 800) > 4900
+    assert distance_after(travelling_adam(0.05), 5000.0, 800) < 0.1
 
 
 def test_travelling_adam_is_adam_near_the_optimum():

@@ -79,7 +79,7 @@ class Certificate(Mapping[str, Finding]):
 
     @property
     def verdict(self) -> Verdict:
-        """ "pass", "caution" or "fail": the worst verdict of the findings."""
+        """The worst verdict of the findings: "pass", "caution" or "fail"."""
         order = list(Verdict)
         return max((f.verdict for f in self.findings), key=order.index, default=Verdict.PASS)
 

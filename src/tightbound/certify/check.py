@@ -9,8 +9,8 @@ import numpy as np
 from .._numerics import host_algebra, key_words
 from .._types import Fitted
 from ..families.base import AbstractFamily
-from ..targets.batched import batched
 from ..targets.base import Density, require
+from ..targets.batched import batched
 from . import findings
 from .base import Certificate, Finding, Verdict
 from .corrections import coordinate_table, value_table
@@ -35,6 +35,7 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
     effective sample is small), and some 50 per start.
 
     Arguments:
+        fitted: anything with `.q` and `.target`.
         key: an int or a JAX key; use another than the fit's for an independent check.
         draws: number of fresh draws, an even number.
         starts: dispersed short searches for other optima, at least 16.
@@ -46,7 +47,9 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
     if draws < 100:
         raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")
     if starts < 16:
-        raise ValueError(f"check: `starts` must be at least 16 (fewer miss one of two equal basins too often), got {starts}.")
+        raise ValueError(
+            f"check: `starts` must be at least 16 (fewer miss one of two equal basins too often), got {starts}."
+        )
     require("check", fitted.target, Density)
     started = time.perf_counter()
     with host_algebra():
@@ -68,7 +71,9 @@ def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...
     return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample))
 
 
-def certify(sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int) -> Certificate:
+def certify(
+    sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int
+) -> Certificate:
     """The certificate of a sample that was judged already: adds the search for other optima."""
     started, before = time.perf_counter(), batched(sample.target).evaluations
     found = (*found, optima(sample, _check_key(key), starts=starts))

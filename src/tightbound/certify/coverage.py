@@ -64,4 +64,6 @@ def _log_mixture(u: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 def _finding(share: float, error: float, why: str, detail: dict[str, float] | None = None) -> Finding:
     verdict = Verdict.CAUTION if share - 2.0 * error > _MISSING else Verdict.PASS
-    return Finding("coverage", share, error, _MISSING, verdict, why, "Owen & Zhou 2000 (defensive mixtures)", detail=detail or {})
+    return Finding(
+        "coverage", share, error, _MISSING, verdict, why, "Owen & Zhou 2000 (defensive mixtures)", detail=detail or {}
+    )

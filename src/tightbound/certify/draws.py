@@ -12,7 +12,6 @@ from ..targets.values import constrain_batch, flatten_values
 from .psis import SmoothedWeights, smooth
 
 
-
 @dataclasses.dataclass(frozen=True)
 class FreshDraws:
     """S draws of q: `z [S, d]`, `log_q [S]`, `log_p [S]`, `scores [S, d]` (gradients of log p), nats.

@@ -47,10 +47,18 @@ def converged(draws: FreshDraws) -> Finding:
     good = draws.finite
     if good.sum() < 10:
         return Finding(
-            "converged", np.inf, np.nan, _SHIFT, Verdict.FAIL, "Too few finite draws to judge convergence.", "docs/certificate.md, converged"
+            "converged",
+            np.inf,
+            np.nan,
+            _SHIFT,
+            Verdict.FAIL,
+            "Too few finite draws to judge convergence.",
+            "docs/certificate.md, converged",
         )
     everything = bool(good.all())
-    shift, stderr = _natural_shift(draws.z if everything else draws.z[good], draws.scores if everything else draws.scores[good])
+    shift, stderr = _natural_shift(
+        draws.z if everything else draws.z[good], draws.scores if everything else draws.scores[good]
+    )
     excess = np.abs(shift) - 2.0 * stderr
     worst = int(np.argmax(excess))
     value = float(np.abs(shift[worst]))
@@ -59,7 +67,8 @@ def converged(draws: FreshDraws) -> Finding:
     why = (
         f"On fresh draws the ELBO is stationary: no mean wants to move by more than {_SHIFT} sd beyond its error."
         if verdict is Verdict.PASS
-        else f"On fresh draws the ELBO still pulls `{name}` by {value:.2f} ± {stderr[worst]:.2f} sd; continue with tb.fit(target, fit.q)."
+        else f"On fresh draws the ELBO still pulls `{name}` by {value:.2f} ± {stderr[worst]:.2f} sd; "
+        "continue with tb.fit(target, fit.q)."
     )
     return Finding("converged", value, float(stderr[worst]), _SHIFT, verdict, why, "Khan & Rue 2023, section 3.1", (name,))
 
@@ -128,7 +137,9 @@ def parameter_khat(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Find
         else f"The corrected mean of `{name}` rests on a few large weights (k-hat {value:.2f})."
     )
     detail = {"names": table.names, "khat": k}
-    return Finding("khat per parameter", value, stderr, threshold, verdict, why, "Vehtari et al. 2024, section 3.3", (name,), detail)
+    return Finding(
+        "khat per parameter", value, stderr, threshold, verdict, why, "Vehtari et al. 2024, section 3.3", (name,), detail
+    )
 
 
 def evidence(draws: FreshDraws) -> Finding:
@@ -201,7 +212,17 @@ def moments(table: MomentTable) -> Finding:
     order = np.argsort(-size)
     where = tuple(table.names[j] for j in order[:5] if size[j] > _CORRECTION)
     detail = {"names": table.names, "shift": table.shift, "log_sd_ratio": table.log_sd_ratio, "order": order}
-    return Finding("moments", float(size[worst]), float(table.shift_stderr[worst]), _CORRECTION, verdict, why, "docs/certificate.md, moments", where, detail)
+    return Finding(
+        "moments",
+        float(size[worst]),
+        float(table.shift_stderr[worst]),
+        _CORRECTION,
+        verdict,
+        why,
+        "docs/certificate.md, moments",
+        where,
+        detail,
+    )
 
 
 def noise(table: MomentTable) -> Finding:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._numerics import host_rng
 from ..estimators.fixed_design import moment_matched
-from ..solvers.lbfgs import Path, ascend
+from ..solvers.lbfgs import Evaluate, Path, ascend
 from ..solvers.start import LocalGaussian, dispersed_points, local_gaussians
 from ..targets.batched import batched
 from .base import Finding, Verdict
@@ -44,11 +44,17 @@ class Whitening:
         u = (z - mean) / sd
         return cls(mean, sd[:, None] * np.linalg.cholesky(u.T @ u / len(u) + 1e-12 * np.eye(dim)))
 
-    def evaluate(self, density):
+    def evaluate(self, density: Evaluate) -> Evaluate:
         """The log density and its score as functions of u."""
-        if self.root.ndim == 1:
-            return lambda u: _scaled(*density(self.mean + u * self.root), lambda s: s * self.root)
-        return lambda u: _scaled(*density(self.mean + u @ self.root.T), lambda s: s @ self.root)
+
+        def of_u(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if self.root.ndim == 1:
+                values, scores = density(self.mean + u * self.root)
+                return values, scores * self.root
+            values, scores = density(self.mean + u @ self.root.T)
+            return values, scores @ self.root
+
+        return of_u
 
     def to_u(self, z: np.ndarray) -> np.ndarray:
         if self.root.ndim == 1:
@@ -58,10 +64,6 @@ class Whitening:
     @property
     def log_det(self) -> float:
         return float(np.log(self.root).sum() if self.root.ndim == 1 else np.linalg.slogdet(self.root)[1])
-
-
-def _scaled(values, scores, chain):
-    return values, chain(scores)
 
 
 def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Finding:
@@ -77,7 +79,9 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
     paths = ascend(density, points, max_iterations=60, gtol=1e-3, memory=memory, keep_points=False)
     elbo = draws.elbo
     found = _local_rivals(density, _distinct(paths), white, rng)
-    close = [g for g in found if g.elbo > elbo.value - _RIVAL and _kl_to_standard(g) > _UNCOVERED + _PER_DIMENSION * len(g.mean)]
+    close = [
+        g for g in found if g.elbo > elbo.value - _RIVAL and _kl_to_standard(g) > _UNCOVERED + _PER_DIMENSION * len(g.mean)
+    ]
     best = max((g.elbo for g in close), default=-np.inf)
     better = best > elbo.value + _BETTER + 3 * np.nan_to_num(elbo.stderr)
     verdict = Verdict.PASS if not close else Verdict.FAIL if better else Verdict.CAUTION
@@ -143,10 +147,16 @@ def _where(close: list[LocalGaussian], white: Whitening, names: tuple[str, ...])
 
 def _sentence(verdict: Verdict, starts: int, count: int, gap: float) -> str:
     if verdict is Verdict.PASS:
-        return f"{starts} dispersed searches found no other optimum that holds mass outside q (a mode that none reached stays unseen)."
+        return (
+            f"{starts} dispersed searches found no other optimum that holds mass outside q "
+            "(a mode that none reached stays unseen)."
+        )
     if verdict is Verdict.FAIL:
         return (
             f"A dispersed search found an optimum that q misses and whose ELBO is {gap:.1f} nats higher: q sits on the wrong one. "
-            "Fit again from it (see this finding's `detail[\"rivals\"]`: ELBO, mean, root), or with more `starts`."
+            'Fit again from it (see this finding\'s `detail["rivals"]`: ELBO, mean, root), or with more `starts`.'
         )
-    return f"{starts} dispersed searches found {count} other optimum(s) outside q, the best {gap:+.1f} nats from q's ELBO: q misses a mode."
+    return (
+        f"{starts} dispersed searches found {count} other optimum(s) outside q, the best {gap:+.1f} nats from q's ELBO: "
+        "q misses a mode."
+    )

@@ -44,7 +44,7 @@ def smooth(log_weights: np.ndarray) -> SmoothedWeights:
     excess = np.maximum(excess, 0.0)
     if np.count_nonzero(excess > 0) < 5:
         return _normalised(shifted, np.inf, np.nan)
-    k, sigma = fit_generalised_pareto(excess)
+    k, sigma = (float(parameter) for parameter in fit_generalised_pareto(excess))
     probability = (np.arange(1, tail + 1) - 0.5) / tail
     quantile = sigma / k * np.expm1(-k * np.log1p(-probability)) if abs(k) > 1e-8 else -sigma * np.log1p(-probability)
     smoothed = shifted.copy()

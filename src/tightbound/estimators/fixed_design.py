@@ -82,7 +82,7 @@ def whitened_moments(design: Any, values: Any, scores: Any, log_det: Any, xp: An
         gradient=xp.mean(even, axis=0),
         gradient_spread=even,
         curvature=curvature,
-        curvature_stderr=xp.sqrt(xp.mean((design * residual) ** 2) / m),
+        curvature_stderr=xp.sqrt(xp.sum((design * residual) ** 2) / (m * m * max(dim, 1))),
         evaluations=2 * m,
         finite=finite,
     )

@@ -151,7 +151,7 @@ class Gaussian(AbstractFamily):
         q = self.on_host()
         return -q._log_normaliser() - 0.5 * q.scale.quadratic(z - q.mean)
 
-    def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
+    def _sample(self, key: jax.Array, x: PyTree = None) -> Any:
         return self._from_noise(jr.normal(key, (self.noise_dim,), self.dtype))
 
     def _from_noise(self, noise: Array, x: PyTree = None) -> Array:

@@ -1,5 +1,6 @@
 """A Gaussian whose mean and covariance depend on one coordinate: what the log scale of a hierarchical model asks for."""
 
+import itertools
 from typing import ClassVar
 
 import equinox as eqx
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.linalg as jsl
 import numpy as np
-import scipy.interpolate as si
 
 from .._numerics import host_rng
 from .._types import Array, Key, PyTree
@@ -52,7 +52,9 @@ class NestedGaussian(AbstractFamily):
 
         `profile [K]`: log density of t at the knots, up to a constant (the ELBO of the conditional fit).
         """
-        fine = np.unique(np.concatenate([np.linspace(a, b, _REFINE + 1) for a, b in zip(knots[:-1], knots[1:], strict=True)]))
+        import scipy.interpolate as si  # half a second of import that few fits need
+
+        fine = np.unique(np.concatenate([np.linspace(a, b, _REFINE + 1) for a, b in itertools.pairwise(knots)]))
         outer = LogLinear.through(fine, si.CubicSpline(knots, profile)(fine))
         cholesky = np.stack([np.linalg.qr(root.T)[1].T for root in roots])
         sign = np.sign(np.einsum("kii->ki", cholesky))
@@ -79,7 +81,7 @@ class NestedGaussian(AbstractFamily):
         normal = -0.5 * noise @ noise - 0.5 * (self.dim - 1) * np.log(2 * np.pi) - jnp.sum(log_diagonal)
         return self.outer.log_prob(t, jnp) + normal
 
-    def _conditional(self, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _conditional(self, t: Array) -> tuple[Array, Array, Array]:
         """Mean, strictly lower root and log diagonal of the rest given t."""
         cell, weight = self._position(t, jnp)
         mean = self._mean(t, cell, jnp)
@@ -107,7 +109,11 @@ class NestedGaussian(AbstractFamily):
         for i in range(0, len(z), rows):
             part = slice(i, i + rows)
             w, k = weight[part, None, None], cell[part]
-            root = (1 - w) * self.lower[k] + w * self.lower[k + 1] + np.exp(log_diagonal[part])[:, :, None] * np.eye(self.dim - 1)
+            root = (
+                (1 - w) * self.lower[k]
+                + w * self.lower[k + 1]
+                + np.exp(log_diagonal[part])[:, :, None] * np.eye(self.dim - 1)
+            )
             noise[part] = np.linalg.solve(root, moved[part, :, None])[..., 0]
         normal = -0.5 * np.sum(noise**2, axis=1) - 0.5 * (self.dim - 1) * np.log(2 * np.pi) - log_diagonal.sum(axis=1)
         return self.outer.log_prob(t) + normal

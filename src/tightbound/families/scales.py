@@ -200,7 +200,7 @@ class Full(AbstractScale):
         root = _finite(root, "Full.from_root", "root")
         if root.ndim != 2 or root.shape[1] < root.shape[0] or root.shape[0] == 0:
             raise ValueError(f"Full.from_root: `root` must be [d, m] with m >= d >= 1, got shape {root.shape}.")
-        upper = np.linalg.qr(root.T, mode="r")
+        upper = np.asarray(np.linalg.qr(root.T, mode="r"))
         return Full._from_lower(upper.T * np.sign(np.diagonal(upper)), "Full.from_root", "root")
 
     @staticmethod

@@ -1,6 +1,7 @@
 """Question 3b: how is the closest member found?"""
 
-from .base import AbstractSolver as AbstractSolver, Info as Info
+from .base import AbstractSolver as AbstractSolver
+from .base import Info as Info
 from .fixed_draws import FixedDraws as FixedDraws
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient

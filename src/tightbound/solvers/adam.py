@@ -25,14 +25,14 @@ def travelling_adam(learning_rate: float) -> optax.GradientTransformation:
         signs = jax.tree.map(jnp.zeros_like, params)
         return jnp.zeros((), jnp.int32), adam.init(params), signs, jax.tree.map(jnp.ones_like, params)
 
-    def update(gradient: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         count, inner, signs, strides = state
         afresh = (count >= 64) & ((count & (count - 1)) == 0)
-        inner = jax.tree.map(lambda new, old: jnp.where(afresh, new, old), adam.init(gradient), inner)
-        updates, inner = adam.update(gradient, inner, params)
-        signs = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * jnp.sign(g), signs, gradient)
+        inner = jax.tree.map(lambda new, old: jnp.where(afresh, new, old), adam.init(updates), inner)
+        signs = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * jnp.sign(g), signs, updates)
         # A stride that made up for Adam's memory of large gradients would be a leap once that memory is gone.
         strides = jax.tree.map(lambda r, s: jnp.where(afresh, 1.0, _stride(r, s)), strides, signs)
+        updates, inner = adam.update(updates, inner, params)
         return jax.tree.map(jnp.multiply, updates, strides), (count + 1, inner, signs, strides)
 
     return optax.GradientTransformation(init, update)

@@ -20,9 +20,9 @@ class Info(eqx.Module):
         evaluations: gradients of the log density used by the step.
     """
 
-    loss: Array
-    change: Array
-    evaluations: Array | int
+    loss: Array | float
+    change: Array | float
+    evaluations: Array | float | int
 
 
 class AbstractSolver(eqx.Module):

@@ -43,7 +43,9 @@ class _Coordinates:
         return np.concatenate([a, b, v.ravel()])
 
 
-def fixed_draw_elbo(evaluate: Evaluate, at: _Coordinates, x: np.ndarray, noise: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def fixed_draw_elbo(
+    evaluate: Evaluate, at: _Coordinates, x: np.ndarray, noise: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
     """(ELBO, its gradient in x, scores `[n, d]`) over the draws mean + D noise[:, :d] + U noise[:, d:].
 
     d ELBO / d mean = E g; / d log D = E[g D e] + D^2 diag(S^-1); / d U = E[g e'] + S^-1 U, with S = D^2 + U U'.
@@ -81,6 +83,8 @@ def matched_noise(rng: np.random.Generator, pairs: int, dim: int, rank: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class FixedDrawsState:
+    """The search on the current draws, and how many evaluations it has made."""
+
     at: _Coordinates
     noise: np.ndarray
     search: LockstepSearch
@@ -94,8 +98,8 @@ class FixedDraws(AbstractSolver):
     """Maximise the ELBO over fixed antithetic draws by L-BFGS: deterministic, so it knows when it has arrived.
 
     The default above 300 dimensions (low rank), and a good choice for mean-field fits at any dimension. The number of
-    draws is doubled until the sampling error of the means is below `tol` sds, or `max_pairs` is reached. Memory:
-    about 20 copies of the search vector (2 + rank) d, and the draws. Not for full-rank scales (NaturalGradient needs far fewer
+    draws is doubled until the sampling error of the means is below `tol` sds, or `max_pairs` is reached. Memory: about 20
+    copies of the search vector (2 + rank) d, and the draws. Not for full-rank scales (NaturalGradient needs far fewer
     gradients), nor for noisy densities.
 
     Arguments:
@@ -113,7 +117,9 @@ class FixedDraws(AbstractSolver):
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, Density)
         if not isinstance(objective, ELBO):
-            raise PairingError(f"FixedDraws maximises the ELBO and nothing else, got {type(objective).__name__}; leave it out.")
+            raise PairingError(
+                f"FixedDraws maximises the ELBO and nothing else, got {type(objective).__name__}; leave it out."
+            )
         if getattr(getattr(q, "scale", None), "structure", None) not in ("diagonal", "low_rank"):
             raise PairingError(
                 "FixedDraws moves a Gaussian with a diagonal or low-rank scale; use tb.families.Gaussian.diagonal(dim) or "

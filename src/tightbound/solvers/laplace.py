@@ -44,7 +44,9 @@ class Laplace(AbstractSolver):
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, Density)
         if objective is not None:
-            raise PairingError(f"Laplace matches the curvature at the mode and takes no objective, got {type(objective).__name__}.")
+            raise PairingError(
+                f"Laplace matches the curvature at the mode and takes no objective, got {type(objective).__name__}."
+            )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
             raise PairingError("Laplace returns a full-rank Gaussian; start it from tb.families.Gaussian.full(dim).")
 
@@ -57,7 +59,9 @@ class Laplace(AbstractSolver):
         evaluate = batched(target)
         before = evaluate.evaluations
         new = self._climb(evaluate, state) if state.stage == 0 else self._newton(evaluate, state)
-        change = 0.0 if new.root is None else float(np.sqrt(np.mean(np.linalg.solve(new.root, new.point - state.point) ** 2)))
+        change = (
+            0.0 if new.root is None else float(np.sqrt(np.mean(np.linalg.solve(new.root, new.point - state.point) ** 2)))
+        )
         if new.root is not None:
             q = Gaussian.from_root(new.point, new.root)
         return target, q, new, Info(np.float64(-new.value), np.float64(change), evaluate.evaluations - before)
@@ -69,7 +73,9 @@ class Laplace(AbstractSolver):
         paths = ascend(evaluate, state.point[None])
         if not paths:
             return dataclasses.replace(state, result=Result.nonfinite)
-        return self._with_curvature(evaluate, dataclasses.replace(state, point=paths[0].points[-1], value=float(paths[0].values[-1]), stage=1))
+        return self._with_curvature(
+            evaluate, dataclasses.replace(state, point=paths[0].points[-1], value=float(paths[0].values[-1]), stage=1)
+        )
 
     def _newton(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
         """One backtracked Newton step; converged when it moves less than tol / 100 sds."""

@@ -19,8 +19,9 @@ Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass
 class Path:
-    """The accepted iterates of one start: `points [T, dim]` (only the last where not kept), their log densities `values`
-    `[T]`, and how it ended.
+    """The accepted iterates of one start, and how it ended.
+
+    `points [T, dim]` (only the last where they were not kept), their log densities `values [T]`.
     """
 
     points: np.ndarray

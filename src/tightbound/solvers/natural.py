@@ -12,7 +12,7 @@ import equinox as eqx
 import numpy as np
 
 from .._numerics import host_rng
-from ..estimators.base import AbstractEstimator, Moments
+from ..estimators.base import Moments
 from ..estimators.fixed_design import FixedDesign, moment_matched
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
@@ -110,7 +110,7 @@ class NaturalGradient(AbstractSolver):
     Source: Opper & Archambeau 2009; Khan & Rue 2023, section 3.1; `docs/default-fit.md`.
     """
 
-    estimator: AbstractEstimator = eqx.field(default_factory=FixedDesign)
+    estimator: Any = eqx.field(default_factory=FixedDesign)
     max_doublings: int = 4
     max_steps_per_design: int = 60
     compiled: ClassVar[bool] = False
@@ -122,13 +122,13 @@ class NaturalGradient(AbstractSolver):
         require(self, target, Density)
         if not isinstance(objective, ELBO):
             raise PairingError(
-                f"NaturalGradient maximises the ELBO and nothing else, got {type(objective).__name__}; leave `objective` out, "
-                "or use StochasticGradient."
+                f"NaturalGradient maximises the ELBO and nothing else, got {type(objective).__name__}; leave `objective` "
+                "out, or use StochasticGradient."
             )
         if not hasattr(self.estimator, "moments"):
             raise PairingError(
-                f"NaturalGradient needs an estimator of E_q[grad log p] and E_q[hess log p]; {type(self.estimator).__name__} "
-                "only estimates gradients in q's parameters. Use FixedDesign, or StochasticGradient with this estimator."
+                "NaturalGradient needs an estimator of E_q[grad log p] and E_q[hess log p]; "
+                f"{type(self.estimator).__name__} only estimates gradients in q's parameters. Use FixedDesign, or StochasticGradient with this estimator."
             )
         if _structure(q) not in _STEPS:
             raise PairingError(
@@ -147,7 +147,9 @@ class NaturalGradient(AbstractSolver):
             moments = self.estimator.moments(target, mean, root, design)
         result = None if moments.finite else Result.nonfinite
         sd = np.sqrt(np.sum(root**2, axis=1))
-        return NaturalState(mean, root, moments, design, 1.0, tol, 0, 0, sd, host_rng(key, "larger designs"), (mean, root), result=result)
+        return NaturalState(
+            mean, root, moments, design, 1.0, tol, 0, 0, sd, host_rng(key, "larger designs"), (mean, root), result=result
+        )
 
     def step(self, target: Any, q: Any, objective: Any, state: NaturalState, key: Any) -> tuple[Any, Any, Any, Info]:
         if state.result is not None:
@@ -179,7 +181,12 @@ class NaturalGradient(AbstractSolver):
             moments = self.estimator.moments(target, mean, root, state.design)
             if moments.finite and float(moments.elbo) >= here + 1e-4 * rho * slope - 1e-9 * abs(here):
                 return dataclasses.replace(
-                    state, mean=mean, root=root, moments=moments, rho=min(1.0, 1.8 * rho), steps_on_design=state.steps_on_design + 1
+                    state,
+                    mean=mean,
+                    root=root,
+                    moments=moments,
+                    rho=min(1.0, 1.8 * rho),
+                    steps_on_design=state.steps_on_design + 1,
                 ), tried
             rho *= 0.4
         return None, 12

@@ -35,6 +35,8 @@ class Knot:
 
 @dataclasses.dataclass(frozen=True)
 class NestedState:
+    """The knots so far, and which sides of the grid are still open."""
+
     coordinate: int
     design: np.ndarray
     spacing: tuple[float, float]  # of the next knot on the left and on the right; grows where the profile is flat
@@ -105,7 +107,9 @@ class Nested(AbstractSolver):
         evaluate = batched(target)
         before = evaluate.evaluations
         sides = [s for s, is_open in ((-1, state.open_left), (1, state.open_right)) if is_open]
-        new = dict(zip(sides, _refit(evaluate, state.coordinate, [_predict(state, s) for s in sides], state.design), strict=True))
+        new = dict(
+            zip(sides, _refit(evaluate, state.coordinate, [_predict(state, s) for s in sides], state.design), strict=True)
+        )
         for side, knot in new.items():
             state = _extended(state, side, knot)
         if not (state.open_left or state.open_right):

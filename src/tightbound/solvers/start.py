@@ -77,9 +77,7 @@ def _iterates(path: Path) -> np.ndarray:
     return path.points[sorted(index)]
 
 
-def _polished(
-    evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None]
-) -> tuple[np.ndarray, np.ndarray]:
+def _polished(evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
     """Up to three Newton steps from each point, with the curvature found there; only steps that climb are taken.
 
     Returns the points and how far each still wants to move, in local sds (rms): small at a mode, and only there.
@@ -98,7 +96,9 @@ def _polished(
     return points, np.sqrt(np.mean(np.stack(whitened) ** 2, axis=1))
 
 
-def local_gaussians(evaluate: Evaluate, points: np.ndarray, design: np.ndarray, scales: tuple[float, ...]) -> list[LocalGaussian]:
+def local_gaussians(
+    evaluate: Evaluate, points: np.ndarray, design: np.ndarray, scales: tuple[float, ...]
+) -> list[LocalGaussian]:
     """Laplace-like Gaussians at `points [n, d]`, each at all `scales`; those with a finite ELBO on the design."""
     return _with_elbo(evaluate, points, local_roots(evaluate, points), design, scales)
 

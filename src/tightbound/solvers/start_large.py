@@ -7,7 +7,9 @@ from .lbfgs import Evaluate, ascend
 _PROBES = 8
 
 
-def find_start_large(evaluate: Evaluate, points: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+def find_start_large(
+    evaluate: Evaluate, points: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
     """(mean, sd) at the highest end of the L-BFGS paths from `points [starts, d]`; None where none is finite.
 
     sd = 1 / sqrt(diagonal of -Hessian), each where that is positive and finite.

@@ -102,7 +102,7 @@ class Summary(eqx.Module):
     gradient: jax.Array
     gradient_error: jax.Array
 
-    def mixed(self, units: jax.Array, floor: jax.Array) -> jax.Array:
+    def mixed(self, units: jax.Array, floor: jax.Array | float) -> jax.Array:
         """Whether the two halves of the window look like one distribution: split R-hat.
 
         R-hat^2 = 1 + between / within with between = apart^2 / 2. For each group as a whole it must be below 1.1; for each
@@ -116,7 +116,7 @@ class Summary(eqx.Module):
         group = between.mean(1) <= (1.1**2 - 1) * within.mean(1) + floor**2
         return jnp.all(each) & jnp.all(group)
 
-    def balanced(self, tol: jax.Array) -> jax.Array:
+    def balanced(self, tol: jax.Array | float) -> jax.Array:
         """Whether every average gradient is zero to within `tol` and its own error.
 
         R-hat cannot tell rest from a crawl: an adaptive step that has become too small looks stationary. The gradient can.

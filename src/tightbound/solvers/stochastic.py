@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from .._numerics import to_device
 from .._types import PyTree
 from ..estimators.base import AbstractEstimator
 from ..estimators.pathwise import Pathwise, StickTheLanding
@@ -109,7 +110,7 @@ class StochasticGradient(AbstractSolver):
         (x, _), (monitored, units) = _flat(q), q.monitored()
         count = jnp.zeros((), jnp.int32)
         return StochasticState(
-            draws=self._estimator(objective).prepare(target, q, key),
+            draws=to_device(self._estimator(objective).prepare(target, q, key), x.dtype),
             optimiser=self._transform.init(leaves),
             window=Window.opened(monitored, x, _FIRST_WINDOW),
             reference=x,
@@ -202,7 +203,7 @@ def _counted(state: StochasticState, good: jax.Array, flat: jax.Array) -> Stocha
     ending = jnp.where(hopeless, 2, jnp.where(flat, 3, 0)).astype(jnp.int32)
     return dataclasses.replace(
         state,
-        caution=jnp.where(good, jnp.minimum(1.05 * state.caution, 1.0), 0.5 * state.caution),
+        caution=jnp.where(good, jnp.minimum(1.05 * state.caution, 1.0), jnp.maximum(0.5 * state.caution, 0.1)),
         skipped=jnp.where(good, state.skipped, state.skipped + 1),
         skipped_here=skipped_here,
         ended=jnp.where(state.ended == 0, ending, state.ended),

@@ -50,7 +50,7 @@ def _check_quadrature(q: Any, name: str, samples: dict[str, np.ndarray]) -> None
             assert p > 1e-4, f"{name}: `{method}` does not follow the density in coordinate {i} (KS p-value {p:.1e})."
 
 
-def _grid(q: Any, z: np.ndarray, size: int = 401) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def _grid(q: Any, z: np.ndarray, size: int = 241) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Trapezoid nodes and weights, equidistant in asinh of the standardised coordinate: they reach 1,500 sds far."""
     t = np.linspace(-8.0, 8.0, size)
     low, centre, high = np.quantile(z, [0.25, 0.5, 0.75], axis=0)

@@ -28,7 +28,7 @@ def check_target(
     all values, flattened. `reference(values)` is the log density on the native scale, written by hand, up to a constant.
     Eight points are tried, normal with standard deviation `spread`.
     """
-    name = type(target).__name__
+    name, is_joint = type(target).__name__, isinstance(target, Joint)
     rng = np.random.default_rng(seed_of(key))
     points = spread * rng.standard_normal((8, target.dim))
     differences = []
@@ -44,7 +44,7 @@ def check_target(
         )
         close(target.unconstrain(target.constrain(z)), z, 1e-6, f"{name}: `unconstrain` does not invert `constrain`.")
         jacobian = _log_jacobian(target, z, free, name)
-        if isinstance(target, Joint):
+        if is_joint:
             joint = target.log_joint(target.constrain(z))
             close(
                 value - joint,
