@@ -53,7 +53,13 @@ _CONTINUE = {"full": NaturalGradient, "diagonal": NaturalGradient, "low_rank": F
 
 
 def continue_from(q: Any) -> Plan:
-    """The solver that moves a given q: by the structure of its scale, else stochastic gradients."""
+    """The solver that moves a given q: by the structure of its scale, else stochastic gradients.
+
+    A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
+    """
+    if not q.reparameterised:
+        z, _ = q.draw(max(4000, 4 * q.dim), 0)
+        q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
     structure = getattr(getattr(q, "scale", None), "structure", "none")
     if structure == "diagonal" and q.dim > FULL_RANK_UP_TO:
         structure = "low_rank"

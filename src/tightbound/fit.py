@@ -229,8 +229,9 @@ def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()
     goal = objective if objective is not None else chosen.default_objective()
-    start = default.q if q is None else q
-    return Plan(start if dtype is None else _cast(start, dtype), goal, chosen)
+    start = default.q if q is None or solver is None else q
+    start = start if dtype is None else _cast(start, dtype)
+    return dataclasses.replace(default, q=start, objective=goal, solver=chosen)
 
 
 def _solves(solver: Any, target: Any, q: Any, objective: Any) -> bool:

@@ -24,6 +24,7 @@ from .solvers.natural import NaturalGradient
 from .solvers.nested import Nested
 from .solvers.start import LocalGaussian
 
+_PATIENCE = 40_000  # gradients after which no further rung is tried, and that one rung may use, where no budget says else
 _MAX_MIXTURES = 2
 _MAX_RIVALS = 4
 _APART = 4.0  # nats of log density (median) by which two components of a mixture differ
@@ -82,10 +83,12 @@ class _Spent:
         return Trace(*(np.concatenate([getattr(trace, name) for trace in self.traces]) for name in columns))
 
     def left(self) -> Budget | None:
-        """What remains, or None when nothing does."""
+        """What the next rung may use, or None when nothing is left; without a budget of evaluations, 40,000 start no more."""
         seconds, evaluations = self.budget.seconds, self.budget.evaluations
         seconds = None if seconds is None else seconds - (time.perf_counter() - self.started)
-        evaluations = None if evaluations is None else evaluations - self.evaluations
+        if evaluations is None:
+            return None if self.evaluations >= _PATIENCE else Budget(seconds, _PATIENCE)
+        evaluations -= self.evaluations
         if (seconds is not None and seconds <= 0) or (evaluations is not None and evaluations <= 0):
             return None
         return Budget(seconds, evaluations)
@@ -227,5 +230,5 @@ def _why(attempt: Attempt, certificate: Certificate, spent: _Spent) -> str:
     if certificate.verdict is Verdict.PASS:
         return f"{attempt.name}: the certificate passes."
     if spent.left() is None:
-        return f"{attempt.name}: the budget is spent."
+        return f"{attempt.name}: the budget is spent; a larger `budget` climbs further."
     return f"{attempt.name}: the last rung; no richer family gained ELBO beyond its error."

@@ -82,7 +82,7 @@ class NaturalState:
     mean: np.ndarray
     root: np.ndarray
     moments: Moments
-    design: np.ndarray
+    design: Any  # what the estimator's `prepare` returned: draws, quadrature nodes, or nothing
     rho: float
     tol: float
     doublings: int
@@ -103,7 +103,9 @@ class NaturalGradient(AbstractSolver):
     Not for: minibatches or noisy densities (StochasticGradient), low-rank scales (FixedDraws), dim above about 2,000.
 
     Arguments:
-        estimator: where E_q[grad log p] and E_q[hess log p] come from; anything with `moments`.
+        estimator: where E_q[grad log p] and E_q[hess log p] come from; anything with `moments`. Where its `elbo` is NaN
+            (LocalQuadratic has none) steps are taken unchecked, and nothing is monotone. An estimator with
+            `enlarged(design, error / tol, rng) -> design | None` says itself how its design grows.
         max_doublings: how often the design may grow; then the result is `noisy`.
         max_steps_per_design: steps before a design is given up.
 
@@ -128,7 +130,8 @@ class NaturalGradient(AbstractSolver):
         if not hasattr(self.estimator, "moments"):
             raise PairingError(
                 "NaturalGradient needs an estimator of E_q[grad log p] and E_q[hess log p]; "
-                f"{type(self.estimator).__name__} only estimates gradients in q's parameters. Use FixedDesign, or StochasticGradient with this estimator."
+                f"{type(self.estimator).__name__} only estimates gradients in q's parameters. Use FixedDesign, or "
+                "StochasticGradient with this estimator."
             )
         if _structure(q) not in _STEPS:
             raise PairingError(
@@ -179,7 +182,8 @@ class NaturalGradient(AbstractSolver):
         for tried in range(1, 13):
             mean, root, _ = rule(state.mean, state.root, model, rho)
             moments = self.estimator.moments(target, mean, root, state.design)
-            if moments.finite and float(moments.elbo) >= here + 1e-4 * rho * slope - 1e-9 * abs(here):
+            climbs = np.isnan(here) or float(moments.elbo) >= here + 1e-4 * rho * slope - 1e-9 * abs(here)
+            if moments.finite and climbs:
                 return dataclasses.replace(
                     state,
                     mean=mean,
@@ -214,16 +218,16 @@ class NaturalGradient(AbstractSolver):
         error = _standard_error(state.moments, _model_at(state))
         if error < state.tol:
             return dataclasses.replace(state, result=Result.stalled if stalled else Result.converged), 0
-        pairs, dim = state.design.shape
-        grown = min(int(pairs * min(max(2.0, (error / state.tol) ** 2), 4.0)), max(_MOST_PAIRS * max(dim, 32), pairs))
-        if state.doublings >= self.max_doublings or grown == pairs or _is_far(state):
+        enlarge = getattr(self.estimator, "enlarged", _larger_design)
+        design = None if state.doublings >= self.max_doublings or _is_far(state) else enlarge(state.design, error / state.tol, state.rng)
+        if design is None:
             return dataclasses.replace(state, result=Result.noisy), 0
-        design = moment_matched(state.rng, grown, dim)
         moments = self.estimator.moments(target, state.mean, state.root, design)
+        used = moments.evaluations
         if not moments.finite:  # the larger design reaches where the density is not finite: keep what the smaller one found
-            return dataclasses.replace(state, result=Result.noisy), 2 * grown
+            return dataclasses.replace(state, result=Result.noisy), used
         fresh = {"anchor": (state.mean, state.root), "rho": 1.0, "steps_on_design": 0, "doublings": state.doublings + 1}
-        return dataclasses.replace(state, moments=moments, design=design, **fresh), 2 * grown
+        return dataclasses.replace(state, moments=moments, design=design, **fresh), used
 
     def _limits(self, target: Any, state: NaturalState) -> tuple[NaturalState, int]:
         sd = np.sqrt(np.sum(state.root**2, axis=1))
@@ -257,12 +261,19 @@ def _standard_error(moments: Moments, model: NewtonModel) -> float:
     return max(float(np.sqrt(np.mean(spread**2) / len(spread))), 0.2 * float(moments.curvature_stderr))
 
 
+def _larger_design(design: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray | None:
+    """A fixed design two to four times larger, by how far its error is above `tol`; None where it is at its largest."""
+    pairs, dim = design.shape
+    grown = min(int(pairs * min(max(2.0, ratio**2), 4.0)), max(_MOST_PAIRS * max(dim, 32), pairs))
+    return None if grown == pairs else moment_matched(rng, grown, dim)
+
+
 def _is_far(state: NaturalState) -> bool:
     """Whether log p - log q varies so much over the design that no Gaussian's mean deserves a larger one.
 
     A spread of a nat (KL of about half of one) means that the answer needs weights or a richer family, not digits.
     """
-    pairs, dim = state.design.shape
+    pairs, dim = state.moments.gradient_spread.shape
     return pairs >= _ENOUGH_PAIRS * max(dim, 32) and bool(float(state.moments.elbo_stderr) * np.sqrt(pairs) > _FAR)
 
 

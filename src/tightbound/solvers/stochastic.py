@@ -35,7 +35,7 @@ class StochasticState(eqx.Module):
 
     Attributes:
         draws: the estimator's state; `optimiser` the transformation's.
-        window: statistics since the last look; `reference` the parameters where it opened, `[P]`.
+        window: statistics since the last look.
         step_size: factor on the transformation's updates; `caution` a passing one, after non-finite gradients.
         halvings: of the step size so far.
         previous: average of what is monitored over the window before the last halving, with its standard error.
@@ -49,7 +49,6 @@ class StochasticState(eqx.Module):
     draws: PyTree
     optimiser: PyTree
     window: Window
-    reference: jax.Array
     step_size: jax.Array
     caution: jax.Array
     halvings: jax.Array
@@ -113,7 +112,6 @@ class StochasticGradient(AbstractSolver):
             draws=to_device(self._estimator(objective).prepare(target, q, key), x.dtype),
             optimiser=self._transform.init(leaves),
             window=Window.opened(monitored, x, _FIRST_WINDOW),
-            reference=x,
             step_size=jnp.asarray(self._first_step_size(x.size, q.dim), x.dtype),
             caution=jnp.ones((), x.dtype),
             halvings=count,
@@ -138,7 +136,6 @@ class StochasticGradient(AbstractSolver):
         size = state.step_size * state.caution
         move = jax.tree.map(lambda u: size.astype(u.dtype) * u, updates)
         moved = q.retract(move) if self.whitened else eqx.apply_updates(q, move)
-        moved = moved.aligned(eqx.combine(_flat(q)[1](state.reference), q))
 
         (x, _), (g, _), (monitored, units) = _flat(moved), ravel_pytree(gradient), moved.monitored()
         good = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(g**2)) & jnp.all(jnp.isfinite(x))
@@ -235,7 +232,6 @@ def _judged(state: StochasticState, q: Any) -> StochasticState:
     return dataclasses.replace(
         state,
         window=Window.opened(monitored, parameters, state.window.length * growth),
-        reference=parameters,
         step_size=jnp.where(halve, 0.5, 1.0).astype(state.step_size.dtype) * state.step_size,
         halvings=jnp.where(halve, state.halvings + 1, state.halvings),
         previous=jnp.where(halve, summary.mean, state.previous),

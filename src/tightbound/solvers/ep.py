@@ -1,0 +1,212 @@
+"""Expectation propagation: one Gaussian factor per site, each matched to its site where the other factors put weight."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import equinox as eqx
+import numpy as np
+import scipy.linalg
+
+from ..families.gaussian import Gaussian
+from ..objectives.base import AbstractObjective
+from ..results import PairingError, Result
+from ..targets.base import require
+from ..targets.sites import GaussianSites
+from .base import AbstractSolver, Info
+
+_PRECISION = 1e-3  # of `tol`: fixed points are reached linearly, and cost little
+_LEAST_DAMPING = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class EPState:
+    """Natural parameters (precision, precision times mean) of q, of the prior and of each site factor.
+
+    `skipped`: sites left alone in the last sweep, because their cavity or the new q would not have been a Gaussian.
+    """
+
+    precision: np.ndarray
+    shift: np.ndarray
+    site_precisions: np.ndarray
+    site_shifts: np.ndarray
+    prior: tuple[np.ndarray, np.ndarray]
+    damping: float
+    tol: float
+    sweeps: int = 0
+    change: float = np.inf
+    skipped: int = 0
+    log_evidence: float = np.nan
+    result: Result | None = None
+
+
+class EP(AbstractSolver):
+    """Expectation propagation for a Gaussian prior times sites: q = prior times prod_i factor_i^multiplicity_i.
+
+    Each factor is refined until the moments of cavity_i site_i, with cavity_i = q / factor_i, are those of q. Aims at
+    KL(p || q), so its mean and covariance are better than those of the best ELBO, and the evidence is excellent:
+    log Z = sum_i mult_i (log Z_i + A(cavity_i) - A(q)) + A(q) - A(prior), A(T, n) = n' T^-1 n / 2 - log |T| / 2; its
+    negative is the loss in `fit.trace`. Every fixed point need not exist and none need be reached: a site whose cavity is
+    improper is left alone in that sweep, and growing changes are damped. Factors may have negative precision.
+    Not for multimodal posteriors or a handful of conflicting points: there it may not converge (`max_steps`), or end with
+    sites that could not be matched (`stalled`). Memory and time are n d^2 and n d^3 per sweep.
+
+    Arguments:
+        parallel: refine all sites from one q (fast for many sites, damped by half), or one after the other.
+        damping: share of each change that is made, in (0, 1]; None is 1 (.5 when parallel).
+        max_sweeps: sweeps after which the run ends with `max_steps`.
+
+    Source: Minka 2001, algorithm of section 3.2 and eq. 3.20 (evidence); Seeger 2005 (natural parameters).
+    """
+
+    parallel: bool = eqx.field(default=False, static=True)
+    damping: float | None = eqx.field(default=None, static=True)
+    max_sweeps: int = eqx.field(default=200, static=True)
+    compiled: ClassVar[bool] = False
+
+    def __check_init__(self):
+        if self.damping is not None and not 0 < self.damping <= 1:
+            raise ValueError(f"EP: `damping` must lie in (0, 1], got {self.damping}.")
+
+    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+        require(self, target, GaussianSites)
+        if objective is not None:
+            raise PairingError(
+                f"EP matches moments site by site and takes no objective, got {type(objective).__name__}; leave `objective` out."
+            )
+        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+            raise PairingError("EP returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q at all.")
+
+    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> EPState:
+        mean, cov = target.prior()
+        precision = np.linalg.inv(cov)
+        prior = (precision, precision @ mean)
+        n, dim = target.num_sites, target.dim
+        damping = self.damping if self.damping is not None else (0.5 if self.parallel else 1.0)
+        return EPState(*prior, np.zeros((n, dim, dim)), np.zeros((n, dim)), prior, damping, tol)
+
+    def step(self, target: Any, q: Any, objective: Any, state: EPState, key: Any) -> tuple[Any, Any, Any, Info]:
+        """One sweep over the sites."""
+        old_mean, old_root = mean_and_root(state.precision, state.shift)
+        new = _parallel_sweep(target, state) if self.parallel else _sequential_sweep(target, state)
+        mean, root = mean_and_root(new.precision, new.shift)
+        turn = np.linalg.solve(old_root, root)
+        moved = np.sqrt(np.mean(np.linalg.solve(old_root, mean - old_mean) ** 2))
+        change = float(max(moved, np.abs(turn @ turn.T - np.eye(len(mean))).max()))
+        damping = max(0.5 * new.damping, _LEAST_DAMPING) if change > state.change and change > 1e-2 else new.damping
+        result = None
+        if change < _PRECISION * state.tol * damping:
+            result = Result.converged if new.skipped == 0 else Result.stalled
+        elif state.sweeps + 1 >= self.max_sweeps:
+            result = Result.max_steps
+        new = dataclasses.replace(
+            new, sweeps=state.sweeps + 1, change=change, damping=damping, log_evidence=ep_log_evidence(target, new), result=result
+        )
+        return target, Gaussian.from_root(mean, root), new, Info(np.float64(-new.log_evidence), np.float64(change), 1)
+
+    def done(self, state: EPState) -> Result | None:
+        return state.result
+
+
+def refined(target: Any, index: np.ndarray, precisions: Any, shifts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors of the given sites in the given cavities: (log Z_i `[k]`, precision `[k, d, d]`, shift `[k, d]`).
+
+    From G = -d^2 log Z / dm^2 and g = d log Z / dm at the cavity N(m, V): precision (I - G V)^-1 G and shift
+    precision (m + V g) + g. Nothing is inverted that a wide cavity makes singular.
+    """
+    covs = np.linalg.inv(precisions)
+    means = np.einsum("kde,ke->kd", covs, shifts)
+    log_z, slope, bend = target.tilt(index, means, covs)
+    factor = np.linalg.solve(np.eye(means.shape[1]) - bend @ covs, bend)
+    factor = 0.5 * (factor + np.swapaxes(factor, 1, 2))
+    moved = means + np.einsum("kde,ke->kd", covs, slope)
+    return log_z, factor, np.einsum("kde,ke->kd", factor, moved) + slope
+
+
+def _sequential_sweep(target: Any, state: EPState) -> EPState:
+    precision, shift = state.precision.copy(), state.shift.copy()
+    sites, shifts = state.site_precisions.copy(), state.site_shifts.copy()
+    counts, skipped = target.multiplicities, 0
+    for i in range(len(counts)):
+        rate = state.damping / max(1.0, counts[i])
+        cavity, cavity_shift = precision - sites[i], shift - shifts[i]
+        if not is_precision(cavity):
+            skipped += 1
+            continue
+        _, new, new_shift = refined(target, np.array([i]), cavity[None], cavity_shift[None])
+        change, change_shift = rate * (new[0] - sites[i]), rate * (new_shift[0] - shifts[i])
+        if not is_precision(precision + counts[i] * change):
+            skipped += 1
+            continue
+        sites[i] += change
+        shifts[i] += change_shift
+        precision = precision + counts[i] * change
+        shift = shift + counts[i] * change_shift
+    return _with_sites(state, counts, sites, shifts, skipped)
+
+
+def _parallel_sweep(target: Any, state: EPState) -> EPState:
+    counts = target.multiplicities
+    cavities, cavity_shifts = state.precision - state.site_precisions, state.shift - state.site_shifts
+    good = np.array([is_precision(cavity) for cavity in cavities])
+    index = np.flatnonzero(good)
+    skipped = len(counts) - len(index)
+    if len(index) == 0:
+        return dataclasses.replace(state, skipped=skipped)
+    _, new, new_shift = refined(target, index, cavities[index], cavity_shifts[index])
+    rate = state.damping / max(1.0, float(counts.max()))
+    for _ in range(30):
+        sites, shifts = state.site_precisions.copy(), state.site_shifts.copy()
+        sites[index] += rate * (new - sites[index])
+        shifts[index] += rate * (new_shift - shifts[index])
+        if is_precision(state.prior[0] + np.einsum("i,ide->de", counts, sites)):
+            return _with_sites(state, counts, sites, shifts, skipped)
+        rate *= 0.5
+    return dataclasses.replace(state, skipped=len(counts))
+
+
+def _with_sites(state: EPState, counts: np.ndarray, sites: np.ndarray, shifts: np.ndarray, skipped: int) -> EPState:
+    """The state with these factors, and q summed afresh from them so that rounding does not pile up."""
+    precision = state.prior[0] + np.einsum("i,ide->de", counts, sites)
+    shift = state.prior[1] + counts @ shifts
+    if not is_precision(precision):  # only by rounding: each change was checked
+        return dataclasses.replace(state, skipped=len(counts))
+    return dataclasses.replace(
+        state, precision=precision, shift=shift, site_precisions=sites, site_shifts=shifts, skipped=skipped
+    )
+
+
+def ep_log_evidence(target: Any, state: EPState) -> float:
+    """EP's estimate of the log evidence at the state's factors, nats; NaN where some cavity is improper."""
+    cavities, cavity_shifts = state.precision - state.site_precisions, state.shift - state.site_shifts
+    if not all(is_precision(cavity) for cavity in cavities):
+        return np.nan
+    log_z, _, _ = refined(target, np.arange(len(cavities)), cavities, cavity_shifts)
+    here = _log_partition(state.precision, state.shift)
+    sites = target.multiplicities @ (log_z + _log_partition(cavities, cavity_shifts) - here)
+    return float(sites + here - _log_partition(*state.prior))
+
+
+def _log_partition(precision: np.ndarray, shift: np.ndarray) -> Any:
+    """A(T, n) = n' T^-1 n / 2 - log |T| / 2 for `[..., d, d]` and `[..., d]`."""
+    mean = np.linalg.solve(precision, shift[..., None])[..., 0]
+    return 0.5 * np.sum(mean * shift, axis=-1) - 0.5 * np.linalg.slogdet(precision)[1]
+
+
+def is_precision(matrix: np.ndarray) -> bool:
+    """Whether a symmetric matrix is finite and positive definite, with room for rounding."""
+    if not np.all(np.isfinite(matrix)):
+        return False
+    if matrix.shape == (1, 1):
+        return bool(matrix[0, 0] > 1e-12)
+    eigenvalues = np.linalg.eigvalsh(matrix)
+    return bool(eigenvalues[0] > 1e-12 * max(1.0, eigenvalues[-1]))
+
+
+def mean_and_root(precision: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean `[d]` and a square root `[d, d]` of the covariance, from natural parameters."""
+    lower = np.linalg.cholesky(precision)
+    root = scipy.linalg.solve_triangular(lower, np.eye(len(shift)), lower=True).T
+    return root @ (root.T @ shift), root
+
+
+__all__ = ["EP", "EPState", "ep_log_evidence", "refined"]
