@@ -5,6 +5,7 @@ k-hat of the importance weights) afterwards is not.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -34,6 +35,10 @@ class Tightbound:
 
     def __init__(self) -> None:
         import tightbound as tb
+
+        # what the library imports when it is first needed: imports are outside the clock for everybody
+        for module in ("pandas", "xarray", "scipy.interpolate"):
+            importlib.import_module(module)
 
         self.tb, (self.models, self.numpyro_models) = tb, posteriors.modules()
 

@@ -4,6 +4,9 @@ Names in the order of the questions: what do we want to know (targets), which fa
 it computed and found, how far off is the answer.
 """
 
+import importlib
+from typing import Any
+
 from . import certify as certify
 from . import estimators as estimators
 from . import families as families
@@ -32,3 +35,10 @@ __all__ = [
     "certify", "check", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
     "objectives", "solvers", "targets",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """`tb.experiments`, imported when it is first asked for."""
+    if name == "experiments":
+        return importlib.import_module(f"{__name__}.experiments")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

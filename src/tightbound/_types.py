@@ -42,7 +42,7 @@ class Budget:
     def __post_init__(self):
         for name in ("seconds", "evaluations"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
                 raise ValueError(f"Budget: `{name}` must be positive or None (no limit), got {value!r}.")
 
 

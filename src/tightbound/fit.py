@@ -16,13 +16,17 @@ import numpy as np
 from . import datatree, report, storage, summary
 from ._numerics import host_algebra, key_words, to_device, to_host, x64
 from ._types import Budget, Estimate
-from .certify.base import Certificate
+from .certify.base import Certificate, Verdict
 from .certify.check import check
+from .certify.proper import improper, widest
 from .default import Plan, plan
+from .families.base import AbstractFamily
 from .ladder import climb
-from .loop import Run, Trace, run
+from .loop import Run, Trace, is_finite, run
+from .objectives.base import AbstractObjective
 from .progress import display
 from .results import FitError, PairingError, Result, TargetError
+from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
 from .targets.base import AbstractTarget, Density
 from .targets.batched import batched
@@ -58,7 +62,9 @@ class Fit:
     @functools.cached_property
     def certificate(self) -> Certificate:
         """What is known of how far off `q` is: attached by the default path, else computed now (`tb.check`)."""
-        return self.checked if self.checked is not None else check(self, key=self.seed)
+        if self.checked is not None:
+            return self.checked
+        return _with_propriety(self, check(self, key=self.seed))
 
     @property
     def elbo(self) -> Estimate:
@@ -145,7 +151,8 @@ def fit(
         FitError: no usable approximation exists and `throw` is true; `.fit` holds what there is.
         TypeError: `key` is of the wrong kind.
     """
-    _check_arguments(target, tol, max_steps, starts, dtype)
+    _check_arguments(target, tol, max_steps, starts, dtype, budget)
+    _check_parts(target, q, objective, solver)
     words, budget = key_words(key), budget or Budget()
     started = time.perf_counter()
     with x64(), host_algebra():
@@ -187,14 +194,43 @@ def _finished(ran: Run, words: tuple[int, ...], extra: int, seconds: float) -> F
 def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budget, started: float) -> Fit:
     """The fit at the rung of the ladder that it came to stand on, with its certificate."""
     start_evaluations = fitted.evaluations - (int(first.trace.evaluations[-1]) if first.steps else 0)
-    end = climb(first, others, run_solver, key=fitted.seed, budget=budget, started=time.perf_counter())
-    ran = end.attempt.run
-    seconds = time.perf_counter() - started - end.certificate.seconds
+
+    def run_or_stop(q: Any, solver: Any, left: Budget) -> Run:
+        ran = run_solver(q, solver, left)
+        if ran.result is Result.interrupted:  # one Ctrl-C ends the climb, not only the rung it fell into
+            raise KeyboardInterrupt
+        return ran
+
+    try:
+        end = climb(first, others, run_or_stop, key=fitted.seed, budget=budget, started=time.perf_counter())
+        ran = end.attempt.run
+        seconds = time.perf_counter() - started - end.certificate.seconds
+        climbed = dataclasses.replace(
+            fitted, q=ran.q, result=ran.result, steps=len(end.trace.loss), trace=end.trace,
+            evaluations=start_evaluations + end.evaluations, seconds=seconds, rung=end.why,
+        )  # fmt: skip
+        certificate = _with_propriety(climbed, end.certificate)
+    except KeyboardInterrupt:
+        seconds = time.perf_counter() - started
+        return dataclasses.replace(fitted, result=Result.interrupted, seconds=seconds, rung="interrupted during the climb")
+    result = Result.unbounded if "proper" in certificate else ran.result
+    return dataclasses.replace(climbed, result=result, checked=certificate)
+
+
+def _with_propriety(fitted: Fit, certificate: Certificate) -> Certificate:
+    """The certificate with one more finding where the posterior turns out to be improper; looked for unless it passes."""
+    ran_away = fitted.result is Result.unbounded
+    if certificate.verdict is Verdict.PASS and not ran_away:
+        return certificate
+    started, before = time.perf_counter(), _host_evaluations(fitted.target)
+    with x64(), host_algebra():
+        found = improper(fitted, fitted.seed) or (widest(fitted, fitted.seed) if ran_away else None)
     return dataclasses.replace(
-        fitted, q=ran.q, result=ran.result, steps=len(end.trace.loss), trace=end.trace,
-        evaluations=start_evaluations + end.evaluations,
-        seconds=seconds, rung=end.why, checked=end.certificate,
-    )  # fmt: skip
+        certificate,
+        findings=certificate.findings if found is None else (found, *certificate.findings),
+        evaluations=certificate.evaluations + _host_evaluations(fitted.target) - before,
+        seconds=certificate.seconds + time.perf_counter() - started,
+    )
 
 
 def _left(budget: Budget, started: float, evaluations: int) -> Budget:
@@ -207,19 +243,53 @@ def _host_evaluations(target: Any) -> int:
     return batched(target).evaluations if isinstance(target, Density) else 0
 
 
-def _check_arguments(target: Any, tol: float, max_steps: int | None, starts: int | None, dtype: Any) -> None:
+def _check_arguments(
+    target: Any, tol: float, max_steps: int | None, starts: int | None, dtype: Any, budget: Budget | None
+) -> None:
     if not isinstance(target, AbstractTarget):
         raise TargetError(
             f"fit: `target` must be a tightbound target, got {type(target).__name__}. Make one with tb.from_log_density("
             "log_density, example), tb.from_rows(...), tb.from_numpyro(model, *args) or tb.from_simulator(...)."
         )
-    if not (isinstance(tol, (int, float)) and tol > 0):
+    if not (isinstance(tol, (int, float, np.number)) and not isinstance(tol, bool) and 0 < tol < np.inf):
         raise ValueError(f"fit: `tol` must be a positive number of posterior standard deviations, got {tol!r}.")
     for name, value in (("max_steps", max_steps), ("starts", starts)):
-        if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
             raise ValueError(f"fit: `{name}` must be a positive integer or None, got {value!r}.")
-    if dtype is not None and np.dtype(dtype) not in (np.dtype("float32"), np.dtype("float64")):
+    if dtype is not None and _dtype_name(dtype) not in ("float32", "float64"):
         raise ValueError(f"fit: `dtype` must be 'float64' (the default) or 'float32', got {dtype!r}.")
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"fit: `budget` must be tb.Budget(seconds=..., evaluations=...) or None, got {budget!r}.")
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        return None
+
+
+def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
+    """Each part is of its kind, and q has the target's dimension and finite numbers."""
+    kinds = (
+        ("q", q, AbstractFamily, "a member of a family, such as tb.families.Gaussian.full(dim) or an earlier `fit.q`"),
+        ("objective", objective, AbstractObjective, "an objective, such as tb.objectives.ELBO()"),
+        ("solver", solver, AbstractSolver, "a solver, such as tb.solvers.NaturalGradient()"),
+    )
+    for name, part, kind, wanted in kinds:
+        if part is not None and not isinstance(part, kind):
+            got = f"the class {part.__name__}: call it" if isinstance(part, type) else type(part).__name__
+            raise PairingError(f"fit: `{name}` must be {wanted}, or None for the default; got {got}.")
+    if q is None:
+        return
+    if isinstance(target, Density) and q.dim != target.dim:
+        raise PairingError(
+            f"fit: `q` has {q.dim} dimensions, but the target has {target.dim} unconstrained coordinates: "
+            f"{', '.join(target.coordinate_names[:8])}{', ...' if target.dim > 8 else ''}."
+        )
+    if not is_finite(q):
+        raise ValueError("fit: `q` holds NaN or infinite numbers; start from a finite member, or leave `q` out.")
 
 
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:

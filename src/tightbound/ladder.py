@@ -86,10 +86,10 @@ class _Spent:
         """What the next rung may use, or None when nothing is left; without a budget of evaluations, 40,000 start no more."""
         seconds, evaluations = self.budget.seconds, self.budget.evaluations
         seconds = None if seconds is None else seconds - (time.perf_counter() - self.started)
-        if evaluations is None:
-            return None if self.evaluations >= _PATIENCE else Budget(seconds, _PATIENCE)
-        evaluations -= self.evaluations
-        if (seconds is not None and seconds <= 0) or (evaluations is not None and evaluations <= 0):
+        evaluations = _PATIENCE if evaluations is None else evaluations - self.evaluations
+        if self.budget.evaluations is None and self.evaluations >= _PATIENCE:
+            return None
+        if (seconds is not None and seconds <= 0) or evaluations <= 0:
             return None
         return Budget(seconds, evaluations)
 

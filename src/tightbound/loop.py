@@ -100,16 +100,18 @@ def run(
                 break
             target, q, state, info = advance(target, q, state, min(_BLOCK, most - log.steps))
             log.add(info)
-            if _is_finite(q):
+            if is_finite(q):
                 good = (target, q)
             elif not solver.compiled:
                 result = Result.nonfinite
     except KeyboardInterrupt:
         result = Result.interrupted
+    except np.linalg.LinAlgError:  # NumPy's algebra on a matrix that holds NaN, or is singular
+        result = Result.nonfinite
     target, q = good
-    if state is not None and _is_finite(q):
+    if state is not None and is_finite(q):
         finished = solver.finish(target, q, state)
-        q = finished if _is_finite(finished) else q
+        q = finished if is_finite(finished) else q
     assert result is not None
     return Run(to_host(q), to_host(target), result, log.steps, log.trace(), time.perf_counter() - started)
 
@@ -165,6 +167,7 @@ def _scan(target, q, objective, solver, state, key, position, steps):
     return *eqx.combine(dynamic, static), info
 
 
-def _is_finite(q: Any) -> bool:
+def is_finite(q: Any) -> bool:
+    """Whether every number of q is finite."""
     leaves = jax.tree.leaves(eqx.filter(q, eqx.is_inexact_array_like))
     return all(bool(np.all(np.isfinite(np.asarray(leaf)))) for leaf in leaves)

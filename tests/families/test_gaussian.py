@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -182,14 +183,6 @@ def test_full_steps_do_not_depend_on_the_coordinates():
     np.testing.assert_allclose(two.cov, change @ np.asarray(one.cov) @ change.T, rtol=1e-9)
 
 
-def test_alignment_undoes_a_rotation_of_the_factor():
-    q = MEMBERS["low_rank"]
-    turn = np.linalg.qr(RNG.standard_normal((2, 2)))[0]
-    turned = Gaussian(q.mean, LowRank(q.scale.factor @ turn, q.scale.log_diagonal))
-    np.testing.assert_allclose(turned.cov, q.cov, rtol=1e-12)
-    np.testing.assert_allclose(turned.aligned(q).scale.factor, q.scale.factor, rtol=1e-10)
-
-
 def test_low_rank_density_where_the_factor_dominates():
     """Sds of 1e6 beside 1: the sum-of-squares form keeps what the textbook's difference would cancel (1e12 of 1e12)."""
     q = Gaussian(np.zeros(4), LowRank(1e6 * RNG.standard_normal((4, 2)), np.zeros(4)))
@@ -222,7 +215,9 @@ def test_bad_arguments_are_named(call, sentence):
 
 
 _WIDE = """
-import resource
+import re
+from pathlib import Path
+
 import numpy as np
 from tightbound.families import Gaussian, kl
 
@@ -231,11 +226,15 @@ p = Gaussian.low_rank(100_000, 20)
 z, log_q = q.draw(100, 0)
 assert np.allclose(np.asarray(q.log_prob(z[:8])), log_q[:8])
 assert np.isfinite(kl(q, p)) and np.isfinite(q.entropy()) and q.sd.shape == (100_000,)
-q.sample(0, shape=(8,)), q.whiten(z), q.retract(q), q.aligned(p)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+q.sample(0, shape=(8,)), q.whiten(z), q.retract(q)
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20)
 """
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak of a process of its own is read from Linux's /proc"
+)
 def test_low_rank_in_100_000_dimensions_stays_below_2_GiB():
+    """Read from /proc: `getrusage` in a new process starts from the memory of the one that started it."""
     done = subprocess.run([sys.executable, "-c", _WIDE], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 2.0

@@ -12,7 +12,7 @@ from .draws import FreshDraws
 
 _CHUNK = 2_000_000  # numbers held at once: 16 MB an array
 _NEGLIGIBLE = 1e-3
-_BELIEVE = 2.0  # standard errors that a correction must exceed
+_BELIEVE = 2.0  # standard errors that a correction must exceed, at least
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -44,9 +44,13 @@ class MomentTable:
 
     @property
     def believed(self) -> np.ndarray:
-        """Where a correction exceeds its own error, and 0.001 sd, in the mean or in the sd: `[P]` booleans."""
-        mean = np.abs(self.shift) > np.maximum(_BELIEVE * self.shift_stderr, _NEGLIGIBLE)
-        return mean | (np.abs(self.log_sd_ratio) > np.maximum(_BELIEVE * self.log_sd_stderr, _NEGLIGIBLE))
+        """Where a correction exceeds its own error, and 0.001 sd, in the mean or in the sd: `[P]` booleans.
+
+        Of 2 P noises the largest is some sqrt(2 log 2P) standard errors; smaller ones among many values are just that.
+        """
+        errors = max(_BELIEVE, float(np.sqrt(2.0 * np.log(2.0 * max(len(self.names), 1)))))
+        mean = np.abs(self.shift) > np.maximum(errors * self.shift_stderr, _NEGLIGIBLE)
+        return mean | (np.abs(self.log_sd_ratio) > np.maximum(errors * self.log_sd_stderr, _NEGLIGIBLE))
 
 
 def moment_table(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> MomentTable:

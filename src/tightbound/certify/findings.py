@@ -12,6 +12,7 @@ _GROUP = 100  # weights averaged in each bound on the evidence
 _SHIFT = 0.05  # posterior sds that q's mean may still have to move
 _CORRECTION = 0.1  # posterior sds in the mean, or relative in the sd, that a correction may amount to
 _ENOUGH = 400  # effective draws
+_TOO_FEW = 60  # effective draws below which corrected summaries are noise
 _NEARLY_ALL = 0.95  # share of effective draws from which on the shape of the weights' tail does not matter
 _HEAVY = 10.0  # kurtosis from which the tail of a value is looked at; 3 is Gaussian, 9 the t with five degrees
 
@@ -67,7 +68,7 @@ def converged(draws: FreshDraws) -> Finding:
     why = (
         f"On fresh draws the ELBO is stationary: no mean wants to move by more than {_SHIFT} sd beyond its error."
         if verdict is Verdict.PASS
-        else f"On fresh draws the ELBO still pulls `{name}` by {value:.2f} ± {stderr[worst]:.2f} sd; "
+        else f"On fresh draws the ELBO still pulls `{name}` by {value:.3g} ± {stderr[worst]:.2g} sd; "
         "continue with tb.fit(target, fit.q)."
     )
     return Finding("converged", value, float(stderr[worst]), _SHIFT, verdict, why, "Khan & Rue 2023, section 3.1", (name,))
@@ -101,7 +102,7 @@ def khat(draws: FreshDraws) -> Finding:
     count, threshold = len(draws.log_w), khat_threshold(len(draws.log_w))
     if s.khat < threshold and s.ess >= _ENOUGH:
         verdict = Verdict.PASS
-    elif s.khat <= 1.0 or s.ess >= 0.5 * count:
+    elif (s.khat <= 1.0 and s.ess >= _TOO_FEW) or s.ess >= 0.5 * count:
         verdict = Verdict.PASS if s.ess >= _NEARLY_ALL * count else Verdict.CAUTION
     else:
         verdict = Verdict.FAIL

@@ -23,6 +23,7 @@ _UNCOVERED = 8.0  # nats of KL(rival || q): two unit Gaussians four sds apart
 _PER_DIMENSION = 0.05  # nats of KL that sampling error in the whitening and unfinished searches add per dimension
 _BETTER = 2.0  # nats by which a rival's ELBO must exceed q's to say that q sits on the wrong optimum
 _MAX_RIVALS = 4
+_MOST_DIMENSIONS = 500  # up to which the curvature at an end is looked at
 _MAX_NUMBERS = 4_000_000  # curvature pairs x starts x dim held by the searches
 _INFLATION = (2.0, 4.0, 6.0, 8.0)
 
@@ -39,7 +40,7 @@ class Whitening:
         """From draws; only the scales where there are too few draws for a covariance."""
         mean, dim = z.mean(axis=0), z.shape[1]
         sd = np.maximum(z.std(axis=0), 1e-300)
-        if len(z) < 4 * dim or dim > 500:
+        if len(z) < 4 * dim or dim > _MOST_DIMENSIONS:
             return cls(mean, np.diag(sd) if dim <= 2000 else sd)
         u = (z - mean) / sd
         return cls(mean, sd[:, None] * np.linalg.cholesky(u.T @ u / len(u) + 1e-12 * np.eye(dim)))
@@ -78,6 +79,8 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
     points = _starts(rng, draws, white, starts)
     paths = ascend(density, points, max_iterations=60, gtol=1e-3, memory=memory, keep_points=False)
     elbo = draws.elbo
+    if draws.z.shape[1] > _MOST_DIMENSIONS:
+        return _of_many_dimensions(paths, white, draws.target.coordinate_names)
     found = _local_rivals(density, _distinct(paths), white, rng)
     close = [
         g for g in found if g.elbo > elbo.value - _RIVAL and _kl_to_standard(g) > _UNCOVERED + _PER_DIMENSION * len(g.mean)
@@ -90,6 +93,25 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
     rivals = [(g.elbo, white.mean + _unwhiten(white, g.mean), white.root @ g.root) for g in close]
     detail = {"rivals": rivals, "starts": len(paths)}
     return Finding("optima", float(len(close)), np.nan, 0.0, verdict, why, "docs/certificate.md, optima", where, detail)
+
+
+def _of_many_dimensions(paths: list[Path], white: Whitening, names: tuple[str, ...]) -> Finding:
+    """Without curvatures (d x d): an end far from q's own that is as high, or nearly, is another optimum.
+
+    In a Gaussian posterior a point at whitened distance r is r^2 / 2 nats lower, so no end can be both.
+    """
+    home, rivals = paths[0], []
+    for path in paths[1:]:
+        far = 0.5 * float(np.sum((path.points[-1] - home.points[-1]) ** 2))
+        if far > _UNCOVERED + _PER_DIMENSION * len(white.mean) and path.values[-1] > home.values[-1] - _RIVAL:
+            rivals.append(path)
+    verdict = Verdict.CAUTION if rivals else Verdict.PASS
+    gap = max((path.values[-1] for path in rivals), default=home.values[-1]) - home.values[-1]
+    why = _sentence(verdict, len(paths), len(rivals), float(gap)).replace("q's ELBO", "the log density of q's own")
+    best = max(rivals, key=lambda path: path.values[-1], default=home)
+    where = tuple(names[j] for j in np.argsort(-np.abs(best.points[-1] - home.points[-1]))[:3]) if rivals else ()
+    detail = {"rivals": [], "starts": len(paths)}
+    return Finding("optima", float(len(rivals)), np.nan, 0.0, verdict, why, "docs/certificate.md, optima", where, detail)
 
 
 def _starts(rng: np.random.Generator, draws: FreshDraws, white: Whitening, starts: int) -> np.ndarray:
@@ -114,7 +136,7 @@ def _distinct(paths: list[Path]) -> list[np.ndarray]:
 
 
 def _local_rivals(density, ends: list[np.ndarray], white: Whitening, rng: np.random.Generator) -> list[LocalGaussian]:
-    if not ends or len(white.mean) > 500:
+    if not ends:
         return []
     dim = len(white.mean)
     design = moment_matched(rng, max(dim, 32), dim)

@@ -28,8 +28,8 @@ class AbstractFamily(eqx.Module):
     `space` says where q lives: "unconstrained" (R^dim of the target's `density`) or "native" (the target's values).
     `reparameterised` says whether `_sample` is a differentiable function of the leaves.
 
-    Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random draws), `retract`,
-    `monitored` and `aligned` (steps and errors in posterior sds, so that a stochastic solver needs no tuning).
+    Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random draws), `retract` and
+    `monitored` (steps and errors in posterior sds, so that a stochastic solver needs no tuning).
     """
 
     space: ClassVar[str] = "unconstrained"
@@ -76,14 +76,6 @@ class AbstractFamily(eqx.Module):
         """
         flat, _ = ravel_pytree(eqx.filter(self, eqx.is_inexact_array))
         return flat[None, :], jnp.ones_like(flat)[None, :]
-
-    def aligned(self, to: Any) -> Any:
-        """The same distribution, with those of its equivalent parameters that are nearest to `to`'s.
-
-        Parameters that may rotate or swap without changing q can only be averaged when they are lined up. By default they
-        are unique, and this is q itself.
-        """
-        return self
 
     @scoped
     def sample(self, key: Key, x: PyTree = None, *, shape: tuple[int, ...] = ()) -> jax.Array:

@@ -137,9 +137,6 @@ class Gaussian(AbstractFamily):
         xp, sd = namespace(self.mean), self.scale.sd
         return xp.stack([self.mean, sd]), xp.stack([sd, sd])
 
-    def aligned(self, to: "Gaussian") -> "Gaussian":
-        return Gaussian(self.mean, self.scale.aligned(to.scale))
-
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """`n` antithetic draws and their log densities, in NumPy: nothing to compile. Draw i mirrors draw i + n/2."""
         q = self.on_host()

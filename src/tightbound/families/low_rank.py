@@ -102,15 +102,6 @@ class LowRank(AbstractScale):
         moved = columns + (basis * _root_minus_one(values)[None, :]) @ (basis.T @ columns)
         return self.parts()[0][:, None] * moved
 
-    def aligned(self, to: "LowRank") -> "LowRank":
-        """U and U Q give the same covariance for every rotation Q: the Q that brings W = D^-1 U nearest to `to`'s W.
-
-        Source: Schoenemann 1966 (orthogonal Procrustes problem).
-        """
-        xp = namespace(self.factor, to.factor)
-        left, _, right = xp.linalg.svd(self._scaled_factor().T @ to._scaled_factor())
-        return LowRank(self.factor @ (left @ right), self.log_diagonal)
-
     def stretched(self, factor: Array) -> "LowRank":
         return LowRank(self.factor * factor[:, None], self.log_diagonal + namespace(factor).log(factor))
 

@@ -77,10 +77,6 @@ class AbstractScale(eqx.Module):
     def stretched(self, factor: Array) -> Any:
         """The scale of diag(factor) delta: `factor [d]`, positive."""
 
-    def aligned(self, to: Any) -> Any:
-        """The same covariance, with those of its equivalent parameters that are nearest to `to`'s; by default unique."""
-        return self
-
     @property
     def sd(self) -> Array:
         """Marginal standard deviations, `[d]`; builds nothing d x d unless the scale itself is."""

@@ -10,4 +10,14 @@ from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
 from .stochastic import StochasticGradient as StochasticGradient
 
-__all__ = ["EP", "AbstractSolver", "Annealed", "FixedDraws", "Info", "Laplace", "NaturalGradient", "Nested", "StochasticGradient"]
+__all__ = [
+    "EP",
+    "AbstractSolver",
+    "Annealed",
+    "FixedDraws",
+    "Info",
+    "Laplace",
+    "NaturalGradient",
+    "Nested",
+    "StochasticGradient",
+]

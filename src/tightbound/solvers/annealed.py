@@ -44,8 +44,8 @@ class Annealed(AbstractSolver):
     """The paper's loop for contaminated data: moment fixed point with kernels of variance h, annealed from 2 v down to vg.
 
     After each update h <- max(min(2 v, h / 2), vg) and v <- min(v, max(vg, h / 2)). So the variance of q ends at vg at
-    most: where few points are inliers and the posterior is wider than a kernel, q is far too narrow. It starts from the mean and
-    variance of the points and ignores q. A robust start (NaturalGradient with GaussHermite polishes it), and
+    most: where few points are inliers and the posterior is wider than a kernel, q is far too narrow. It starts from the mean
+    and variance of the points and ignores q. A robust start (NaturalGradient with GaussHermite polishes it), and
     the reproduction of the paper; not the best Gaussian: overconfident by about .35 v / vg. There is no ELBO: the trace's
     loss is NaN. Not for anything but contaminated data.
 
@@ -125,9 +125,7 @@ def advanced(state: AnnealedState, rule: Any) -> AnnealedState:
         result = Result.converged
     elif state.steps + 1 >= _MOST_STEPS:
         result = Result.max_steps
-    return dataclasses.replace(
-        state, mean=mean, cov=cov, width=width, steps=state.steps + 1, change=change, result=result
-    )
+    return dataclasses.replace(state, mean=mean, cov=cov, width=width, steps=state.steps + 1, change=change, result=result)
 
 
 def paper_update(state: AnnealedState) -> tuple[np.ndarray, np.ndarray]:

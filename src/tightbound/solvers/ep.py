@@ -71,7 +71,7 @@ class EP(AbstractSolver):
         require(self, target, GaussianSites)
         if objective is not None:
             raise PairingError(
-                f"EP matches moments site by site and takes no objective, got {type(objective).__name__}; leave `objective` out."
+                f"EP matches moments site by site and takes no objective, got {type(objective).__name__}; leave it out."
             )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
             raise PairingError("EP returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q at all.")
@@ -99,7 +99,12 @@ class EP(AbstractSolver):
         elif state.sweeps + 1 >= self.max_sweeps:
             result = Result.max_steps
         new = dataclasses.replace(
-            new, sweeps=state.sweeps + 1, change=change, damping=damping, log_evidence=ep_log_evidence(target, new), result=result
+            new,
+            sweeps=state.sweeps + 1,
+            change=change,
+            damping=damping,
+            log_evidence=ep_log_evidence(target, new),
+            result=result,
         )
         return target, Gaussian.from_root(mean, root), new, Info(np.float64(-new.log_evidence), np.float64(change), 1)
 

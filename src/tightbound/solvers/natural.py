@@ -219,7 +219,11 @@ class NaturalGradient(AbstractSolver):
         if error < state.tol:
             return dataclasses.replace(state, result=Result.stalled if stalled else Result.converged), 0
         enlarge = getattr(self.estimator, "enlarged", _larger_design)
-        design = None if state.doublings >= self.max_doublings or _is_far(state) else enlarge(state.design, error / state.tol, state.rng)
+        design = (
+            None
+            if state.doublings >= self.max_doublings or _is_far(state)
+            else enlarge(state.design, error / state.tol, state.rng)
+        )
         if design is None:
             return dataclasses.replace(state, result=Result.noisy), 0
         moments = self.estimator.moments(target, state.mean, state.root, design)

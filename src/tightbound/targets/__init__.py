@@ -2,21 +2,27 @@
 
 from . import zoo
 from .base import AbstractTarget, Conjugate, Density, Joint, Observed, Predictive, Rows, Simulator, Sites, require
+from .clutter import Clutter
 from .layout import Layout
 from .log_density import LogDensity, from_log_density
 from .named import AbstractNamedTarget
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
 from .rows import IndependentRows, from_rows
+from .sites import Contaminated, GaussianSites, LinearSites
 
 __all__ = [
     "AbstractNamedTarget",
     "AbstractNumPyroTarget",
     "AbstractTarget",
+    "Clutter",
     "Conjugate",
+    "Contaminated",
     "Density",
+    "GaussianSites",
     "IndependentRows",
     "Joint",
     "Layout",
+    "LinearSites",
     "LogDensity",
     "NumPyroModel",
     "NumPyroRows",

@@ -23,6 +23,7 @@ from .base import Density
 
 _MAX_ROWS = 1024  # points per call of the compiled program
 _MAX_CHUNK = 16  # points evaluated together; beyond this vectorisation on a CPU gains nothing
+_SHARING = 4  # points that share one pass over a large matrix: most of the gain, and few idle places in a batch of starts
 _CACHE_ELEMENTS = 2**17  # 1 MiB of doubles: intermediates of a chunk should stay in the second-level cache
 _MAX_PROGRAMS = 64
 
@@ -96,7 +97,7 @@ def _trace(target: Density):
 
 
 def _compile(closed, arguments, rows: int, chunk: int, dim: int):
-    """The compiled program, from the cache when the same text was compiled before in this process."""
+    """The program that walks a batch in chunks, compiled for these shapes."""
 
     def program(arguments, points, count):
         consts, arrays = arguments
@@ -114,7 +115,14 @@ def _compile(closed, arguments, rows: int, chunk: int, dim: int):
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     points, count = jax.ShapeDtypeStruct((rows, dim), jnp.float64), jax.ShapeDtypeStruct((), jnp.int64)
-    lowered = jax.jit(program).lower(shapes, points, count)
+    return compiled(jax.jit(program, keep_unused=True).lower(shapes, points, count))
+
+
+def compiled(lowered: Any) -> Any:
+    """The compiled program, from the cache when the same text was compiled before in this process.
+
+    Lower with `keep_unused=True`: the text of a program does not show the shapes of arguments that were dropped.
+    """
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     if text not in _programs:
         while len(_programs) >= _MAX_PROGRAMS:
@@ -127,7 +135,7 @@ def chunk_size(jaxpr) -> int:
     """How many points to evaluate together, from the shapes and the primitives alone (never by the clock).
 
     Vectorising pays until a chunk's intermediates leave the cache; gathers and scatters do not vectorise on a CPU; a
-    matrix that is read anew for each point is worth sharing however large the intermediates are.
+    matrix that is read anew for each point is worth sharing between a few, however large the intermediates are.
     """
     largest, shared, irregular = 1, 0, False
     for eqn in _equations(jaxpr):
@@ -135,7 +143,9 @@ def chunk_size(jaxpr) -> int:
         irregular |= eqn.primitive.name.startswith(("gather", "scatter"))
         if eqn.primitive.name == "dot_general":
             shared = max([shared, *(math.prod(v.aval.shape) for v in eqn.invars)])
-    chunk = 4 if irregular else _MAX_CHUNK
+    chunk = _SHARING if irregular else _MAX_CHUNK
+    while chunk > _SHARING and chunk * largest > _CACHE_ELEMENTS:
+        chunk //= 2
     while chunk > 1 and chunk * largest > max(_CACHE_ELEMENTS, shared):
         chunk //= 2
     return chunk

@@ -1,0 +1,240 @@
+"""The clutter problem: a location measured by points of which a share is unrelated background."""
+
+from typing import TYPE_CHECKING, Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special as sp
+
+from .._types import Array
+from ..results import TargetError
+from .sites import Contaminated, Kernels, finite_array, log_normal, root_of, vector_of
+from .tracing import host_unless_traced
+
+if TYPE_CHECKING:
+    from .clutter_exact import Exact
+
+_LOG_2PI = float(np.log(2 * np.pi))
+_ELEMENTS = 2**21  # of an intermediate on the host: 16 MiB
+
+
+@final
+class Clutter(Contaminated):
+    """p(x_i | theta) = (1 - w) N(x_i; theta, vg) + w Pc(x_i), theta ~ N(prior_mean, prior_var).
+
+    log p(theta, x) in nats with all constants, so that its integral is the evidence. Pc enters only through its values
+    at the points. Not for an unknown w, vg or vc: write those with `tb.from_log_density`.
+
+    Arguments:
+        x: the points, `[n]` (theta is a number) or `[n, D]` (theta is a vector).
+        w: share of background in (0, 1); one number or `[n]`.
+        vg: noise variance of the inliers: a number, `[n]` for points of different precision, or a covariance `[D, D]`.
+        vc: variance of the background N(0, vc I), or its covariance `[D, D]`; unused when `log_clutter` is given.
+        log_clutter: log Pc(x_i) in nats, a number (uniform background) or `[n]`; -inf where there can be no background.
+        prior_mean: number or `[D]`.
+        prior_var: positive number, or covariance `[D, D]`.
+        weights: how often each point counts, `[n]`, positive; None counts each once.
+
+    Raises:
+        TargetError: no points, NaN or infinite ones, shapes that disagree, w outside (0, 1), variances not positive.
+
+    Source: Minka 2001, section 3.2.1; Popov 2024 (arXiv 2404.10550), eqs. of section 4.
+    """
+
+    x: Array
+    w: Array
+    log_clutter: Array
+    noise_root: Array
+    noise_scale: Array
+    weights: Array
+    prior_mean: Array
+    prior_root: Array
+    is_scalar: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        x: Any,
+        *,
+        w: Any = 0.5,
+        vg: Any = 1.0,
+        vc: Any = 10.0,
+        log_clutter: Any = None,
+        prior_mean: Any = 0.0,
+        prior_var: Any = 100.0,
+        weights: Any = None,
+    ):
+        x = finite_array(x, "Clutter", "x")
+        if x.ndim not in (1, 2) or x.size == 0:
+            raise TargetError(f"Clutter: `x` must be points [n] or [n, D], at least one of them; got shape {x.shape}.")
+        self.is_scalar = x.ndim == 1
+        self.x = x[:, None] if self.is_scalar else x
+        n, dim = self.x.shape
+        self.w = _per_point(w, n, "w")
+        if not np.all((self.w > 0) & (self.w < 1)):
+            raise TargetError(
+                "Clutter: `w`, the share of background, must lie strictly between 0 and 1; without background use a "
+                "Gaussian model, and with nothing else there is nothing to learn."
+            )
+        self.noise_root, self.noise_scale = _noise(vg, n, dim)
+        self.log_clutter = _log_clutter(log_clutter, vc, np.asarray(self.x))
+        self.prior_mean = vector_of(prior_mean, dim, "Clutter", "prior_mean")
+        self.prior_root = root_of(prior_var, dim, "Clutter", "prior_var")
+        self.weights = np.ones(n) if weights is None else _per_point(weights, n, "weights")
+        if not np.all(self.weights > 0):
+            raise TargetError("Clutter: `weights` must be positive; leave out the points that do not count.")
+
+    @property
+    def dim(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def num_sites(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def multiplicities(self) -> np.ndarray:
+        return np.asarray(self.weights)
+
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        return ("theta",) if self.is_scalar else tuple(f"theta[{j}]" for j in range(self.dim))
+
+    def constrain(self, z: Array) -> Any:
+        return {"theta": z[0] if self.is_scalar else z}
+
+    def unconstrain(self, values: Any) -> Array:
+        return jnp.reshape(jnp.asarray(values["theta"]), (self.dim,))
+
+    @host_unless_traced
+    def log_site(self, i: Any, z: Array) -> Array:
+        """log[(1 - w_i) N(x_i; z, vg_i) + w_i Pc(x_i)] at one point `[D]`, nats, without its weight."""
+        x, w, c, s = (jnp.asarray(leaf)[i] for leaf in (self.x, self.w, self.log_clutter, self.noise_scale))
+        return _log_site(z, x, w, c, s, jnp.asarray(self.noise_root))
+
+    @host_unless_traced
+    def log_density(self, z: Array) -> Array:
+        per_point = (jnp.asarray(leaf) for leaf in (self.x, self.w, self.log_clutter, self.noise_scale))
+        each: Any = jax.vmap(_log_site, in_axes=(None, 0, 0, 0, 0, None))
+        sites = each(z, *per_point, jnp.asarray(self.noise_root))
+        return log_normal(z, self.prior_mean, self.prior_root) + jnp.sum(jnp.asarray(self.weights) * sites)
+
+    def log_density_on_host(self, points: np.ndarray) -> np.ndarray:
+        """The log density at `[m, D]` in NumPy, nothing to compile: `[m]`, nats."""
+        k, (prior_mean, _) = self.kernels(), self.prior()
+        inlier = np.log1p(-self.w) - 0.5 * self.dim * np.log(2 * np.pi * k.scales) - _log_det(self.noise_root)
+        outlier = np.log(self.w) + self.log_clutter
+        out = np.empty(len(points))
+        rows = max(1, _ELEMENTS // self.num_sites)
+        for start in range(0, len(points), rows):
+            t = np.linalg.solve(k.root, points[start : start + rows].T).T
+            squares = np.zeros((len(t), self.num_sites))
+            for j in range(self.dim):
+                squares += (t[:, j, None] - k.points[:, j]) ** 2
+            out[start : start + rows] = np.logaddexp(inlier - 0.5 * squares / k.scales, outlier) @ k.weights
+        white = np.linalg.solve(np.asarray(self.prior_root), (points - prior_mean).T)
+        return out - 0.5 * np.sum(white**2, axis=0) - _log_det(self.prior_root) - 0.5 * self.dim * _LOG_2PI
+
+    def prior(self) -> tuple[np.ndarray, np.ndarray]:
+        root = np.asarray(self.prior_root)
+        return np.asarray(self.prior_mean), root @ root.T
+
+    def kernels(self) -> Kernels:
+        root = np.asarray(self.noise_root)
+        white = np.linalg.solve(root, np.asarray(self.prior_root))
+        white_inverse = np.linalg.inv(white)
+        log_odds = np.log1p(-self.w) - np.log(self.w) - self.log_clutter - _log_det(root)
+        return Kernels(
+            points=np.linalg.solve(root, np.asarray(self.x).T).T,
+            scales=np.asarray(self.noise_scale),
+            log_odds=log_odds,
+            weights=np.asarray(self.weights),
+            prior_mean=np.linalg.solve(root, np.asarray(self.prior_mean)),
+            prior_precision=white_inverse.T @ white_inverse,
+            root=root,
+        )
+
+    def tilt(self, index: np.ndarray, means: np.ndarray, covs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Closed form: with B = (V + vg_i)^-1, u = B (x_i - m), r = the tilted share of the inlier.
+
+        grad = r u,  neg. Hessian = r B - r (1 - r) u u' (Minka 2001, eqs. 3.42-3.46, in D dimensions).
+        """
+        noise = np.asarray(self.noise_root) @ np.asarray(self.noise_root).T
+        total = covs + self.noise_scale[index][:, None, None] * noise
+        inverse = np.linalg.inv(total)
+        d = self.x[index] - means
+        u = np.einsum("kde,ke->kd", inverse, d)
+        log_det = np.linalg.slogdet(total)[1]
+        inlier = np.log1p(-self.w[index]) - 0.5 * (np.sum(d * u, axis=1) + log_det + self.dim * _LOG_2PI)
+        outlier = np.log(self.w[index]) + self.log_clutter[index]
+        r = sp.expit(inlier - outlier)
+        bend = r[:, None, None] * inverse - (r * (1 - r))[:, None, None] * u[:, :, None] * u[:, None, :]
+        return np.logaddexp(inlier, outlier), r[:, None] * u, bend
+
+    def inlier_probabilities(self, q: Any) -> np.ndarray:
+        """P(point i is no background | all points) = E_q sigma(a_i - r_i / 2), `[n]`, by 4096 draws of q (s.e. < .008)."""
+        k = self.kernels()
+        z = np.linalg.solve(k.root, q.draw(4096, 0)[0].T).T
+        return np.array(
+            [
+                float(np.mean(sp.expit(a - 0.5 * np.sum((z - y) ** 2, axis=1) / s)))
+                for a, y, s in zip(k.logits(), k.points, k.scales, strict=True)
+            ]
+        )
+
+    def exact(self) -> "Exact":
+        """The posterior on a grid: mean, covariance, log evidence, KL both ways. One or two dimensions.
+
+        Raises:
+            TargetError: in more than two dimensions, or when the posterior is too spread out for a grid.
+        """
+        from .clutter_exact import exact_posterior
+
+        return exact_posterior(self)
+
+
+def _log_det(root: Any) -> float:
+    return float(np.sum(np.log(np.diagonal(np.asarray(root)))))
+
+
+def _log_site(z: Any, x: Any, w: Any, log_clutter: Any, scale: Any, root: Any) -> Any:
+    white = jax.scipy.linalg.solve_triangular(root, x - z, lower=True)
+    log_det = jnp.sum(jnp.log(jnp.diagonal(root))) + 0.5 * white.shape[0] * (_LOG_2PI + jnp.log(scale))
+    inlier = jnp.log1p(-w) - 0.5 * jnp.sum(white**2) / scale - log_det
+    return jnp.logaddexp(inlier, jnp.log(w) + log_clutter)
+
+
+def _per_point(value: Any, n: int, name: str) -> np.ndarray:
+    array = finite_array(value, "Clutter", name)
+    if array.shape not in ((), (n,)):
+        raise TargetError(f"Clutter: `{name}` must be a number or have one entry per point, [{n}]; got {array.shape}.")
+    return np.broadcast_to(array, (n,)).copy()
+
+
+def _noise(vg: Any, n: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """(root `[D, D]`, scale `[n]`): the noise of point i has covariance scale_i root root'."""
+    array = finite_array(vg, "Clutter", "vg")
+    if array.ndim == 2:
+        return root_of(array, dim, "Clutter", "vg"), np.ones(n)
+    scale = _per_point(array, n, "vg")
+    if not np.all(scale > 0):
+        raise TargetError(f"Clutter: `vg` is a variance and must be positive, got {scale.min()}.")
+    return np.eye(dim), scale
+
+
+def _log_clutter(log_clutter: Any, vc: Any, x: np.ndarray) -> np.ndarray:
+    n, dim = x.shape
+    if log_clutter is None:
+        root = root_of(vc, dim, "Clutter", "vc")
+        white = np.linalg.solve(root, x.T)
+        return -0.5 * np.sum(white**2, axis=0) - _log_det(root) - 0.5 * dim * _LOG_2PI
+    array = np.asarray(log_clutter, dtype=np.float64)
+    if np.any(np.isnan(array) | np.isposinf(array)):
+        raise TargetError("Clutter: `log_clutter` has NaN or +inf entries; it is the log of a density (-inf means none).")
+    if array.shape not in ((), (n,)):
+        raise TargetError(f"Clutter: `log_clutter` must be a number or have one entry per point, [{n}]; got {array.shape}.")
+    return np.broadcast_to(array, (n,)).copy()
+
+
+__all__ = ["Clutter"]
