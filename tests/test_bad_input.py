@@ -40,7 +40,9 @@ def test_nowhere_finite_is_an_error_with_the_way_out(value, shown):
 
 def test_not_finite_at_the_start_names_the_parameter_that_decides():
     target = density(lambda p: jnp.log(p["a"] - 5.0) - p["a"] - 0.5 * p["b"] ** 2)
-    with pytest.raises(tb.TargetError, match="It becomes finite when `a` is moved to 10: does that parameter need a `support`"):
+    with pytest.raises(
+        tb.TargetError, match="It becomes finite when `a` is moved to 10: does that parameter need a `support`"
+    ):
         tb.fit(target)
 
 
@@ -436,7 +438,9 @@ def test_a_report_that_cannot_be_written(tmp_path):
 def test_a_saved_file_that_is_truncated_or_of_another_target(tmp_path):
     path = _cheap().save(tmp_path / "fit.npz")
     other = tb.from_log_density(lambda p: -jnp.sum(p["y"] ** 2), {"y": np.zeros(2)})
-    with pytest.raises(ValueError, match=r"belongs to another target: its coordinate 0 is called 'x\[0\]', that of `target`"):
+    with pytest.raises(
+        ValueError, match=r"belongs to another target: its coordinate 0 is called 'x\[0\]', that of `target`"
+    ):
         tb.load(path, other)
     with pytest.raises(ValueError, match="has 2 coordinates .* but `target` has 1"):
         tb.load(path, tb.from_log_density(lambda p: -(p**2), 0.0))

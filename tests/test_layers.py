@@ -67,18 +67,14 @@ def import_graph(root: Path) -> dict[str, set[str]]:
             dotted = dotted.rpartition(".")[0]
         return dotted or "__init__"
 
-    return {
-        name: {owner(dotted) for dotted in imported_names(path, root)} - {name}
-        for name, path in files.items()
-    }
+    return {name: {owner(dotted) for dotted in imported_names(path, root)} - {name} for name, path in files.items()}
 
 
 def unplaced(graph: dict[str, set[str]]) -> list[str]:
     """A sentence for each top-level module that has no layer."""
     tops = sorted({name.partition(".")[0] for name in graph} - LEVEL.keys())
     return [
-        f"{PACKAGE}.{top} is not in LAYERS of tests/test_layers.py: decide who may import it, then add it."
-        for top in tops
+        f"{PACKAGE}.{top} is not in LAYERS of tests/test_layers.py: decide who may import it, then add it." for top in tops
     ]
 
 
@@ -179,9 +175,7 @@ def test_a_sound_tree_passes(tmp_path):
 )
 def test_an_upward_import_is_seen(tmp_path, statement, imported):
     graph = tree(tmp_path, **{"families/scale.py": statement})
-    assert violations(graph) == [
-        f"families.scale imports {imported}, which stands above it: move what it needs down."
-    ]
+    assert violations(graph) == [f"families.scale imports {imported}, which stands above it: move what it needs down."]
 
 
 def test_an_import_of_testing_is_seen(tmp_path):

@@ -83,7 +83,7 @@ class _Spent:
         return Trace(*(np.concatenate([getattr(trace, name) for trace in self.traces]) for name in columns))
 
     def left(self) -> Budget | None:
-        """What the next rung may use, or None when nothing is left; without a budget of evaluations, 40,000 start no more."""
+        """What the next rung may use; None when nothing is left, or after 40,000 evaluations where no budget says else."""
         seconds, evaluations = self.budget.seconds, self.budget.evaluations
         seconds = None if seconds is None else seconds - (time.perf_counter() - self.started)
         evaluations = _PATIENCE if evaluations is None else evaluations - self.evaluations

@@ -29,6 +29,10 @@ class Result(enum.Enum):
         "The design could not be made large enough to bring the sampling error of the means below `tol`: the posterior "
         "is far from this family. The certificate says by how much."
     )
+    unmatched = (
+        "Some sites could not be matched: their cavities stayed improper, so they were skipped. Damp the updates "
+        "(tb.solvers.EP(damping=0.5)), or use NaturalGradient."
+    )
     unbounded = (
         "The log density has a flat (improper) direction: the approximation grew without bound along it. Give the "
         "parameter named in the certificate a proper prior, or fix it."

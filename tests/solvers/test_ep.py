@@ -153,7 +153,7 @@ def test_sites_that_cannot_be_matched_are_said():
     """Sites exp(-2.5 s^2) and exp(2.25 s^2): after a sweep the first one's cavity is improper, and nothing moves."""
     target = LinearSites(np.ones((2, 1)), lambda s, y: -0.5 * y * s**2, np.array([5.0, -4.5]))
     ran = ep(target)
-    assert ran.result is Result.stalled
+    assert ran.result is Result.unmatched
     assert np.isnan(ran.trace.loss[-1])
     np.testing.assert_allclose(ran.q.cov, 1 / (0.01 + 5.0 - 4.5), rtol=1e-6)
 
@@ -163,7 +163,7 @@ def test_a_parallel_sweep_without_a_proper_cavity_leaves_q_alone():
     state = EPState(np.array([[1.0]]), np.zeros(1), np.array([[[5.0]]]), np.zeros((1, 1)), prior, 0.5, 0.02)
     _, q, new, info = EP(parallel=True).step(Clutter([0.0]), None, None, state, 0)
     assert new.skipped == 1
-    assert new.result is Result.stalled
+    assert new.result is Result.unmatched
     assert np.isnan(float(info.loss))
     np.testing.assert_allclose(q.cov, 1.0)
 
@@ -176,7 +176,7 @@ def test_conflicting_points_never_give_a_broken_q():
             ran = ep(contaminated(rng, 5), parallel=parallel, max_sweeps=60)
             assert np.isfinite(ran.q.mean).all()
             assert ran.q.cov[0, 0] > 0
-            assert ran.result in (Result.converged, Result.stalled, Result.max_steps)
+            assert ran.result in (Result.converged, Result.unmatched, Result.max_steps)
 
 
 def test_evidence_is_nan_where_a_cavity_is_improper():

@@ -30,10 +30,12 @@ def coverage(draws: FreshDraws, q: AbstractFamily, key: Any) -> Finding:
     to three times q's sds in the plane, 1.5 times in 50 dimensions. Where their own weights are too uneven to say
     anything, the finding passes and says so.
     """
+    dim, nothing = draws.z.shape[1], "Too many dimensions, or too few finite draws, for a wider law to reach beyond q."
+    if draws.finite.sum() < 100:
+        return _finding(0.0, 0.0, nothing)
     white = Whitening.of(draws.z[draws.finite])
-    dim = draws.z.shape[1]
-    if white.root.ndim == 1 or draws.finite.sum() < 100:
-        return _finding(0.0, 0.0, "Too many dimensions, or too few finite draws, for a wider law to reach beyond q.")
+    if white.root.ndim == 1:
+        return _finding(0.0, 0.0, nothing)
     scales = np.sqrt(1.0 + np.array(_WIDTHS) * np.sqrt(2.0 / dim))
     rng = host_rng(key, "coverage")
     u = rng.standard_normal((_DRAWS, dim)) * np.resize(scales, _DRAWS)[:, None]

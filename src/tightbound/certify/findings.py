@@ -171,7 +171,7 @@ def evidence(draws: FreshDraws) -> Finding:
 
 
 def tails(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Finding:
-    """Whether each sd rests on many draws: k-hat of weight times squared deviation, for values with more than Gaussian tails.
+    """Whether each sd rests on many draws: k-hat of weight times squared deviation, for values with long tails.
 
     A law without a variance (or with one that a sample does not show) has quantiles that can be trusted, and no sd.
     """
@@ -208,7 +208,8 @@ def moments(table: MomentTable) -> Finding:
     why = (
         "The importance weights leave all means within 0.1 sd and all sds within 10 % of q's own."
         if verdict is Verdict.PASS
-        else f"The weights move the mean of `{name}` by {moved:+.2f} sd and multiply its sd by {wider:.2f}: q itself is off there."
+        else f"The weights move the mean of `{name}` by {moved:+.3g} sd and multiply its sd by {wider:.3g}: "
+        "q itself is off there."
     )
     order = np.argsort(-size)
     where = tuple(table.names[j] for j in order[:5] if size[j] > _CORRECTION)
@@ -244,7 +245,8 @@ def precision(draws: FreshDraws) -> Finding:
     """Whether the log density computes in float64; float32 rounding hides the way to the optimum."""
     narrow = bool(getattr(draws.target, "returns_float32", False))
     why = (
-        "The log density returns float32 values: about seven digits, which limits every number here. Remove casts to float32."
+        "The log density returns float32 values: about seven digits, which limits every number here. "
+        "Remove casts to float32."
         if narrow
         else "The log density computes in float64."
     )

@@ -175,7 +175,8 @@ def _sentence(verdict: Verdict, starts: int, count: int, gap: float) -> str:
         )
     if verdict is Verdict.FAIL:
         return (
-            f"A dispersed search found an optimum that q misses and whose ELBO is {gap:.1f} nats higher: q sits on the wrong one. "
+            f"A dispersed search found an optimum that q misses and whose ELBO is {gap:.3g} nats higher: "
+            "q sits on the wrong one. "
             'Fit again from it (see this finding\'s `detail["rivals"]`: ELBO, mean, root), or with more `starts`.'
         )
     return (

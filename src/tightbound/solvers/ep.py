@@ -48,7 +48,7 @@ class EP(AbstractSolver):
     negative is the loss in `fit.trace`. Every fixed point need not exist and none need be reached: a site whose cavity is
     improper is left alone in that sweep, and growing changes are damped. Factors may have negative precision.
     Not for multimodal posteriors or a handful of conflicting points: there it may not converge (`max_steps`), or end with
-    sites that could not be matched (`stalled`). Memory and time are n d^2 and n d^3 per sweep.
+    sites that could not be matched (`unmatched`). Memory and time are n d^2 and n d^3 per sweep.
 
     Arguments:
         parallel: refine all sites from one q (fast for many sites, damped by half), or one after the other.
@@ -95,7 +95,7 @@ class EP(AbstractSolver):
         damping = max(0.5 * new.damping, _LEAST_DAMPING) if change > state.change and change > 1e-2 else new.damping
         result = None
         if change < _PRECISION * state.tol * damping:
-            result = Result.converged if new.skipped == 0 else Result.stalled
+            result = Result.converged if new.skipped == 0 else Result.unmatched
         elif state.sweeps + 1 >= self.max_sweeps:
             result = Result.max_steps
         new = dataclasses.replace(

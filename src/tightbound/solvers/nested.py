@@ -55,9 +55,9 @@ class Nested(AbstractSolver):
     """From a Gaussian to a NestedGaussian: refit the rest by natural gradient at a grid of values of one coordinate.
 
     The coordinate is the one with the strongest third-order coupling to the scores (`third_order_coupling`), in practice
-    the log scale of a hierarchical model (in one dimension q becomes the posterior on a grid); the grid walks outwards in steps of `step` sds until the conditional ELBO, the
-    log density of t up to a constant, has fallen by 8 nats. Costs some 5,000-15,000 gradients. Not for targets that the
-    Gaussian already fits: it gains nothing there and adds grid noise of .01-.03 sd.
+    the log scale of a hierarchical model (in one dimension q becomes the posterior on a grid). The grid walks outwards in
+    steps of `step_sds` sds until the conditional ELBO, the log density of t up to a constant, has fallen by 8 nats. Costs
+    some 3,000-15,000 gradients. Not for targets that the Gaussian already fits: it gains nothing there and adds grid noise.
 
     Arguments:
         coordinate: index of t; None chooses it.

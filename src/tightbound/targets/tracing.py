@@ -71,16 +71,15 @@ def trace(function: Callable[..., Any], first: PyTree, *rest: PyTree) -> Traced:
     mend_numpy_constants()
     closed = jax.make_jaxpr(function)(first, *rest)
     live = _live_inputs(closed.jaxpr)[: len(jax.tree.leaves(first))]
-    count = len(jax.tree.leaves(first))
-    depends = [i < count for i in range(len(closed.jaxpr.invars))]
-    narrow = rounds(closed.jaxpr, depends) or any(_is_narrow(v.aval) for v in closed.jaxpr.outvars)
+    narrow = rounds(closed.jaxpr, [True] * len(closed.jaxpr.invars)) or any(_is_narrow(v.aval) for v in closed.jaxpr.outvars)
     return Traced(live, narrow, list(closed.consts))
 
 
 def rounds(jaxpr: Any, depends: list[bool]) -> bool:
     """Whether a jaxpr converts a float64 number that depends on the inputs marked by `depends` to a narrower float.
 
-    Constants do not count: float32 data, and the numbers that libraries make to go with them, cost no digit of a parameter.
+    What is closed over does not count: float32 data, and the numbers that libraries make to go with them, cost no digit of
+    a parameter.
     """
     moving = {v for v, d in zip(jaxpr.invars, depends, strict=True) if d}
     for eqn in jaxpr.eqns:
@@ -88,9 +87,9 @@ def rounds(jaxpr: Any, depends: list[bool]) -> bool:
         if not any(inputs):
             continue
         moving.update(eqn.outvars)
-        if eqn.primitive.name == "convert_element_type":
-            if eqn.invars[0].aval.dtype == np.float64 and _is_narrow(eqn.outvars[0].aval):
-                return True
+        converts = eqn.primitive.name == "convert_element_type"
+        if converts and eqn.invars[0].aval.dtype == np.float64 and _is_narrow(eqn.outvars[0].aval):
+            return True
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
             # a call has the inputs of its equation; a loop or a branch may not, and counts as moving throughout
             if rounds(sub, inputs if len(sub.invars) == len(inputs) else [True] * len(sub.invars)):
