@@ -32,16 +32,16 @@ ELSEWHERE = {
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
     "Annealed": "targets/test_clutter.py",
-    "GaussHermite": "targets/test_clutter.py",
-    "LocalQuadratic": "targets/test_clutter.py",
+    "GaussHermite": "estimators/test_gauss_hermite.py",
+    "LocalQuadratic": "estimators/test_local_quadratic.py",
     "Clutter": "targets/test_clutter.py",
-    "GaussianSites": "targets/test_sites.py",
     "LinearSites": "targets/test_sites.py",
     "LogDensity": "targets/test_log_density.py",
     "IndependentRows": "targets/test_rows.py",
     "NumPyroModel": "targets/test_numpyro_model.py",
     "NumPyroRows": "targets/test_numpyro_model.py",
 }
+MADE_BY = {"LogDensity": "from_log_density", "IndependentRows": "from_rows", "NumPyroModel": "from_numpyro", "NumPyroRows": "from_numpyro"}
 
 
 def modules(package):
@@ -120,7 +120,8 @@ def test_it_is_in_a_battery(kind, name, part):
     )
     file = TESTS / ELSEWHERE[name]
     assert file.exists(), f"{name}: {file} does not exist."
-    assert name in file.read_text(encoding="utf-8"), f"{name} does not occur in {file}."
+    maker = MADE_BY.get(name, name)
+    assert maker in file.read_text(encoding="utf-8"), f"{maker} does not occur in {file}."
 
 
 def test_nothing_is_excused_twice():
@@ -249,4 +250,4 @@ def test_parts_are_equinox_modules_and_results_are_sentences():
     assert all(issubclass(part, eqx.Module) for _, _, part in CLASSES)
     for result in tb.Result:
         assert str(result).endswith((".", "?"))
-        assert len(str(result).split()) >= 4
+        assert len(str(result).split()) >= 3

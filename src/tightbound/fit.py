@@ -153,27 +153,31 @@ def fit(
     """
     _check_arguments(target, tol, max_steps, starts, dtype, budget)
     _check_parts(target, q, objective, solver)
-    words, budget = key_words(key), budget or Budget()
-    started = time.perf_counter()
-    with x64(), host_algebra():
-        before = _host_evaluations(target)
-        chosen = _complete(target, q, objective, solver, key, starts, dtype)
-        start_evaluations = _host_evaluations(target) - before
-        chosen.solver.check(target, chosen.q, chosen.objective)
-        with display(progress, "tightbound", max_steps) as show:
+    how = {"tol": tol, "max_steps": max_steps}
+    with x64(), host_algebra(), display(progress, "tightbound", max_steps) as show:
+        fitted = _search(target, q, objective, solver, key, starts, dtype, budget or Budget(), {**how, "progress": show})
+    if throw and not fitted.result.usable:
+        raise FitError(str(fitted.result), fitted)
+    return fitted
 
-            def run_solver(q: Any, solver: Any, left: Budget) -> Run:
-                goal = chosen.objective if solver is chosen.solver else solver.default_objective()
-                return run(target, q, goal, solver, key=key, tol=tol, budget=left, max_steps=max_steps, progress=show)
 
-            first = run_solver(chosen.q, chosen.solver, _left(budget, started, start_evaluations))
-            fitted = _finished(first, words, start_evaluations, time.perf_counter() - started)
-            if not first.result.usable:
-                if throw:
-                    raise FitError(str(first.result), fitted)
-                return fitted
-            if solver is None and objective is None and first.result is not Result.interrupted:
-                return _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, start_evaluations), started)
+def _search(
+    target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: Any, dtype: Any, budget: Budget, how: dict[str, Any]
+) -> Fit:
+    """Complete the choices, run them, and climb where nothing was chosen; `how` goes to the loop."""
+    words, started, before = key_words(key), time.perf_counter(), _host_evaluations(target)
+    chosen = _complete(target, q, objective, solver, key, starts, dtype)
+    spent = _host_evaluations(target) - before
+    chosen.solver.check(target, chosen.q, chosen.objective)
+
+    def run_solver(q: Any, solver: Any, left: Budget) -> Run:
+        goal = chosen.objective if solver is chosen.solver else solver.default_objective()
+        return run(target, q, goal, solver, key=key, budget=left, **how)
+
+    first = run_solver(chosen.q, chosen.solver, _left(budget, started, spent))
+    fitted = _finished(first, words, spent, time.perf_counter() - started)
+    if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
+        return _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
     return fitted
 
 

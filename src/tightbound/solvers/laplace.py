@@ -15,6 +15,7 @@ from .lbfgs import ascend
 from .start import local_roots
 
 _NEWTON_STEPS = 20
+_FLOOR = 1e-9  # smallest eigenvalue of the curvature scaled to unit diagonal: what differences of scores can resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,5 +97,5 @@ class Laplace(AbstractSolver):
 
     def _with_curvature(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
         scale = None if state.root is None else np.sqrt(np.sum(state.root**2, axis=1))[None]
-        (root,) = local_roots(evaluate, state.point[None], scale, passes=1 if scale is not None else 2)
+        (root,) = local_roots(evaluate, state.point[None], scale, passes=1 if scale is not None else 2, floor=_FLOOR)
         return dataclasses.replace(state, root=root, result=Result.nonfinite if root is None else None)

@@ -124,12 +124,13 @@ def _antithetic(mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> np.nd
 
 
 def local_roots(
-    evaluate: Evaluate, points: np.ndarray, scale_guess: np.ndarray | None = None, passes: int = 2
+    evaluate: Evaluate, points: np.ndarray, scale_guess: np.ndarray | None = None, passes: int = 2, floor: float = 1e-2
 ) -> list[np.ndarray | None]:
     """A square root of the inverse of |-Hessian| at each point, from differences of scores; None where not finite.
 
     Two passes: the first finds the scale of each coordinate, the second differences over 1e-3 of it. Eigenvalues of
-    the negative Hessian, scaled to unit diagonal, are made positive and kept above 1e-2.
+    the negative Hessian, scaled to unit diagonal, are made positive and kept above `floor`: at a point that need not be a
+    mode a small one says little, at a mode it is a strong correlation.
     """
     count, dim = points.shape
     scale = np.full((count, dim), 0.3) if scale_guess is None else np.clip(scale_guess, 1e-8, 1e3)
@@ -140,20 +141,20 @@ def local_roots(
         batch = np.concatenate([points[:, None, :] + moves, points[:, None, :] - moves], axis=1)
         scores = evaluate(batch.reshape(-1, dim))[1].reshape(count, 2, dim, dim)
         for i in range(count):
-            roots[i] = _inverse_root((scores[i, 0] - scores[i, 1]) / (2 * step[i][:, None]))
+            roots[i] = _inverse_root((scores[i, 0] - scores[i, 1]) / (2 * step[i][:, None]), floor)
             root = roots[i]
             if root is not None:
                 scale[i] = np.sqrt(np.sum(root**2, axis=1))
     return roots
 
 
-def _inverse_root(hessian: np.ndarray) -> np.ndarray | None:
+def _inverse_root(hessian: np.ndarray, floor: float) -> np.ndarray | None:
     if not np.all(np.isfinite(hessian)):
         return None
     precision = -0.5 * (hessian + hessian.T)
     unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(precision)), 1e-2))
     eigenvalues, vectors = np.linalg.eigh(unit[:, None] * precision * unit)
-    return unit[:, None] * (vectors / np.sqrt(np.maximum(np.abs(eigenvalues), 1e-2)))
+    return unit[:, None] * (vectors / np.sqrt(np.maximum(np.abs(eigenvalues), floor)))
 
 
 def dispersed_points(rng: np.random.Generator, starts: int, dim: int) -> np.ndarray:
