@@ -41,7 +41,12 @@ ELSEWHERE = {
     "NumPyroModel": "targets/test_numpyro_model.py",
     "NumPyroRows": "targets/test_numpyro_model.py",
 }
-MADE_BY = {"LogDensity": "from_log_density", "IndependentRows": "from_rows", "NumPyroModel": "from_numpyro", "NumPyroRows": "from_numpyro"}
+MADE_BY = {
+    "LogDensity": "from_log_density",
+    "IndependentRows": "from_rows",
+    "NumPyroModel": "from_numpyro",
+    "NumPyroRows": "from_numpyro",
+}
 
 
 def modules(package):
@@ -195,7 +200,7 @@ NAMES = [
     "Fit.save",
     "Certificate.verdict",
     "Certificate.khat",
-    "Certificate.__getitem__",
+    "Certificate.explain",
     "targets.zoo",
     "targets.zoo.eight_schools",
 ]

@@ -26,7 +26,7 @@ mean, root = np.array([1e5, -2.0, 3e4]), np.array([[1e-3, 0, 0], [0.5, 2.0, 0], 
 precision = np.linalg.inv(root @ root.T)
 target = tb.from_log_density(lambda p: -0.5 * (p["x"] - mean) @ precision @ (p["x"] - mean), {"x": np.zeros(3)})
 start = tb.families.Gaussian.from_root(mean + 10 * np.sqrt(np.diag(root @ root.T)), np.diag([1.0, 1.0, 1.0]))
-fit = tb.fit(target, start, key=1)
+fit = tb.fit(target, start, key=1, tol=1e-7)
 true_sd = np.sqrt(np.diag(root @ root.T))
 
 def kind(x):

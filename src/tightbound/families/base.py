@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -78,21 +79,21 @@ class AbstractFamily(eqx.Module):
         return flat[None, :], jnp.ones_like(flat)[None, :]
 
     @scoped
-    def sample(self, key: Key, x: PyTree = None, *, shape: tuple[int, ...] = ()) -> jax.Array:
-        """Draws of shape `shape + [dim]`; a single point by default.
+    def sample(self, key: Key, x: PyTree = None, *, shape: tuple[int, ...] = ()) -> Array:
+        """Draws of shape `shape + [dim]`, a NumPy array (a JAX one while it is traced); a single point by default.
 
         Raises:
             TypeError: when `key` is not an int, a typed JAX key or a legacy one.
         """
         q, key = to_device(self, self.dtype), as_key(key)
         if shape == ():
-            return q._sample(key, x)
+            return _off_device(q._sample(key, x))
         keys = jr.split(key, int(np.prod(shape)))
-        return jax.vmap(lambda k: q._sample(k, x))(keys).reshape((*shape, self.dim))
+        return _off_device(jax.vmap(lambda k: q._sample(k, x))(keys).reshape((*shape, self.dim)))
 
     @scoped
-    def log_prob(self, z: Array, x: PyTree = None) -> jax.Array:
-        """Log density in nats at `z` of shape `[..., dim]`; one number per leading index.
+    def log_prob(self, z: Array, x: PyTree = None) -> Array:
+        """Log density in nats at `z` of shape `[..., dim]`; one number per leading index, as `sample` returns them.
 
         Raises:
             ValueError: when the last axis of `z` is not `dim`.
@@ -101,9 +102,9 @@ class AbstractFamily(eqx.Module):
         if z.ndim == 0 or z.shape[-1] != self.dim:
             raise ValueError(f"log_prob: `z` must end in an axis of length {self.dim} (the dimension of q), got {z.shape}.")
         if z.ndim == 1:
-            return q._log_prob(z, x)
+            return _off_device(q._log_prob(z, x))
         flat = z.reshape((-1, self.dim))
-        return jax.vmap(lambda point: q._log_prob(point, x))(flat).reshape(z.shape[:-1])
+        return _off_device(jax.vmap(lambda point: q._log_prob(point, x))(flat).reshape(z.shape[:-1]))
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """`n` draws on the host with their log densities: `[n, dim]`, `[n]`; what the checks and summaries use."""
@@ -132,6 +133,11 @@ class AbstractFamily(eqx.Module):
 @scoped
 def _draw_compiled(q: AbstractFamily, key: jax.Array, n: int):
     return _draw_jitted(to_device(q, q.dtype), key, n)
+
+
+def _off_device(value: Array) -> Array:
+    """A NumPy array, whose float64 no JAX flag narrows; what is being traced is left alone."""
+    return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
 
 @scoped

@@ -62,7 +62,9 @@ class Mixture(AbstractFamily):
         return jsp.logsumexp(each + jax.nn.log_softmax(jnp.asarray(self.logits)))
 
     def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
-        each = np.stack([q.log_prob_on_host(z) for q in self.components], axis=1) + np.log(self.weights)
+        shifted = np.asarray(self.logits) - np.max(self.logits)
+        log_weights = shifted - np.log(np.exp(shifted).sum())  # not the log of `weights`, of which one may underflow
+        each = np.stack([q.log_prob_on_host(z) for q in self.components], axis=1) + log_weights
         return np.logaddexp.reduce(each, axis=1)
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:

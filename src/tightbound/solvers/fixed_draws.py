@@ -72,8 +72,11 @@ def fixed_draw_elbo(
 def matched_noise(rng: np.random.Generator, pairs: int, dim: int, rank: int) -> np.ndarray:
     """Normals `[pairs, dim + rank]`: unit second moments, the last `rank` columns orthogonal to each other and to the rest.
 
-    Without this the factor learns to cancel the diagonal part's noise on these draws, and q comes out too wide.
+    Without this the factor learns to cancel the diagonal part's noise on these draws, and q comes out too wide. With enough
+    pairs all columns are orthogonal: then the ELBO of every quadratic log density is exact.
     """
+    if pairs >= dim + rank:
+        return np.linalg.qr(rng.standard_normal((pairs, dim + rank)))[0] * np.sqrt(pairs)
     own, shared = rng.standard_normal((pairs, dim)), rng.standard_normal((pairs, rank))
     shared = np.linalg.qr(shared)[0] * np.sqrt(pairs) if rank else shared
     own -= shared @ (shared.T @ own) / pairs
