@@ -119,7 +119,6 @@ def test_the_default_is_exact_on_a_gaussian():
     assert "PASS: Use it." in repr(fit)
 
 
-@pytest.mark.xfail(strict=True, reason="coverage's draws, and those that _extended draws in vain, are not counted")
 def test_evaluations_are_those_that_the_density_saw():
     """Counted inside the density: every point, of the fit and of the certificate, padding of the last chunk aside."""
     known = zoo.logistic_regression()
@@ -173,9 +172,6 @@ def test_mean_field_by_choice_is_the_mean_field_optimum():
     assert fit.certificate.verdict != "pass", "its sds are far too small"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="natural_step_diagonal divides by curvature kept above 1/4, and judges its own arrival by it"
-)
 def test_mean_field_by_natural_gradient_reaches_the_mean():
     fit = tb.fit(NORMAL, Gaussian.diagonal(3), solver=tb.solvers.NaturalGradient())
     np.testing.assert_allclose((fit.q.mean - MEAN) / SD, 0.0, atol=0.02)

@@ -13,6 +13,7 @@ from tightbound.summary import summary, summary_of, weights_usable
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
 NORMAL = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["z"] ** 2), {"z": np.zeros(2)})
+WIDE = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["z"] ** 2), {"z": np.zeros(10)})
 GAMMA = tb.from_log_density(lambda p: 3.0 * jnp.log(p["x"]) - 2.0 * p["x"], {"x": 1.0}, support={"x": "positive"})
 TRUTH = st.gamma(4.0, scale=0.5)
 COLUMNS = ["mean", "sd", "5%", "50%", "95%"]
@@ -59,7 +60,7 @@ def test_the_users_scale_and_all_quantiles():
 
 
 def test_a_hopeless_q_is_not_corrected_and_the_certificate_says_so():
-    fit = laplace(NORMAL, Gaussian.full(2).moved(np.zeros(2), 0.1))
+    fit = laplace(WIDE, Gaussian.full(10).moved(np.zeros(10), 0.1))
     draws = fresh_sample(fit, fit.seed)
     assert not weights_usable(draws)
     table = fit.summary()
@@ -85,7 +86,7 @@ def test_plain_draws_are_qs_and_corrected_ones_the_posteriors():
 
 
 def test_corrected_draws_of_a_hopeless_q_are_plain_ones():
-    fit = laplace(NORMAL, Gaussian.full(2).moved(np.zeros(2), 0.1))
+    fit = laplace(WIDE, Gaussian.full(10).moved(np.zeros(10), 0.1))
     np.testing.assert_allclose(fit.sample(0, 2000, corrected=True)["z"].std(), 0.1, rtol=0.1)
 
 

@@ -175,10 +175,13 @@ def _search(
         return run(target, q, goal, solver, key=key, budget=left, **how)
 
     first = run_solver(chosen.q, chosen.solver, _left(budget, started, spent))
-    fitted = _finished(first, words, spent, time.perf_counter() - started)
+    inside = int(first.trace.evaluations[-1]) if chosen.solver.compiled and first.steps else 0  # compiled with the solver
+    seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
+    fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
     if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
-        return _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
-    return fitted
+        fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
+        used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
+    return dataclasses.replace(fitted, evaluations=used)
 
 
 def load(path: Any, target: AbstractTarget) -> Fit:
@@ -190,14 +193,8 @@ def load(path: Any, target: AbstractTarget) -> Fit:
     return Fit(**storage.load_parts(path, target))
 
 
-def _finished(ran: Run, words: tuple[int, ...], extra: int, seconds: float) -> Fit:
-    evaluations = extra + (int(ran.trace.evaluations[-1]) if ran.steps else 0)
-    return Fit(ran.q, ran.target, ran.result, ran.steps, ran.trace, evaluations, seconds, words)
-
-
 def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budget, started: float) -> Fit:
     """The fit at the rung of the ladder that it came to stand on, with its certificate."""
-    start_evaluations = fitted.evaluations - (int(first.trace.evaluations[-1]) if first.steps else 0)
 
     def run_or_stop(q: Any, solver: Any, left: Budget) -> Run:
         ran = run_solver(q, solver, left)
@@ -211,7 +208,7 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
         seconds = time.perf_counter() - started - end.certificate.seconds
         climbed = dataclasses.replace(
             fitted, q=ran.q, result=ran.result, steps=len(end.trace.loss), trace=end.trace,
-            evaluations=start_evaluations + end.evaluations, seconds=seconds, rung=end.why,
+            seconds=seconds, rung=end.why,
         )  # fmt: skip
         certificate = _with_propriety(climbed, end.certificate)
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from .solvers.base import AbstractSolver
 from .solvers.natural import NaturalGradient
 from .solvers.nested import Nested
 from .solvers.start import LocalGaussian
+from .targets.batched import batched
 
 _PATIENCE = 40_000  # gradients after which no further rung is tried, and that one rung may use, where no budget says else
 _MAX_MIXTURES = 2
@@ -46,6 +47,7 @@ class Attempt:
     sample: FreshDraws
     found: tuple[Finding, ...]
     seconds: float
+    used: int  # gradients that drawing and judging took
 
     @property
     def passes(self) -> bool:
@@ -119,21 +121,24 @@ def climb(
 
 
 def _attempt(name: str, run: Run, key: Any) -> Attempt:
-    began = time.perf_counter()
+    began, before = time.perf_counter(), batched(run.target).evaluations
     sample = fresh_sample(run, key, extend=False)
-    attempt = Attempt(name, run, sample, judge(run.q, sample, key), time.perf_counter() - began)
+    found = judge(run.q, sample, key)
+    used = batched(run.target).evaluations - before
+    attempt = Attempt(name, run, sample, found, time.perf_counter() - began, used)
     # good weights, too few of them: more draws before a richer family
     return _extended(attempt, key) if not attempt.passes and sample.smoothed.khat < _LOST else attempt
 
 
 def _extended(attempt: Attempt, key: Any) -> Attempt:
     """The attempt judged on more draws, where few of the first ones are effective."""
-    began = time.perf_counter()
+    began, before = time.perf_counter(), batched(attempt.run.target).evaluations
     sample = fresh_sample(attempt.run, key)
-    if len(sample.z) == len(attempt.sample.z):
-        return attempt
+    longer = len(sample.z) > len(attempt.sample.z)
+    found = judge(attempt.run.q, sample, key) if longer else attempt.found
+    used = attempt.used + batched(attempt.run.target).evaluations - before
     seconds = attempt.seconds + time.perf_counter() - began
-    return dataclasses.replace(attempt, sample=sample, found=judge(attempt.run.q, sample, key), seconds=seconds)
+    return dataclasses.replace(attempt, sample=sample, found=found, seconds=seconds, used=used)
 
 
 def _restarted(
@@ -178,13 +183,13 @@ def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
     gain = b.value - a.value
     error = 0.0 if not np.isfinite(a.value) else 2.0 * float(np.hypot(np.nan_to_num(a.stderr), np.nan_to_num(b.stderr)))
     kept, dropped = (new, old) if np.isfinite(b.value) and gain > error else (old, new)
-    spent.evaluations += dropped.sample.evaluations
+    spent.evaluations += dropped.used
     return kept
 
 
 def _certificate(attempt: Attempt, key: Any) -> Certificate:
     sample = attempt.sample
-    return certify(sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=sample.evaluations)
+    return certify(sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=attempt.used)
 
 
 def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
@@ -203,7 +208,7 @@ def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, ke
         run = run_solver(Gaussian.from_root(mean, root), NaturalGradient(), left)
         spent.add(run)
         new = _attempt("Gaussian", run, key)
-        spent.evaluations += new.sample.evaluations
+        spent.evaluations += new.used
         if run.result.usable and all(_apart(new.run.q, q) for q in parts):
             parts, logits = [*parts, new.run.q], [*logits, new.sample.elbo.value]
     if len(parts) == len(_components(attempt)[0]):

@@ -48,7 +48,7 @@ def test_a_rival_is_its_mean_root_and_evidence(weight):
     other = found(mode(5.0), known.target)
     for one, expected, place in ((finding, None, 5.0), (other, None, -5.0)):
         (rival,) = one.detail["rivals"]
-        elbo, mean, root = rival
+        _elbo, mean, root = rival
         np.testing.assert_allclose(mean, [place, 0.0], atol=0.05)
         np.testing.assert_allclose(root @ root.T, np.eye(2), atol=0.1)
         assert expected is None
@@ -111,7 +111,9 @@ def test_scores_in_whitened_coordinates_follow_the_chain_rule():
     for j in range(2):
         moved = white.evaluate(density)(u + step * np.eye(2)[j])[0]
         assert scores[0, j] == pytest.approx((moved - values)[0] / step, abs=1e-4)
-    assert values[0] == pytest.approx(st.multivariate_normal.logpdf(white.mean + white.root @ u[0], np.zeros(2)) + np.log(2 * np.pi))
+    assert values[0] == pytest.approx(
+        st.multivariate_normal.logpdf(white.mean + white.root @ u[0], np.zeros(2)) + np.log(2 * np.pi)
+    )
 
 
 def test_kl_to_standard_is_the_closed_form():

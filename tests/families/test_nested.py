@@ -39,7 +39,9 @@ def test_a_gaussian_with_a_linear_regression_is_exact():
     q = NestedGaussian.through(0, knots, -0.5 * knots**2 / 4.0, slope * knots[:, None], np.full((17, 1, 1), left))
     points = np.random.default_rng(0).multivariate_normal(np.zeros(2), cov, 50)
     # log q(t) is linear between nodes 1/32 of a knot apart: off by h^2 / 8 of its curvature at most
-    np.testing.assert_allclose(q.log_prob_on_host(points), st.multivariate_normal(np.zeros(2), cov).logpdf(points), atol=5e-4)
+    np.testing.assert_allclose(
+        q.log_prob_on_host(points), st.multivariate_normal(np.zeros(2), cov).logpdf(points), atol=5e-4
+    )
 
 
 @pytest.mark.parametrize(("dim", "coordinate"), [(2, 0), (2, 1), (4, 2), (1, 0)])

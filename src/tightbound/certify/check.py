@@ -51,12 +51,14 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
             f"check: `starts` must be at least 16 (fewer miss one of two equal basins too often), got {starts}."
         )
     require("check", fitted.target, Density)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), batched(fitted.target).evaluations
     with host_algebra():
         sample = fresh_sample(fitted, key, draws + draws % 2)
         found = judge(fitted.q, sample, key)
         seconds = time.perf_counter() - started
-        return certify(sample, found, key=key, starts=starts, seconds=seconds, used=sample.evaluations)
+        return certify(
+            sample, found, key=key, starts=starts, seconds=seconds, used=batched(fitted.target).evaluations - before
+        )
 
 
 def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...]:

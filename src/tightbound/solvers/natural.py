@@ -40,11 +40,12 @@ class NewtonModel:
     gradient: Any  # in the eigenbasis
 
 
-def newton_model(gradient: Any, curvature: Any, xp: Any = np) -> NewtonModel:
+def newton_model(gradient: Any, curvature: Any, xp: Any = np, floor: float = 1.0 / _TRUST) -> NewtonModel:
     """Diagonalise the curvature; directions of wrong sign or extreme size are tamed to within the trust factor."""
     eigenvalues, vectors = xp.linalg.eigh(curvature)
-    size = xp.maximum(xp.abs(eigenvalues), 1.0 / _TRUST)
-    return NewtonModel(eigenvalues, vectors, xp.minimum(size, _TRUST), size, vectors.T @ gradient)
+    size = xp.abs(eigenvalues)
+    damped = xp.clip(size, 1.0 / _TRUST, _TRUST)
+    return NewtonModel(eigenvalues, vectors, damped, xp.maximum(size, floor), vectors.T @ gradient)
 
 
 def natural_step(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np) -> tuple[Any, Any, Any]:
@@ -69,6 +70,7 @@ def natural_step_diagonal(mean: Any, root: Any, model: NewtonModel, rho: Any, xp
 
 
 _STEPS = {"full": natural_step, "diagonal": natural_step_diagonal}
+_FLOORS = {"full": 1.0 / _TRUST, "diagonal": 1e-6}  # a mean-field q whitens no correlation: small eigenvalues are real
 _CURVATURES = {  # what must be 1 at the optimum
     "full": lambda model: model.eigenvalues,
     "diagonal": lambda model: np.sum(model.vectors**2 * model.eigenvalues, axis=1),
@@ -91,6 +93,7 @@ class NaturalState:
     rng: np.random.Generator
     anchor: tuple[np.ndarray, np.ndarray]  # (mean, root) some steps ago, to extrapolate from
     stretch: float = 4.0
+    floor: float = 1.0 / _TRUST  # of the curvature that mean steps are divided by
     result: Result | None = None
 
 
@@ -151,7 +154,19 @@ class NaturalGradient(AbstractSolver):
         result = None if moments.finite else Result.nonfinite
         sd = np.sqrt(np.sum(root**2, axis=1))
         return NaturalState(
-            mean, root, moments, design, 1.0, tol, 0, 0, sd, host_rng(key, "larger designs"), (mean, root), result=result
+            mean,
+            root,
+            moments,
+            design,
+            1.0,
+            tol,
+            0,
+            0,
+            sd,
+            host_rng(key, "larger designs"),
+            (mean, root),
+            floor=_FLOORS[_structure(q)],
+            result=result,
         )
 
     def step(self, target: Any, q: Any, objective: Any, state: NaturalState, key: Any) -> tuple[Any, Any, Any, Info]:
@@ -243,7 +258,7 @@ class NaturalGradient(AbstractSolver):
 
 
 def _model_at(state: NaturalState) -> NewtonModel:
-    return newton_model(state.moments.gradient, state.moments.curvature)
+    return newton_model(state.moments.gradient, state.moments.curvature, floor=state.floor)
 
 
 def _settled(state: NaturalState, structure: str) -> bool:

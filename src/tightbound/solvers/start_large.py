@@ -5,6 +5,7 @@ import numpy as np
 from .lbfgs import Evaluate, ascend
 
 _PROBES = 8
+_PASSES = 3
 
 
 def find_start_large(
@@ -20,10 +21,11 @@ def find_start_large(
     best = max(paths, key=lambda p: (p.converged, p.values[-1]))
     mean = best.points[-1]
     scale = np.clip(np.sqrt(best.inverse_hessian_diagonal), 1e-6, 1e3)
-    for _ in range(2):
+    for _ in range(_PASSES):
         curvature = -hessian_diagonal(evaluate, mean, 1e-3 * scale, rng)
-        good = np.isfinite(curvature) & (curvature > 1e-2 / scale**2)
-        scale = np.where(good, 1.0 / np.sqrt(np.where(good, curvature, 1.0)), scale)
+        good = np.isfinite(curvature) & (curvature > 0)
+        least = 1e-2 / scale**2  # ten times wider at most: probes are noisy, and a wide start may leave the support
+        scale = np.where(good, 1.0 / np.sqrt(np.maximum(np.where(good, curvature, 1.0), least)), scale)
     return mean, scale
 
 
