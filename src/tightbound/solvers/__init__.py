@@ -3,17 +3,21 @@
 from .annealed import Annealed as Annealed
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
+from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .svi import SVI as SVI
 from .stochastic import StochasticGradient as StochasticGradient
 
 __all__ = [
     "EP",
+    "SVI",
     "AbstractSolver",
     "Annealed",
+    "CoordinateAscent",
     "FixedDraws",
     "Info",
     "Laplace",
