@@ -28,6 +28,21 @@ KINDS = {
 # Parts whose battery cannot be that of test_batteries.py, because they run on targets of one kind or have an optimum of
 # their own; each has known truth in the file named here.
 ELSEWHERE = {
+    "Gamma": "families/test_exponential.py",
+    "InverseGamma": "families/test_exponential.py",
+    "Exponential": "families/test_exponential.py",
+    "Beta": "families/test_exponential.py",
+    "Dirichlet": "families/test_exponential.py",
+    "Bernoulli": "families/test_exponential.py",
+    "Categorical": "families/test_exponential.py",
+    "Poisson": "families/test_exponential.py",
+    "Normal": "families/test_exponential.py",
+    "MultivariateNormal": "families/test_exponential.py",
+    "Wishart": "families/test_exponential.py",
+    "NormalWishart": "families/test_exponential.py",
+    "VonMises": "families/test_exponential.py",
+    "DiscreteMarkovChain": "families/test_exponential.py",
+    "Product": "families/test_exponential.py",
     "FixedDraws": "solvers/test_fixed_draws.py",
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
