@@ -221,7 +221,7 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
 def _with_propriety(fitted: Fit, certificate: Certificate) -> Certificate:
     """The certificate with one more finding where the posterior turns out to be improper; looked for unless it passes."""
     ran_away = fitted.result is Result.unbounded
-    if certificate.verdict is Verdict.PASS and not ran_away:
+    if (certificate.verdict is Verdict.PASS and not ran_away) or not isinstance(fitted.target, Density):
         return certificate
     started, before = time.perf_counter(), _host_evaluations(fitted.target)
     with x64(), host_algebra():

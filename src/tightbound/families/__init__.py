@@ -1,6 +1,7 @@
 """Question 1: which family? `tb.families.Gaussian.full(dim)` and its relatives."""
 
 from .base import AbstractFamily as AbstractFamily
+from .empirical import Empirical as Empirical
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
 from .log_linear import LogLinear as LogLinear
