@@ -17,6 +17,7 @@ from .exponential.simplex import Dirichlet as Dirichlet
 from .exponential.von_mises import VonMises as VonMises
 from .exponential.wishart import NormalWishart as NormalWishart
 from .exponential.wishart import Wishart as Wishart
+from .empirical import Empirical as Empirical
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
 from .log_linear import LogLinear as LogLinear

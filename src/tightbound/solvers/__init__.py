@@ -9,18 +9,28 @@ from .fixed_draws import FixedDraws as FixedDraws
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
-from .svi import SVI as SVI
+from .samplers import HMC as HMC
+from .samplers import NUTS as NUTS
+from .samplers import Metropolis as Metropolis
+from .sampling import AbstractSampler as AbstractSampler
+from .sampling import Moves as Moves
 from .stochastic import StochasticGradient as StochasticGradient
+from .svi import SVI as SVI
 
 __all__ = [
     "EP",
+    "HMC",
+    "NUTS",
     "SVI",
+    "AbstractSampler",
     "AbstractSolver",
     "Annealed",
     "CoordinateAscent",
     "FixedDraws",
     "Info",
     "Laplace",
+    "Metropolis",
+    "Moves",
     "NaturalGradient",
     "Nested",
     "StochasticGradient",
