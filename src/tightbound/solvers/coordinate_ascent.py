@@ -59,7 +59,7 @@ class CoordinateAscent(AbstractSolver):
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         if not isinstance(objective, ELBO):
             raise PairingError(
-                f"CoordinateAscent maximises the ELBO and nothing else, got {type(objective).__name__}; leave `objective` out."
+                f"CoordinateAscent maximises the ELBO and nothing else, got {type(objective).__name__}; leave it out."
             )
         conjugate = as_conjugate(target)
         check_product("CoordinateAscent", conjugate, q)

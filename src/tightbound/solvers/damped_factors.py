@@ -70,7 +70,9 @@ def _elbo(target: Any, q: Product) -> jax.Array:
 
 
 @eqx.filter_jit
-def _stepped(target: Any, q: Product, rhos: jax.Array, value: Any) -> tuple[Product, jax.Array, jax.Array, jax.Array, jax.Array]:
+def _stepped(
+    target: Any, q: Product, rhos: jax.Array, value: Any
+) -> tuple[Product, jax.Array, jax.Array, jax.Array, jax.Array]:
     start, new_rhos, tried = q, [], jnp.asarray(0)
     value = jnp.asarray(value)
     for i, name in enumerate(order(q)):

@@ -88,7 +88,7 @@ def check_product(solver: str, target: Any, q: Any) -> None:
             f"{solver} moves a tb.families.Product of named factors, got {type(q).__name__}; leave `q` out, or start from "
             "target.start(key)."
         )
-    expected = target.start(0)
+    expected = target.family
     for name, factor in expected.factors.items():
         given = q.factors.get(name)
         if type(given) is not type(factor) or (given.plate, given.event) != (factor.plate, factor.event):

@@ -65,8 +65,8 @@ class SVI(AbstractSolver):
     def __check_init__(self):
         if not 0.5 < self.forgetting <= 1.0:
             raise ValueError(
-                f"SVI: `forgetting` must be in (0.5, 1], got {self.forgetting!r}: elsewhere the rates do not sum to infinity "
-                "while their squares sum to something finite, and nothing converges."
+                f"SVI: `forgetting` must be in (0.5, 1], got {self.forgetting!r}: elsewhere the rates do not sum to "
+                "infinity while their squares sum to something finite, and nothing converges."
             )
         if not self.delay >= 0.0:
             raise ValueError(f"SVI: `delay` must be at least 0, got {self.delay!r}.")
@@ -105,14 +105,21 @@ class SVI(AbstractSolver):
             )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> SVIState:
-        return SVIState(to_device(as_conjugate(target)), to_device(q), host_rng(key, "minibatches"), np.empty(0, int))
+        rng, conjugate = host_rng(key, "minibatches"), to_device(as_conjugate(target))
+        count = _num_rows(conjugate)
+        # a start is given by its local factors (responsibilities): the global ones take it up from some rows of them
+        first = rng.permutation(count)[: max(10 * self.batch_size, 1000)]
+        start = _seeded(conjugate, to_device(q), jnp.asarray(first), np.float64(count / len(first)))
+        return SVIState(conjugate, start, rng, np.empty(0, int))
 
     def step(self, target: Any, q: Any, objective: Any, state: SVIState, key: Any) -> tuple[Any, Any, Any, Info]:
         count = _num_rows(state.target)
         unseen = state.unseen if len(state.unseen) >= self.batch_size else state.rng.permutation(count)
         index, unseen = unseen[: self.batch_size], unseen[self.batch_size :]
         rho = (state.steps + 1.0 + self.delay) ** -self.forgetting
-        new, value, inside = _stepped(state.target, state.q, jnp.asarray(index), np.float64(rho), np.float64(count / len(index)))
+        new, value, inside = _stepped(
+            state.target, state.q, jnp.asarray(index), np.float64(rho), np.float64(count / len(index))
+        )
         if not (np.isfinite(value) and inside):
             failed = dataclasses.replace(state, result=Result.nonfinite)
             return target, q, failed, Info(np.nan, np.nan, 0)
@@ -188,10 +195,19 @@ def _settle(target: Any, q: Product, rows: Any) -> Product:
 def _with_rows(q: Product, index: jax.Array, part: Product) -> Product:
     """q with the local factors of `part` in the places `index`, and its global ones."""
     factors = {
-        name: jax.tree.map(lambda all_, some: all_.at[index].set(some), q.factors[name], factor) if name in q.local else factor
+        name: jax.tree.map(lambda all_, some: all_.at[index].set(some), q.factors[name], factor)
+        if name in q.local
+        else factor
         for name, factor in part.factors.items()
     }
     return rebuilt(q, factors=factors)
+
+
+@eqx.filter_jit
+def _seeded(target: Any, q: Product, index: jax.Array, scale: Any) -> Product:
+    part, rows = _batch(target, q, index)
+    part = sweep(target, part, tuple(n for n in q.factors if n not in q.local), rows, scale)
+    return rebuilt(q, factors={name: q.factors[name] if name in q.local else f for name, f in part.factors.items()})
 
 
 @eqx.filter_jit

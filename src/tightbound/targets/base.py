@@ -137,7 +137,7 @@ class Conjugate(AbstractTarget):
 
     ability: ClassVar[str] = "conjugate"
     offered_by: ClassVar[str] = (
-        "tb.from_expected_log_joint, the models under tb.targets.conjugate, and tb.from_numpyro for models of conjugate pieces"
+        "tb.from_expected_log_joint, the models under tb.targets.conjugate, and tb.from_numpyro for conjugate models"
     )
 
     @abc.abstractmethod

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,18 +25,25 @@ class AbstractConjugateTarget(Conjugate):
     Values that are *shown* (in summaries, draws, names) are those of the factors that are neither local nor of whole
     numbers; of the others `fit.q["name"].mean_parameters` is what one looks at.
 
-    Implementing one: `expected_log_joint` and `start`, and `data_rows` where there are rows to subsample.
+    Implementing one: the two fields and `expected_log_joint`; `start` where symmetric factors must be told apart, and
+    `data_rows` where there are rows to subsample.
+
+    Attributes:
+        family: the factors of q at any member (their priors, say): names, shapes and supports of the unknowns.
+        layout: of the shown values, and their bijection to R^dim: `layout_of(family)`.
     """
 
-    @property
-    def layout(self) -> Layout:
-        """Names, shapes and supports of the shown values, and their bijection to R^dim."""
-        return layout_of(self._shapes)
+    family: eqx.AbstractVar[Product]
+    layout: eqx.AbstractVar[Layout]
+
+    def start(self, key: Any) -> Product:
+        """The factors to start from."""
+        return self.family
 
     @property
     def hidden(self) -> tuple[str, ...]:
         """The factors that are not shown: local ones, and those of whole numbers."""
-        return hidden_factors(self._shapes)
+        return hidden_factors(self.family)
 
     @property
     def coordinate_names(self) -> tuple[str, ...]:
@@ -57,11 +65,6 @@ class AbstractConjugateTarget(Conjugate):
     def judged(self, q: Product) -> Transported:
         """The shown factors of q on the unconstrained scale: what draws, summaries and the certificate look at."""
         return judged(self, q)
-
-    @property
-    def _shapes(self) -> Product:
-        """A start, of which only names and shapes are used."""
-        return self.start(0)
 
 
 class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
@@ -91,8 +94,10 @@ class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
         return self._marginal(self.layout.restrict(values))
 
     def _marginal(self, values: dict[str, Any]) -> jax.Array:
-        q = self._shapes
-        shown = {name: f.each(lambda m, v: m._statistics(v), values[name]) for name, f in q.factors.items() if name in values}
+        q = self.family
+        shown = {
+            name: f.each(lambda m, v: m._statistics(v), values[name]) for name, f in q.factors.items() if name in values
+        }
         hidden = {name: q.factors[name] for name in self.hidden}
         start = {name: jax.tree.map(jnp.asarray, factor.mean_parameters) for name, factor in hidden.items()}
 

@@ -14,7 +14,8 @@ from ...families.exponential.product import Product
 from ...families.exponential.simplex import Dirichlet
 from ...families.exponential.wishart import NormalWishart
 from ...results import TargetError
-from .base import AbstractCollapsedTarget, broadcast, check_rows
+from ..layout import Layout
+from .base import AbstractCollapsedTarget, broadcast, check_rows, layout_of
 
 
 class GaussianMixture(AbstractCollapsedTarget):
@@ -38,6 +39,8 @@ class GaussianMixture(AbstractCollapsedTarget):
     """
 
     x: Array
+    family: Product
+    layout: Layout
     weight_prior: Dirichlet
     component_prior: NormalWishart
     components: int = eqx.field(static=True)
@@ -64,6 +67,8 @@ class GaussianMixture(AbstractCollapsedTarget):
         centre = self.x.mean(axis=0) if mean_prior is None else np.asarray(mean_prior, np.float64)
         self.weight_prior = Dirichlet(concentration)
         self.component_prior = NormalWishart(centre, mean_strength, float(dim if df is None else df), spread)
+        self.family = self._factors(np.zeros((len(self.x), self.components)))
+        self.layout = layout_of(self.family)
 
     @property
     def data_rows(self) -> Array:
@@ -81,14 +86,16 @@ class GaussianMixture(AbstractCollapsedTarget):
         return constant[None, :] - 0.5 * quadratic
 
     def start(self, key: Any, responsibilities: Any = None) -> Product:
-        """Responsibilities `[N, K]`: given, or by distances to K points that are chosen apart (Arthur & Vassilvitskii 2007)."""
+        """Responsibilities `[N, K]`: given, or by distances to K points chosen apart (Arthur & Vassilvitskii 2007)."""
         resp = _spread_out(self.x, self.components, key) if responsibilities is None else np.asarray(responsibilities)
         if resp.shape != (len(self.x), self.components):
             raise TargetError(
                 f"GaussianMixture.start: `responsibilities` must be [{len(self.x)}, {self.components}], got {resp.shape}."
             )
         with np.errstate(divide="ignore"):
-            logits = np.maximum(np.log(resp), -700.0)
+            return self._factors(np.maximum(np.log(resp), -700.0))
+
+    def _factors(self, logits: np.ndarray) -> Product:
         return Product(
             weights=self.weight_prior,
             components=broadcast(self.component_prior, (self.components,)),
@@ -99,8 +106,6 @@ class GaussianMixture(AbstractCollapsedTarget):
 
 def _spread_out(x: np.ndarray, count: int, key: Any) -> np.ndarray:
     """One-hot responsibilities of the nearest of `count` rows, drawn with probabilities like squared distances."""
-    if isinstance(x, jax.core.Tracer):  # only shapes are wanted
-        return np.full((x.shape[0], count), 1.0 / count)
     x, rng = np.asarray(x), host_rng(key, "mixture start")
     u = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-300)
     chosen = [rng.integers(len(u))]
