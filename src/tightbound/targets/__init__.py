@@ -4,6 +4,7 @@ from . import conjugate, zoo
 from .base import AbstractTarget, Conjugate, Density, Joint, Observed, Predictive, Rows, Simulator, Sites, require
 from .clutter import Clutter
 from .conjugate import (
+    FoundModel,
     AbstractCollapsedTarget,
     AbstractConjugateTarget,
     CollapsedModel,
@@ -37,6 +38,7 @@ __all__ = [
     "Contaminated",
     "Density",
     "FactorAnalysis",
+    "FoundModel",
     "GaussianMixture",
     "GaussianSites",
     "HiddenMarkovModel",
