@@ -6,6 +6,7 @@ from .base import Info as Info
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .gibbs import Gibbs as Gibbs
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
@@ -27,6 +28,7 @@ __all__ = [
     "Annealed",
     "CoordinateAscent",
     "FixedDraws",
+    "Gibbs",
     "Info",
     "Laplace",
     "Metropolis",

@@ -4,12 +4,12 @@ from . import conjugate, zoo
 from .base import AbstractTarget, Conjugate, Density, Joint, Observed, Predictive, Rows, Simulator, Sites, require
 from .clutter import Clutter
 from .conjugate import (
-    FoundModel,
     AbstractCollapsedTarget,
     AbstractConjugateTarget,
     CollapsedModel,
     ConjugateModel,
     FactorAnalysis,
+    FoundModel,
     GaussianMixture,
     HiddenMarkovModel,
     HierarchicalNormal,

@@ -125,7 +125,7 @@ def _reason_against(target: AbstractNumPyroTarget, factors: dict[str, Any], name
         if not depends.any():
             continue
         if (depends.sum(axis=1) > 1).any():
-            return f"log p of {_named(site, name)} couples several of its {members} elements, which a {_kind(factor)} keeps apart"
+            return f"log p of {_named(site, name)} couples several of its elements, which {_kind(factor)} keeps apart"
         member = depends.argmax(axis=1)
         table = _at_anchors(target, index, base, {name: anchors})
         for point in points:
@@ -136,12 +136,13 @@ def _reason_against(target: AbstractNumPyroTarget, factors: dict[str, Any], name
             size = np.sum(np.abs(weights * table), axis=0) + 1.0
             if not np.all(np.abs(predicted - actual) <= _AFFINE * size):
                 fields = ", ".join(factor.statistics_type._fields)
-                return f"log p of {_named(site, name)} is not affine in the statistics ({fields}) of a {_kind(factor)}"
+                return f"log p of {_named(site, name)} is not affine in the statistics ({fields}) of {_kind(factor)}"
     return None
 
 
 def _kind(factor: Any) -> str:
-    return type(factor).__name__
+    name = type(factor).__name__
+    return f"an {name}" if name[0] == "I" else f"a {name}"
 
 
 def _named(site: str, name: str) -> str:
@@ -179,7 +180,8 @@ def _dependence(target: AbstractNumPyroTarget, index: int, base: dict[str, Any],
     members = math.prod(shape[:rank])
     count = jax.eval_shape(lambda v: _term(target, index, v), base).shape[0]
     if count * math.prod(shape) > _MOST_PAIRS:
-        raise _refusal(name, f"{count:,} observations times {members:,} elements are too many to find out who depends on whom")
+        size = f"{count:,} observations times {members:,} elements"
+        raise _refusal(name, f"{size} are too many to find out which depends on which")
     jacobian = np.asarray(_jacobian(target, index, base, name))
     return np.abs(jacobian).reshape((count, members, -1)).sum(axis=2) > 0
 
@@ -191,14 +193,18 @@ def _jacobian(target: AbstractNumPyroTarget, index: int, base: dict[str, Any], n
 
 def _at_anchors(target: Any, index: int, base: dict[str, Any], anchors: dict[str, Anchors]) -> np.ndarray:
     """A term at all combinations of the anchors of some factors: `[J_1, ..., J_r, E]`."""
-    names = list(anchors)
+    points = tuple(jnp.asarray(anchor.points) for anchor in anchors.values())
+    return np.asarray(_at_points(target, index, base, tuple(anchors), points))
 
-    def at(*points):
-        return _term(target, index, {**base, **dict(zip(names, points, strict=True))})
+
+@eqx.filter_jit
+def _at_points(target: Any, index: int, base: dict[str, Any], names: tuple[str, ...], points: tuple) -> jax.Array:
+    def at(*values):
+        return _term(target, index, {**base, **dict(zip(names, values, strict=True))})
 
     for i in reversed(range(len(names))):
         at = jax.vmap(at, tuple(0 if j == i else None for j in range(len(names))))
-    return np.asarray(jax.jit(at)(*(anchors[name].points for name in names)))
+    return at(*points)
 
 
 def tabulated(target: AbstractNumPyroTarget, factors: dict[str, Any]) -> FoundModel:
@@ -214,7 +220,7 @@ def tabulated(target: AbstractNumPyroTarget, factors: dict[str, Any]) -> FoundMo
         if size > _MOST_NUMBERS:
             raise _refusal(
                 max(members, key=lambda name: anchors[name].points.shape[0]),
-                f"log p of the site {site!r} depends on {len(members)} sites with too many statistics together ({size:,} numbers)",
+                f"log p of the site {site!r} depends on {len(members)} sites with too many statistics together ({size:,})",
             )
         table = _at_anchors(target, index, base, {name: anchors[name] for name in members})
         if all(np.all(member == member[0]) for member in members.values()):  # one member of each: the elements add up
