@@ -9,7 +9,7 @@ import scipy.special as sp
 import tightbound as tb
 from tightbound.estimators import LocalQuadratic
 from tightbound.estimators.gauss_hermite import tensor_rule
-from tightbound.estimators.local_quadratic import cubic_gaussians, local_gaussians
+from tightbound.estimators.local_quadratic import cubic_gaussians, line_sums, local_gaussians
 from tightbound.families import Gaussian
 from tightbound.objectives import ELBO
 from tightbound.results import PairingError, Result
@@ -99,6 +99,21 @@ def test_one_dimension_is_the_paper_s_formula():
         np.testing.assert_allclose(
             -0.5 * found.curvature[0, 0], 0.5 * (-np.sum(c) + np.sum((1 - p * hat) * b * d**2 / (1 + v))), atol=1e-12
         )
+
+
+@pytest.mark.parametrize("widening", [1.0, 7.0])
+@pytest.mark.parametrize("kind", ["same", "weights", "scales"])
+def test_the_sums_of_one_dimension_are_the_general_ones(kind, widening):
+    """`line_sums` is `local_gaussians` at D = 1 to 1e-12, across its chunks, with points far away and without clutter."""
+    rng, n = np.random.default_rng(9), 40_000
+    x = np.r_[2.0 + rng.standard_normal(n - 2), 1e6, -300.0]
+    log_clutter = np.r_[-np.inf, np.full(n - 1, -4.0)]
+    options = {"same": {}, "weights": {"weights": rng.uniform(0.5, 2.0, n)}, "scales": {"vg": rng.uniform(0.5, 2.0, n)}}
+    k = Clutter(x, log_clutter=log_clutter, **options[kind]).kernels()
+    for v in (1e-6, 0.3, 20.0):
+        one, every = line_sums(k, 1.7, v, widening), local_gaussians(k, np.array([1.7]), np.array([[v]]), widening)
+        np.testing.assert_allclose(one.bd, every.gradient[0], rtol=1e-12, atol=1e-11 * abs(one.b))
+        np.testing.assert_allclose(one.c - one.e2, every.curvature[0, 0], rtol=1e-12, atol=1e-11 * abs(one.c))
 
 
 def test_gradient_errors_have_the_stated_orders():
