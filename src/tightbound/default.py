@@ -73,8 +73,9 @@ def continue_from(q: Any) -> Plan:
 def _gaussian(target: Any, key: Any, starts: int) -> Plan:
     """Full-rank Gaussian by natural gradient from the best of several starts; low rank above some hundred dimensions."""
     if target.dim > FULL_RANK_UP_TO:
-        points = _points(target, key, starts)
-        start = find_start_large(batched(target), points, host_rng(key, "probes"))
+        points, rng = _points(target, key, starts), host_rng(key, "probes")
+        near = [] if (example := getattr(target, "example_point", None)) is None else [example[None]]
+        start = next(filter(None, (find_start_large(batched(target), tried, rng) for tried in (points, *near))), None)
         if start is None:
             raise explain_no_start(batched(target), points, target.coordinate_names)
         mean, sd = start
@@ -89,9 +90,9 @@ def starts_of(target: Any, key: Any, starts: int) -> list[LocalGaussian]:
     evaluate, dim = batched(target), target.dim
     points = _points(target, key, starts)
     design = host_rng(key, "start design").standard_normal((_START_PAIRS, dim))
-    found = find_start(evaluate, points, design)
-    if not found:
-        found = find_start(evaluate, 0.1 * points, design)
+    example = getattr(target, "example_point", None)
+    near = [] if example is None else [example + scale * points for scale in (0.0, 1e-2)]
+    found = next(filter(None, (find_start(evaluate, tried, design) for tried in (points, 0.1 * points, *near))), None)
     if not found:
         raise explain_no_start(evaluate, points, target.coordinate_names)
     return found

@@ -57,6 +57,8 @@ def test_unknown_names_and_folders_are_sentences(tmp_path):
         run("cluter")
     with pytest.raises(ValueError, match=r"no paper_n20\.csv"):
         run_clutter(data=tmp_path)
+    with pytest.raises(ValueError, match=r"clutter takes no option `seed`; besides `fast` it takes data\."):
+        run("clutter", seed=1)
 
 
 def test_registry_is_lazy_and_reachable():

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .._numerics import host_algebra, key_words
+from .._numerics import host_algebra, key_words, x64
 from .._types import Fitted
 from ..families.base import AbstractFamily
+from ..results import Result
 from ..targets.base import Density, require
 from ..targets.batched import batched
 from . import findings
@@ -17,6 +18,7 @@ from .corrections import coordinate_table, value_table
 from .coverage import coverage
 from .draws import FreshDraws, fresh_draws
 from .optima import optima
+from .proper import improper, widest
 
 _DRAWS = 4000
 _MAX_DRAWS = 16_000
@@ -56,9 +58,10 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         sample = fresh_sample(fitted, key, draws + draws % 2)
         found = judge(fitted.q, sample, key)
         seconds = time.perf_counter() - started
-        return certify(
+        certificate = certify(
             sample, found, key=key, starts=starts, seconds=seconds, used=batched(fitted.target).evaluations - before
         )
+    return with_propriety(fitted, certificate, _check_key(key))
 
 
 def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...]:
@@ -82,6 +85,22 @@ def certify(
     bounds = _evidence_bounds({finding.name: finding for finding in found})
     used += batched(sample.target).evaluations - before
     return Certificate(found, bounds, sample.elbo, used, seconds + time.perf_counter() - started)
+
+
+def with_propriety(fitted: Fitted, certificate: Certificate, key: int) -> Certificate:
+    """The certificate with one more finding where the posterior turns out to be improper; looked for unless it passes."""
+    ran_away = getattr(fitted, "result", None) is Result.unbounded
+    if certificate.verdict is Verdict.PASS and not ran_away:
+        return certificate
+    started, before = time.perf_counter(), batched(fitted.target).evaluations
+    with x64(), host_algebra():
+        found = improper(fitted, key) or (widest(fitted, key) if ran_away else None)
+    return dataclasses.replace(
+        certificate,
+        findings=certificate.findings if found is None else (found, *certificate.findings),
+        evaluations=certificate.evaluations + batched(fitted.target).evaluations - before,
+        seconds=certificate.seconds + time.perf_counter() - started,
+    )
 
 
 def _evidence_bounds(found: dict[str, Finding]) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from ..results import MissingExtraError
 from .errors import UsageError
 from .model import blaming, importable, target_of
 from .output import as_json, in_words, make_folder, plain, write
+from .reproduction import claims_in_words, write_result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,28 +87,46 @@ def fit(
     return 1 if shown["verdict"] == "fail" else 0
 
 
-def reproduce(name: str, /, *, full: bool = False, json: bool = False) -> int:
+def reproduce(
+    name: str,
+    /,
+    *,
+    reference: bool = False,
+    full: bool = False,
+    data: Path | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> int:
     """Rerun one published table or figure, and compare it with what was published.
 
     Arguments:
         name: One of the names that `tightbound list` prints.
+        reference: The setting between the fast and the full version, where the experiment has one.
         full: All of it, not the fast version.
+        data: The folder of the experiment's data, where it takes some.
+        out: A folder for the claims, the tables and the pictures; it is made where it does not exist.
         json: Print one JSON object to stdout, and nothing else.
     """
     experiments, known = _experiments()
     if name not in known:
         names = f"They are: {', '.join(known)}." if known else "There are none in this version."
         raise UsageError(f"No experiment is called {name!r}. {names} `tightbound list` describes them.")
+    if reference and full:
+        raise UsageError("--reference and --full exclude each other: pass one of them.")
+    if out is not None:
+        make_folder(out)
+    options = {"reference": True} if reference else {}
     with _stdout_to_stderr(json):
-        claims = experiments.run(name, fast=not full).claims
-    if json:
-        print(jsonlib.dumps(plain({"name": name, "claims": claims}), allow_nan=False))
-    else:
-        for claim in claims:
-            met = "met    " if claim["ok"] else "NOT MET"
-            values = f"published {claim['published']}, measured {claim['measured']}"
-            print(f"{met}  {claim['claim']}: {values} ({claim['source']})")
-    return 0 if all(claim["ok"] for claim in claims) else 1
+        try:
+            result = experiments.run(name, fast=not full, **options, **({} if data is None else {"data": data}))
+        except experiments.OptionError as error:
+            raise UsageError(str(error)) from None
+    shown = plain({"name": name, "claims": result.claims, "note": result.note})
+    print(jsonlib.dumps(shown, allow_nan=False) if json else claims_in_words(result))
+    if out is not None:
+        with _stdout_to_stderr(json):
+            write_result(out, result, shown, experiments.pictures)
+    return 0 if result.ok else 1
 
 
 def list_experiments() -> int:

@@ -22,7 +22,7 @@ from ..solvers.ep import EP
 from ..solvers.laplace import Laplace
 from ..solvers.natural import NaturalGradient
 from ..targets.clutter import Clutter
-from .result import Result, agrees, below
+from .result import OptionError, Result, agrees, below
 
 SOURCE = "Popov 2024, fig. {figure}; clutter spec, section 4.1"
 TOLERANCE = 5e-3  # relative: three significant digits
@@ -154,7 +154,7 @@ def _drawn(count: int) -> list[dict[str, Any]]:
 def _folder(data: Any) -> Path | None:
     if data is not None:
         if not (Path(data) / "paper_n20.csv").exists():
-            raise ValueError(f"experiments.clutter: there is no paper_n20.csv in {data}.")
+            raise OptionError(f"experiments.clutter: there is no paper_n20.csv in {data}.")
         return Path(data)
     places = [Path("../shared/data/clutter"), *(p / "shared/data/clutter" for p in Path(__file__).resolve().parents[3:5])]
     if "TIGHTBOUND_DATA" in os.environ:
