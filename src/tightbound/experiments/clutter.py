@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special as sp
 
 from .._numerics import host_algebra, x64
 from .._types import Budget
@@ -19,6 +18,7 @@ from ..loop import Run
 from ..loop import run as run_loop
 from ..solvers.annealed import Annealed, anneal
 from ..solvers.ep import EP
+from ..solvers.indicators import IndicatorMeanField
 from ..solvers.laplace import Laplace
 from ..solvers.natural import NaturalGradient
 from ..targets.clutter import Clutter
@@ -70,7 +70,7 @@ def methods(iterations: int) -> dict[str, Callable[[Clutter], Gaussian]]:
         "EP": lambda target: _search(target, EP(), Gaussian.full(1), 0.02).q,
         "GAA": lambda target: _search(target, Annealed("paper"), Gaussian.full(1), 0.02, iterations).q,
         "Laplace": lambda target: _search(target, Laplace(), anneal(target), 1e-4).q,
-        "MF": mean_field,
+        "MF": lambda target: _search(target, IndicatorMeanField(), Gaussian.full(1), 1e-4).q,
     }
 
 
@@ -81,24 +81,6 @@ def best_gaussian(target: Clutter) -> Gaussian:
     starts += [Gaussian.from_root(mode, np.linalg.cholesky(starts[0].cov)) for mode in exact.modes[:4]]
     ends = [_search(target, NaturalGradient(GaussHermite(31)), start, 1e-5).q for start in starts]
     return min(ends, key=exact.kl)
-
-
-def mean_field(target: Clutter) -> Gaussian:
-    """Mean-field VI with an indicator for each point, one dimension: r_i = sigma(a_i - [(x_i - m)^2 + v] / (2 vg)).
-
-    1 / v = sum r / vg + 1 / v_p, m = v (sum r x / vg + m_p / v_p), from r = 1/2 (clutter spec, section 3).
-    """
-    k = target.kernels()
-    x, r = k.points[:, 0], np.full(len(k.points), 0.5)
-    precision, pull = float(k.prior_precision[0, 0]), float(k.prior_precision[0, 0] * k.prior_mean[0])
-    mean = np.inf
-    for _ in range(1000):
-        v = 1.0 / (np.sum(k.weights * r / k.scales) + precision)
-        old, mean = mean, v * (np.sum(k.weights * r * x / k.scales) + pull)
-        r = sp.expit(k.logits() - 0.5 * ((x - mean) ** 2 + v) / k.scales)
-        if abs(mean - old) < 1e-9 * np.sqrt(v):
-            break
-    return Gaussian.from_root(np.array([mean]), np.array([[np.sqrt(v)]]))
 
 
 def draw(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -162,4 +144,4 @@ def _folder(data: Any) -> Path | None:
     return next((p for p in places if (p / "paper_n20.csv").exists()), None)
 
 
-__all__ = ["BY_ITERATION", "PUBLISHED", "best_gaussian", "draw", "mean_field", "methods", "run"]
+__all__ = ["BY_ITERATION", "PUBLISHED", "best_gaussian", "draw", "methods", "run"]

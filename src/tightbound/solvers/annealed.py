@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from ..estimators.local_quadratic import line_sums, local_gaussians
+from ..estimators.local_gaussians import line_sums, local_gaussians
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result

@@ -104,6 +104,10 @@ class Contaminated(GaussianSites):
     def kernels(self) -> Kernels:
         """The kernels, on the host."""
 
+    @abc.abstractmethod
+    def log_background(self) -> float:
+        """sum_i weight_i log(w_i c_i), nats: the log likelihood if no point were an inlier; -inf where that cannot be."""
+
 
 @final
 class LinearSites(GaussianSites):
