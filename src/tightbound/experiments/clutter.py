@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.optimize as so
 
 from .._numerics import host_algebra, x64
 from .._types import Budget
@@ -75,12 +76,28 @@ def methods(iterations: int) -> dict[str, Callable[[Clutter], Gaussian]]:
 
 
 def best_gaussian(target: Clutter) -> Gaussian:
-    """The Gaussian of the largest ELBO: Gauss-Hermite natural gradients from the annealed start and from every mode."""
+    """VB-opt: the Gaussian of the largest ELBO in one dimension, to some nine digits, from the exact mean and every mode.
+
+    L-BFGS, then Nelder-Mead, on 341 trapezoid nodes (clutter spec, section 3): it shares nothing with the library's own
+    quadratures and solvers, which it judges.
+    """
     exact = target.exact()
-    starts = [anneal(target), Gaussian.from_root(exact.mean, np.linalg.cholesky(exact.cov))]
-    starts += [Gaussian.from_root(mode, np.linalg.cholesky(starts[0].cov)) for mode in exact.modes[:4]]
-    ends = [_search(target, NaturalGradient(GaussHermite(31)), start, 1e-5).q for start in starts]
-    return min(ends, key=exact.kl)
+    nodes = np.linspace(-8.5, 8.5, 341)
+    weights = np.exp(-0.5 * nodes**2)
+    weights /= weights.sum()
+
+    def loss(p: np.ndarray) -> float:
+        return float(-(weights @ target.log_density_on_host((p[0] + np.exp(p[1]) * nodes)[:, None])) - p[1])
+
+    widest = 0.5 * np.log(exact.cov[0, 0])
+    starts = [(exact.mean[0], widest), (anneal(target).mean[0], 0.5 * np.log(anneal(target).cov[0, 0]))]
+    starts += [(mode[0], min(widest, -0.6)) for mode in exact.modes[:4]]
+    ends = [so.minimize(loss, start, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9}).x for start in starts]
+    best = min(ends, key=loss)
+    simplex = best + 1e-4 * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    polish = {"xatol": 1e-10, "fatol": 1e-15, "initial_simplex": simplex}
+    mean, log_sd = so.minimize(loss, best, method="Nelder-Mead", options=polish).x
+    return Gaussian.from_root(np.array([mean]), np.array([[np.exp(log_sd)]]))
 
 
 def draw(rng: np.random.Generator, n: int) -> np.ndarray:

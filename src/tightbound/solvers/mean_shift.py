@@ -11,6 +11,7 @@ from ..targets.sites import Kernels
 _MOST_STARTS = 32
 _MOST_POINTS = 5_000  # on which modes are looked for; of more points an even selection, each counted more often
 _STEPS = 100
+_NEWTON_STEPS = 4
 _SAME = 0.5  # kernel sds within which two ends are one mode
 _PRECISION = 1e-3  # kernel sds that a step may still make
 _DEPTH = 12.0  # nats of evidence below the best mode at which others are left out
@@ -102,18 +103,28 @@ def _distinct(t: np.ndarray, k: Kernels) -> list[np.ndarray]:
 
 
 def _mode_at(k: Kernels, t: np.ndarray) -> Mode:
-    """Laplace's approximation at t; a curvature that is not positive there is replaced by that of the prior alone."""
+    """Laplace's approximation at the mode that a few short Newton steps from t end on."""
+    for _ in range(_NEWTON_STEPS):
+        score, vectors, sizes = _curvature(k, t)
+        step = (vectors / sizes) @ (vectors.T @ score)
+        t = t + step * min(1.0, _SAME * np.sqrt(k.median_scale) / (np.linalg.norm(step) + 1e-300))
+    _, vectors, sizes = _curvature(k, t)
     odds = _odds(k, t[None])[0]
-    r = sp.expit(odds)
-    e = (k.points - t) / k.scales[:, None]
-    bend = np.sum(k.weights * r / k.scales) * np.eye(k.dim) - (e * (k.weights * r * (1 - r))[:, None]).T @ e
-    sizes, vectors = np.linalg.eigh(bend + k.prior_precision)
-    sizes = np.maximum(sizes, np.linalg.eigvalsh(k.prior_precision)[0])
     certain = np.isinf(k.own_logits)  # no background there: the constant is the kernel's own
     value = np.where(certain, -0.5 * np.sum((k.points - t) ** 2, axis=1) / k.scales, np.logaddexp(0.0, odds))
     away = t - k.prior_mean
     log_p = k.weights @ value - 0.5 * away @ k.prior_precision @ away + 0.5 * np.linalg.slogdet(k.prior_precision)[1]
     return Mode(t, (vectors / sizes) @ vectors.T, float(log_p - 0.5 * np.sum(np.log(sizes))))
+
+
+def _curvature(k: Kernels, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The score at t, and the negative Hessian's eigenvectors and eigenvalues, those kept above the prior's smallest."""
+    r = sp.expit(_odds(k, t[None])[0])
+    e = (k.points - t) / k.scales[:, None]
+    score = (k.weights * r) @ e - k.prior_precision @ (t - k.prior_mean)
+    bend = np.sum(k.weights * r / k.scales) * np.eye(k.dim) - (e * (k.weights * r * (1 - r))[:, None]).T @ e
+    sizes, vectors = np.linalg.eigh(bend + k.prior_precision)
+    return score, vectors, np.maximum(sizes, np.linalg.eigvalsh(k.prior_precision)[0])
 
 
 __all__ = ["Mode", "modes", "starts_at_modes"]
