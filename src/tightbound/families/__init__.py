@@ -1,6 +1,7 @@
 """Question 1: which family? `tb.families.Gaussian.full(dim)` and its relatives."""
 
 from .base import AbstractFamily as AbstractFamily
+from .empirical import Empirical as Empirical
 from .exponential.base import AbstractExponentialFamily as AbstractExponentialFamily
 from .exponential.chain import DiscreteMarkovChain as DiscreteMarkovChain
 from .exponential.discrete import Bernoulli as Bernoulli
@@ -17,7 +18,6 @@ from .exponential.simplex import Dirichlet as Dirichlet
 from .exponential.von_mises import VonMises as VonMises
 from .exponential.wishart import NormalWishart as NormalWishart
 from .exponential.wishart import Wishart as Wishart
-from .empirical import Empirical as Empirical
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
 from .log_linear import LogLinear as LogLinear
