@@ -1,7 +1,8 @@
 """What `fit()` chooses when you choose nothing: an ordered table, ability -> plan; the first row that fits is used."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .objectives.classic import ELBO
 from .results import TargetError
 from .solvers.annealed import anneal
 from .solvers.base import AbstractSolver
+from .solvers.broad import broad_start
 from .solvers.fixed_draws import FixedDraws
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
@@ -80,8 +82,8 @@ def _gaussian(target: Any, key: Any, starts: int) -> Plan:
     """Full-rank Gaussian by natural gradient from the best of several starts; low rank above some hundred dimensions."""
     if target.dim > FULL_RANK_UP_TO:
         points, rng = _points(target, key, starts), host_rng(key, "probes")
-        near = [] if (example := getattr(target, "example_point", None)) is None else [example[None]]
-        start = next(filter(None, (find_start_large(batched(target), tried, rng) for tried in (points, *near))), None)
+        starts_found = (find_start_large(batched(target), tried, rng) for tried in _tries(target, points))
+        start = next((found for found in starts_found if found is not None), None)
         if start is None:
             raise explain_no_start(batched(target), points, target.coordinate_names)
         mean, sd = start
@@ -96,12 +98,21 @@ def starts_of(target: Any, key: Any, starts: int) -> list[LocalGaussian]:
     evaluate, dim = batched(target), target.dim
     points = _points(target, key, starts)
     design = host_rng(key, "start design").standard_normal((_START_PAIRS, dim))
+    broad = functools.cache(lambda: broad_start(target, key))
+    for tried in _tries(target, points):
+        if found := find_start(evaluate, tried, design, broad):
+            return found
+    raise explain_no_start(evaluate, points, target.coordinate_names)
+
+
+def _tries(target: Any, points: np.ndarray) -> Iterator[np.ndarray]:
+    """Sets of points to search from, each only where those before are nowhere finite; the user's example is the last."""
+    yield points
+    yield 0.1 * points
     example = getattr(target, "example_point", None)
-    near = [] if example is None else [example + scale * points for scale in (0.0, 1e-2)]
-    found = next(filter(None, (find_start(evaluate, tried, design) for tried in (points, 0.1 * points, *near))), None)
-    if not found:
-        raise explain_no_start(evaluate, points, target.coordinate_names)
-    return found
+    if example is not None:
+        yield example[None]
+        yield example + 1e-2 * points
 
 
 def _points(target: Any, key: Any, starts: int) -> np.ndarray:
