@@ -28,15 +28,15 @@ from .results import FitError as FitError
 from .results import PairingError as PairingError
 from .results import Result as Result
 from .results import TargetError as TargetError
+from .targets import from_expected_log_joint as from_expected_log_joint
 from .targets import from_log_density as from_log_density
 from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 
 __all__ = [
     "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
-    "TargetError", "Verdict",
-    "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
-    "objectives", "solvers", "targets",
+    "TargetError", "Verdict", "certify", "check", "compare", "estimators", "families", "fit", "from_expected_log_joint",
+    "from_log_density", "from_numpyro", "from_rows", "load", "objectives", "solvers", "targets",
 ]  # fmt: skip
 
 

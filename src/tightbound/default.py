@@ -15,17 +15,18 @@ from .families.gaussian import Gaussian
 from .loop import run
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
-from .results import TargetError
+from .results import PairingError, TargetError
 from .solvers.annealed import anneal
 from .solvers.base import AbstractSolver
 from .solvers.broad import broad_start
+from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Density
+from .targets.base import Conjugate, Density
 from .targets.batched import batched
 from .targets.sites import Contaminated, Kernels
 
@@ -69,6 +70,8 @@ def continue_from(q: Any) -> Plan:
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
+    if q.space == "native":
+        return Plan(q, ELBO(), CoordinateAscent())
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -76,6 +79,16 @@ def continue_from(q: Any) -> Plan:
     if structure == "diagonal" and q.dim > FULL_RANK_UP_TO:
         structure = "low_rank"
     return Plan(q, ELBO(), _CONTINUE.get(structure, StochasticGradient)())
+
+
+def _conjugate(target: Any, key: Any, starts: int) -> Plan:
+    """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
+    solver, q = CoordinateAscent(), target.start(key)
+    try:
+        solver.check(target, q, ELBO())
+    except PairingError:
+        return Plan(q, ELBO(), NaturalGradient())
+    return Plan(best_start(target, key, starts), ELBO(), solver)
 
 
 def _gaussian(target: Any, key: Any, starts: int) -> Plan:
@@ -159,4 +172,8 @@ def _width(kernels: Kernels, q: Gaussian) -> float:
     return float(np.linalg.svd(white, compute_uv=False)[0] ** 2 / kernels.median_scale)
 
 
-TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [(Contaminated, _contaminated), (Density, _gaussian)]
+TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [
+    (Contaminated, _contaminated),
+    (Conjugate, _conjugate),
+    (Density, _gaussian),
+]

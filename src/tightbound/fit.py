@@ -28,7 +28,7 @@ from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
 from .targets.base import AbstractTarget, Density
-from .targets.batched import batched
+from .targets.batched import evaluations_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +175,20 @@ def _search(
     inside = int(first.trace.evaluations[-1]) if chosen.solver.compiled and first.steps else 0  # compiled with the solver
     seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
+    if solver is None and first.q.space == "native":  # no ladder above exact updates: judged as it is
+        return _judged(fitted)
     if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
         fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
         used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
+
+
+def _judged(fitted: Fit) -> Fit:
+    """A product of factors with its certificate."""
+    rung = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
+    if not fitted.result.usable or fitted.result is Result.interrupted:
+        return dataclasses.replace(fitted, rung=rung)
+    return dataclasses.replace(fitted, rung=rung, checked=check(fitted, key=fitted.seed))
 
 
 def load(path: Any, target: AbstractTarget) -> Fit:
@@ -222,7 +232,7 @@ def _left(budget: Budget, started: float, evaluations: int) -> Budget:
 
 
 def _host_evaluations(target: Any) -> int:
-    return batched(target).evaluations if isinstance(target, Density) else 0
+    return evaluations_of(target)
 
 
 def _check_arguments(
@@ -265,7 +275,7 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
             raise PairingError(f"fit: `{name}` must be {wanted}, or None for the default; got {got}.")
     if q is None:
         return
-    if isinstance(target, Density) and q.dim != target.dim:
+    if isinstance(target, Density) and q.space == "unconstrained" and q.dim != target.dim:
         raise PairingError(
             f"fit: `q` has {q.dim} dimensions, but the target has {target.dim} unconstrained coordinates: "
             f"{', '.join(target.coordinate_names[:8])}{', ...' if target.dim > 8 else ''}."
@@ -276,7 +286,8 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
-    default = plan(target, q, key=key, starts=starts)
+    own = None if solver is None or q is not None else solver.own_start(target, key, starts)
+    default = plan(target, q, key=key, starts=starts) if own is None else Plan(own, None, solver)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()

@@ -27,3 +27,4 @@ from .nested import NestedGaussian as NestedGaussian
 from .scales import AbstractScale as AbstractScale
 from .scales import Diagonal as Diagonal
 from .scales import Full as Full
+from .transported import Transported as Transported

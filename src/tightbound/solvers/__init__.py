@@ -3,6 +3,7 @@
 from .annealed import Annealed as Annealed
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
+from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .indicators import IndicatorMeanField as IndicatorMeanField
@@ -15,14 +16,17 @@ from .samplers import Metropolis as Metropolis
 from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
 from .stochastic import StochasticGradient as StochasticGradient
+from .svi import SVI as SVI
 
 __all__ = [
     "EP",
     "HMC",
     "NUTS",
+    "SVI",
     "AbstractSampler",
     "AbstractSolver",
     "Annealed",
+    "CoordinateAscent",
     "FixedDraws",
     "IndicatorMeanField",
     "Info",

@@ -42,6 +42,12 @@ def batched(target: Density) -> "BatchedDensity":
     return evaluator
 
 
+def evaluations_of(target: Any) -> int:
+    """Points asked of the evaluator of `target` so far; none is made for the asking."""
+    entry = _by_target.get(id(target))
+    return entry[1].evaluations if entry is not None and entry[0]() is target else 0
+
+
 class BatchedDensity:
     """Values and scores of a target's log density: `evaluator(points [n, d]) -> (values [n], scores [n, d])`.
 
