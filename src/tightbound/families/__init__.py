@@ -3,6 +3,7 @@
 from .base import AbstractFamily as AbstractFamily
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
+from .implicit import implicit as implicit
 from .log_linear import LogLinear as LogLinear
 from .low_rank import LowRank as LowRank
 from .mixture import Mixture as Mixture
