@@ -66,15 +66,11 @@ class MeasureValued(AbstractEstimator):
     ) -> tuple[jax.Array, PyTree]:
         held, group = frozen(q), objective.group
         z, normals, keys = self._draws(held, state, group, key)
-        moving, start = direct(objective, evaluate(objective, target, q, z)), 0
-        groups = z.reshape((-1, group, q.dim))
-        for derivative in weak_derivatives(q):
-            own = normals[:, start : start + q.dim * derivative.normals].reshape((self.n, q.dim, derivative.normals))
-            start += q.dim * derivative.normals
-            plus, minus = jax.vmap(lambda e, k, d=derivative: d.pair(held, e, k, self.coupled))(own, keys)
-            rise = self._rise(objective, target, held, groups, plus[::group], minus[::group])
-            moving = moving + _with_gradient(derivative, q, held, group * rise)
-            keys = jax.vmap(lambda k: jr.fold_in(k, 1))(keys)
+        pairs = self._pairs(held, normals, keys)[:, :, ::group]
+        rises = group * self._rises(objective, target, held, z.reshape((-1, group, q.dim)), pairs)
+        moving = direct(objective, evaluate(objective, target, q, z))
+        for derivative, rise in zip(weak_derivatives(q), rises, strict=True):
+            moving = moving + _with_gradient(derivative, q, held, rise)
         loss = jax.lax.stop_gradient(objective.loss(evaluate(objective, target, held, z)))
         return loss + moving - jax.lax.stop_gradient(moving), state
 
@@ -90,19 +86,29 @@ class MeasureValued(AbstractEstimator):
         noise = noise_of(self.noise, points, self.n, group, _normals(q), q.dtype, second)
         return jax.vmap(q._from_noise)(noise[:, : q.noise_dim]), noise[:, q.noise_dim :], keys
 
-    def _rise(self, objective: Any, target: Any, q: Any, groups: jax.Array, plus: jax.Array, minus: jax.Array) -> jax.Array:
-        """Mean over the groups `[T, k, dim]` of f_plus - f_minus, `[dim]`: the first draw of a group is replaced.
+    def _pairs(self, q: Any, normals: jax.Array, keys: jax.Array) -> jax.Array:
+        """Draws from both parts of each of the D derivatives: `[D, 2, n, dim]`."""
+        pairs, start = [], 0
+        for i, derivative in enumerate(weak_derivatives(q)):
+            own = normals[:, start : start + q.dim * derivative.normals].reshape((self.n, q.dim, derivative.normals))
+            start += q.dim * derivative.normals
+            fresh = jax.vmap(lambda k, i=i: jr.fold_in(k, i))(keys)
+            pairs.append(jnp.stack(jax.vmap(lambda e, k, d=derivative: d.pair(q, e, k, self.coupled))(own, fresh)))
+        return jnp.stack(pairs)
+
+    def _rises(self, objective: Any, target: Any, q: Any, groups: jax.Array, pairs: jax.Array) -> jax.Array:
+        """Mean over the groups `[T, k, dim]` of f_plus - f_minus, `[D, dim]`: the first draw of a group is replaced.
 
         The draws of a group are alike, so the derivatives through each of them are equal on average.
         """
 
-        def loss(group: jax.Array, value: jax.Array, j: jax.Array) -> jax.Array:
-            return objective.loss(evaluate(objective, target, q, group.at[0, j].set(value)))
+        def loss(group: jax.Array, values: jax.Array, j: jax.Array) -> jax.Array:
+            return objective.loss(evaluate(objective, target, q, group.at[0, j].set(values[j])))
 
-        def difference(j: jax.Array) -> jax.Array:
-            return jnp.mean(jax.vmap(lambda g, p, m: loss(g, p[j], j) - loss(g, m[j], j))(groups, plus, minus))
-
-        return jax.vmap(difference)(jnp.arange(q.dim))
+        over_groups = jax.vmap(loss, (0, 0, None))
+        over_coordinates = jax.vmap(over_groups, (None, None, 0))
+        losses = jax.vmap(jax.vmap(over_coordinates, (None, 0, None)), (None, 0, None))(groups, pairs, jnp.arange(q.dim))
+        return jnp.mean(losses[:, 0] - losses[:, 1], axis=-1)
 
 
 def _with_gradient(derivative: AbstractWeakDerivative, q: Any, held: Any, rise: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from .annealed import Annealed as Annealed
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
+from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .laplace import Laplace as Laplace
@@ -14,6 +15,7 @@ __all__ = [
     "EP",
     "AbstractSolver",
     "Annealed",
+    "BatchAndMatch",
     "FixedDraws",
     "Info",
     "Laplace",
