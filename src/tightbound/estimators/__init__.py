@@ -13,3 +13,5 @@ from .pathwise import StickTheLanding as StickTheLanding
 from .quadrature import Quadrature as Quadrature
 from .relaxed import Relaxed as Relaxed
 from .score import Score as Score
+from .projected_logit import ProjectedLogit as ProjectedLogit
+from .sum_of_exponentials import SumOfExponentials as SumOfExponentials
