@@ -10,8 +10,8 @@ from .local_quadratic import LocalQuadratic as LocalQuadratic
 from .measure_valued import MeasureValued as MeasureValued
 from .pathwise import Pathwise as Pathwise
 from .pathwise import StickTheLanding as StickTheLanding
+from .projected_logit import ProjectedLogit as ProjectedLogit
 from .quadrature import Quadrature as Quadrature
 from .relaxed import Relaxed as Relaxed
 from .score import Score as Score
-from .projected_logit import ProjectedLogit as ProjectedLogit
 from .sum_of_exponentials import SumOfExponentials as SumOfExponentials

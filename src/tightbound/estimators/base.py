@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 
+from .._numerics import scoped
 from .._types import Array, PyTree
 from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective, Source
@@ -54,6 +55,7 @@ class AbstractEstimator(eqx.Module):
         """Whether the gradient of the ELBO has no noise left where q equals the posterior (the battery checks it)."""
         return False
 
+    @scoped
     def check(self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         """Refuse a pairing that cannot work, before anything is compiled.
 

@@ -18,6 +18,8 @@ from .draws import Noise, check_draws, check_noise, evaluate, noise_of, prepare_
 from .score import direct
 from .weak_derivatives import AbstractWeakDerivative, weak_derivatives
 
+_AWAY = 2**20  # keys of the pairs, apart from those of the draws
+
 
 class MeasureValued(AbstractEstimator):
     """grad_theta_j = c_j (E_plus f - E_minus f): coordinate j is drawn from the two parts of its density's derivative.
@@ -25,8 +27,8 @@ class MeasureValued(AbstractEstimator):
     The other coordinates are those of one draw from q, the same on both sides. It needs values of log p alone, and its
     noise is small where f varies little between the two draws: a strong choice for few parameters and a density that is
     not smooth. Each parameter costs two values per draw, so not for more than some dozens. For families of independent
-    coordinates: a diagonal Gaussian (Weibull pair for the mean, double-sided Maxwell against Gaussian for the sd), and those
-    that register their `weak_derivatives`.
+    coordinates: a diagonal Gaussian (Weibull pair for the mean, double-sided Maxwell against Gaussian for the sd), and
+    Products of Normal, Exponential, Poisson and Bernoulli factors; others register their `weak_derivatives`.
 
     Source: Mohamed et al. 2020, section 6 and table 1; Pflug 1989.
 
@@ -59,7 +61,7 @@ class MeasureValued(AbstractEstimator):
             )
 
     def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
-        return prepare_points(self.noise, self.n, _normals(q), key)
+        return prepare_points(self.noise, self.n, (q.noise_dim or 0) + _normals(q), key)
 
     def surrogate(
         self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
@@ -82,8 +84,9 @@ class MeasureValued(AbstractEstimator):
         first, second = jr.split(key)
         keys = jr.split(first, self.n)
         if q.noise_dim is None:
-            return jax.vmap(q._sample)(keys), jnp.zeros((self.n, 0), q.dtype), jr.split(second, self.n)
-        noise = noise_of(self.noise, points, self.n, group, _normals(q), q.dtype, second)
+            fresh = jax.vmap(lambda k: jr.fold_in(k, _AWAY))(keys)
+            return jax.vmap(q._sample)(keys), jr.normal(second, (self.n, _normals(q)), q.dtype), fresh
+        noise = noise_of(self.noise, points, self.n, group, q.noise_dim + _normals(q), q.dtype, second)
         return jax.vmap(q._from_noise)(noise[:, : q.noise_dim]), noise[:, q.noise_dim :], keys
 
     def _pairs(self, q: Any, normals: jax.Array, keys: jax.Array) -> jax.Array:
@@ -116,9 +119,9 @@ def _with_gradient(derivative: AbstractWeakDerivative, q: Any, held: Any, rise: 
     return jnp.sum(jax.lax.stop_gradient(derivative.constant(held) * rise) * derivative.parameter(q))
 
 
-def _normals(q: Any) -> int | None:
-    """Standard normals that one draw and its pairs are made of; None for families that draw in another way."""
-    return None if q.noise_dim is None else q.noise_dim + q.dim * sum(d.normals for d in weak_derivatives(q))
+def _normals(q: Any) -> int:
+    """Standard normals that the pairs of one draw are made of, beside those of the draw itself."""
+    return q.dim * sum(d.normals for d in weak_derivatives(q))
 
 
 def _named(q: Any) -> str:

@@ -49,6 +49,11 @@ class Relaxed(AbstractEstimator):
                 f"Relaxed softens draws from a finite support, which {type(q).__name__} is not known to have; use Pathwise "
                 "where draws are smooth in the parameters, else Score."
             )
+        if any(part.labels for part in coordinates(q)):
+            raise PairingError(
+                "Relaxed mixes the values of a draw, and a Categorical factor's are labels, with nothing in between; use "
+                "Score or Enumerate, or a family of one-hot vectors with its own `coordinates`."
+            )
         check_scores("Relaxed", objective, "ELBO()")
         group = 1 if objective is None else objective.group
         if self.n % group:

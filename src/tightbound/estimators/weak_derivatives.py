@@ -3,14 +3,20 @@
 import abc
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import jax.scipy.special as jsp
 
 from .._types import Array
+from ..families.exponential.discrete import Bernoulli, Poisson
+from ..families.exponential.gamma import Exponential
+from ..families.exponential.normal import Normal
+from ..families.exponential.product import Product
 from ..families.gaussian import Gaussian
 from ..families.scales import Diagonal
 
@@ -57,14 +63,15 @@ class GaussianMean(AbstractWeakDerivative):
     normals: ClassVar[int] = 2
 
     def parameter(self, q: Any) -> Array:
-        return q.mean
+        return jnp.ravel(q.mean)
 
     def constant(self, q: Any) -> Array:
-        return 1.0 / (q.sd * math.sqrt(2 * math.pi))
+        return 1.0 / (_sd(q) * math.sqrt(2 * math.pi))
 
     def pair(self, q: Any, normals: jax.Array, key: jax.Array, coupled: bool) -> tuple[jax.Array, jax.Array]:
         rayleigh = jnp.sqrt(-2.0 * jsp.log_ndtr(normals))  # the inverse of its distribution function at a uniform
-        return q.mean + q.sd * rayleigh[:, 0], q.mean - q.sd * rayleigh[:, 0 if coupled else 1]
+        mean, sd = jnp.ravel(q.mean), _sd(q)
+        return mean + sd * rayleigh[:, 0], mean - sd * rayleigh[:, 0 if coupled else 1]
 
 
 class GaussianSd(AbstractWeakDerivative):
@@ -76,16 +83,101 @@ class GaussianSd(AbstractWeakDerivative):
     normals: ClassVar[int] = 5
 
     def parameter(self, q: Any) -> Array:
-        return q.sd
+        return _sd(q)
 
     def constant(self, q: Any) -> Array:
-        return 1.0 / q.sd
+        return 1.0 / _sd(q)
 
     def pair(self, q: Any, normals: jax.Array, key: jax.Array, coupled: bool) -> tuple[jax.Array, jax.Array]:
         sign = jnp.where(normals[:, 3] < 0, -1.0, 1.0)
         maxwell = sign * jnp.sqrt(jnp.sum(normals[:, :3] ** 2, axis=1))
         gaussian = maxwell * jsp.ndtr(normals[:, 4]) if coupled else normals[:, 4]
-        return q.mean + q.sd * maxwell, q.mean + q.sd * gaussian
+        mean, sd = jnp.ravel(q.mean), _sd(q)
+        return mean + sd * maxwell, mean + sd * gaussian
+
+
+class PoissonRate(AbstractWeakDerivative):
+    """c = 1; z + 1 against z, both of Poisson(rate). Coupled: one z for both.
+
+    Source: Mohamed et al. 2020, table 1.
+    """
+
+    def parameter(self, q: Any) -> Array:
+        return jnp.ravel(q.rate)
+
+    def constant(self, q: Any) -> Array:
+        return jnp.ones(q.dim, q.dtype)
+
+    def pair(self, q: Any, normals: jax.Array, key: jax.Array, coupled: bool) -> tuple[jax.Array, jax.Array]:
+        first, second = jr.split(key)
+        z = q._sample(first)
+        return z + 1.0, z if coupled else q._sample(second)
+
+
+class ExponentialRate(AbstractWeakDerivative):
+    """c = 1 / rate; Exponential(rate) against Gamma(2, rate). Coupled: the second is the first plus another like it.
+
+    Source: Mohamed et al. 2020, table 1.
+    """
+
+    def parameter(self, q: Any) -> Array:
+        return jnp.ravel(q.rate)
+
+    def constant(self, q: Any) -> Array:
+        return 1.0 / jnp.ravel(q.rate)
+
+    def pair(self, q: Any, normals: jax.Array, key: jax.Array, coupled: bool) -> tuple[jax.Array, jax.Array]:
+        z, more, other = (q._sample(k) for k in jr.split(key, 3))
+        return z, more + (z if coupled else other)
+
+
+class BernoulliProbability(AbstractWeakDerivative):
+    """c = 1; one against zero, without any noise of its own: d/dp E f = f(1) - f(0)."""
+
+    def parameter(self, q: Any) -> Array:
+        return jax.nn.sigmoid(jnp.ravel(q.logits))
+
+    def constant(self, q: Any) -> Array:
+        return jnp.ones(q.dim, q.dtype)
+
+    def pair(self, q: Any, normals: jax.Array, key: jax.Array, coupled: bool) -> tuple[jax.Array, jax.Array]:
+        return jnp.ones(q.dim, q.dtype), jnp.zeros(q.dim, q.dtype)
+
+
+class FactorParameters(AbstractWeakDerivative):
+    """The parameter of rank `place` of every factor of a Product, one after the other; c = 0 for factors that have none."""
+
+    place: int = eqx.field(static=True)
+
+    def parameter(self, q: Any) -> Array:
+        return self._joined(q, lambda d, f: d.parameter(f), lambda f: jnp.zeros(f.dim, f.dtype))
+
+    def constant(self, q: Any) -> Array:
+        return self._joined(q, lambda d, f: d.constant(f), lambda f: jnp.zeros(f.dim, f.dtype))
+
+    def pair(self, q: Any, normals: jax.Array, key: jax.Array, coupled: bool) -> tuple[jax.Array, jax.Array]:
+        keys = dict(zip(q.factors, jr.split(key, len(q.factors)), strict=True))
+        by_factor = {id(f): keys[name] for name, f in q.factors.items()}
+
+        def drawn(derivative: AbstractWeakDerivative, f: Any) -> jax.Array:
+            first, second = jr.split(by_factor[id(f)])
+            own = jr.normal(first, (f.dim, derivative.normals), f.dtype)
+            return jnp.stack(derivative.pair(f, own, second, coupled), axis=1)
+
+        both = self._joined(q, drawn, lambda f: jnp.stack([f._sample(by_factor[id(f)])] * 2, axis=1))
+        return both[:, 0], both[:, 1]
+
+    def _joined(self, q: Any, of: Callable[[Any, Any], jax.Array], otherwise: Callable[[Any], jax.Array]) -> jax.Array:
+        parts = []
+        for factor in q.factors.values():
+            own = weak_derivatives(factor)
+            parts.append(of(own[self.place], factor) if self.place < len(own) else otherwise(factor))
+        return jnp.concatenate(parts)
+
+
+def _sd(q: Any) -> Array:
+    """Standard deviations `[dim]` of a diagonal Gaussian or of a plate of normals."""
+    return q.sd if isinstance(q, Gaussian) else 1.0 / jnp.sqrt(jnp.ravel(q.precision))
 
 
 @weak_derivatives.register
@@ -93,4 +185,33 @@ def _(q: Gaussian) -> tuple[AbstractWeakDerivative, ...]:
     return (GaussianMean(), GaussianSd()) if isinstance(q.scale, Diagonal) else ()
 
 
-__all__ = ["AbstractWeakDerivative", "GaussianMean", "GaussianSd", "weak_derivatives"]
+@weak_derivatives.register
+def _(q: Normal) -> tuple[AbstractWeakDerivative, ...]:
+    return GaussianMean(), GaussianSd()
+
+
+@weak_derivatives.register
+def _(q: Poisson) -> tuple[AbstractWeakDerivative, ...]:
+    return (PoissonRate(),)
+
+
+@weak_derivatives.register
+def _(q: Exponential) -> tuple[AbstractWeakDerivative, ...]:
+    return (ExponentialRate(),)
+
+
+@weak_derivatives.register
+def _(q: Bernoulli) -> tuple[AbstractWeakDerivative, ...]:
+    return (BernoulliProbability(),)
+
+
+@weak_derivatives.register
+def _(q: Product) -> tuple[AbstractWeakDerivative, ...]:
+    counts = [len(weak_derivatives(factor)) for factor in q.factors.values()]
+    return tuple(FactorParameters(place) for place in range(max(counts))) if min(counts) else ()
+
+
+__all__ = [
+    "AbstractWeakDerivative", "BernoulliProbability", "ExponentialRate", "FactorParameters", "GaussianMean", "GaussianSd",
+    "PoissonRate", "weak_derivatives",
+]  # fmt: skip
