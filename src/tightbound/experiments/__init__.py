@@ -9,6 +9,8 @@ from .result import Result as Result
 
 REGISTRY: dict[str, str] = {
     "clutter": "KL of EP, the analytic gradient, Laplace, mean field and the best Gaussian (Popov 2024, figures 3 and 4)",
+    "elbo-identity": "ELBO = log Z - KL and grad ELBO = -grad KL, both sides apart (lecture, section 1)",
+    "estimator-variance": "variance of gradient estimators by cost function (Mohamed et al. 2020, section 3)",
 }
 """name -> one line. The file of that name in this folder has `run(fast, **options) -> Result`, and where there is a picture
 `figures(result) -> {name: matplotlib figure}`, drawn from the result's tables alone."""

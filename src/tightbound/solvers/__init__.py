@@ -4,6 +4,7 @@ from .annealed import Annealed as Annealed
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
+from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .indicators import IndicatorMeanField as IndicatorMeanField
@@ -27,6 +28,7 @@ __all__ = [
     "AbstractSolver",
     "Annealed",
     "CoordinateAscent",
+    "BatchAndMatch",
     "FixedDraws",
     "IndicatorMeanField",
     "Info",
