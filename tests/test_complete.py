@@ -32,6 +32,7 @@ ELSEWHERE = {
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
     "Annealed": "targets/test_clutter.py",
+    "Minibatch": "estimators/test_minibatch.py",
     "GaussHermite": "estimators/test_gauss_hermite.py",
     "LocalQuadratic": "estimators/test_local_quadratic.py",
     "Empirical": "solvers/test_samplers.py",

@@ -5,5 +5,6 @@ from .base import Moments as Moments
 from .fixed_design import FixedDesign as FixedDesign
 from .gauss_hermite import GaussHermite as GaussHermite
 from .local_quadratic import LocalQuadratic as LocalQuadratic
+from .minibatch import Minibatch as Minibatch
 from .pathwise import Pathwise as Pathwise
 from .pathwise import StickTheLanding as StickTheLanding
