@@ -14,6 +14,7 @@ from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
 from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
+from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "Moves",
     "NaturalGradient",
     "Nested",
+    "RobbinsMonro",
     "StochasticGradient",
 ]
