@@ -61,6 +61,7 @@ ELSEWHERE = {
     "Annealed": "targets/test_clutter.py",
     "Enumerate": "estimators/test_discrete.py",
     "Relaxed": "estimators/test_discrete.py",
+    "Minibatch": "estimators/test_minibatch.py",
     "GaussHermite": "estimators/test_gauss_hermite.py",
     "LocalQuadratic": "estimators/test_local_quadratic.py",
     "Empirical": "solvers/test_samplers.py",

@@ -8,6 +8,7 @@ from .fixed_design import FixedDesign as FixedDesign
 from .gauss_hermite import GaussHermite as GaussHermite
 from .local_quadratic import LocalQuadratic as LocalQuadratic
 from .measure_valued import MeasureValued as MeasureValued
+from .minibatch import Minibatch as Minibatch
 from .pathwise import Pathwise as Pathwise
 from .pathwise import StickTheLanding as StickTheLanding
 from .projected_logit import ProjectedLogit as ProjectedLogit

@@ -93,6 +93,10 @@ class AbstractEstimator(eqx.Module):
         """Gradients of the full log density that one call of `surrogate` uses (a minibatch of B rows counts B/N each)."""
         return 1.0
 
+    def evaluations_used(self, target: AbstractTarget, state: PyTree) -> Array | float:
+        """The same of the call that returned `state`, where not every one costs as much; under jit."""
+        return self.evaluations_per_step(target)
+
 
 def frozen(q: AbstractFamily) -> AbstractFamily:
     """q with its leaves cut off from differentiation."""

@@ -16,6 +16,7 @@ from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
 from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
+from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
 from .svi import SVI as SVI
 
@@ -37,5 +38,6 @@ __all__ = [
     "Moves",
     "NaturalGradient",
     "Nested",
+    "RobbinsMonro",
     "StochasticGradient",
 ]
