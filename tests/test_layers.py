@@ -23,6 +23,7 @@ LAYERS = [
     {"report", "summary", "storage", "datatree", "progress"},
     {"default", "ladder"},
     {"fit"},
+    {"batch_fit", "fit_batch"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

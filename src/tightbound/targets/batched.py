@@ -138,7 +138,7 @@ def chunk_size(jaxpr) -> int:
     matrix that is read anew for each point is worth sharing between a few, however large the intermediates are.
     """
     largest, shared, irregular = 1, 0, False
-    for eqn in _equations(jaxpr):
+    for eqn in equations(jaxpr):
         largest = max([largest, *(math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape"))])
         irregular |= eqn.primitive.name.startswith(("gather", "scatter"))
         if eqn.primitive.name == "dot_general":
@@ -151,8 +151,9 @@ def chunk_size(jaxpr) -> int:
     return chunk
 
 
-def _equations(jaxpr):
+def equations(jaxpr):
+    """All equations of a jaxpr, those of inner ones included."""
     for eqn in jaxpr.eqns:
         yield eqn
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
-            yield from _equations(sub)
+            yield from equations(sub)
