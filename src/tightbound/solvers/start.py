@@ -124,13 +124,18 @@ def _antithetic(mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> np.nd
 
 
 def local_roots(
-    evaluate: Evaluate, points: np.ndarray, scale_guess: np.ndarray | None = None, passes: int = 2, floor: float = 1e-2
+    evaluate: Evaluate,
+    points: np.ndarray,
+    scale_guess: np.ndarray | None = None,
+    passes: int = 2,
+    floor: float = 1e-2,
+    flattest: float = 1e-2,
 ) -> list[np.ndarray | None]:
     """A square root of the inverse of |-Hessian| at each point, from differences of scores; None where not finite.
 
     Two passes: the first finds the scale of each coordinate, the second differences over 1e-3 of it. Eigenvalues of
     the negative Hessian, scaled to unit diagonal, are made positive and kept above `floor`: at a point that need not be a
-    mode a small one says little, at a mode it is a strong correlation.
+    mode a small one says little, at a mode it is a strong correlation. `flattest`: least curvature along one coordinate.
     """
     count, dim = points.shape
     scale = np.full((count, dim), 0.3) if scale_guess is None else np.clip(scale_guess, 1e-8, 1e3)
@@ -141,18 +146,18 @@ def local_roots(
         batch = np.concatenate([points[:, None, :] + moves, points[:, None, :] - moves], axis=1)
         scores = evaluate(batch.reshape(-1, dim))[1].reshape(count, 2, dim, dim)
         for i in range(count):
-            roots[i] = _inverse_root((scores[i, 0] - scores[i, 1]) / (2 * step[i][:, None]), floor)
+            roots[i] = _inverse_root((scores[i, 0] - scores[i, 1]) / (2 * step[i][:, None]), floor, flattest)
             root = roots[i]
             if root is not None:
                 scale[i] = np.sqrt(np.sum(root**2, axis=1))
     return roots
 
 
-def _inverse_root(hessian: np.ndarray, floor: float) -> np.ndarray | None:
+def _inverse_root(hessian: np.ndarray, floor: float, flattest: float) -> np.ndarray | None:
     if not np.all(np.isfinite(hessian)):
         return None
     precision = -0.5 * (hessian + hessian.T)
-    unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(precision)), 1e-2))
+    unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(precision)), flattest))
     eigenvalues, vectors = np.linalg.eigh(unit[:, None] * precision * unit)
     return unit[:, None] * (vectors / np.sqrt(np.maximum(np.abs(eigenvalues), floor)))
 
@@ -176,8 +181,8 @@ def explain_no_start(evaluate: Evaluate, points: np.ndarray, names: tuple[str, .
     culprit = _culprit(evaluate, points, names) if not np.isfinite(origin[0]) else ""
     return TargetError(
         f"The log density is {kind} at all {len(points)} start points (unconstrained values drawn from -2 to 2).{culprit} "
-        "Check the data for NaN, declare constrained parameters with `support`, or pass a Gaussian `q` centred where the "
-        "density is finite."
+        "Check the data for NaN, declare constrained parameters with `support`, or give an `example` at which the density "
+        "is finite."
     )
 
 
