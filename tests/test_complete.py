@@ -186,6 +186,8 @@ NAMES = [
     "check",
     "load",
     "fit_batch",
+    "linear_response",
+    "Fit.expect",
     "BatchFit",
     "BatchFit.attention",
     "BatchFit.sample",

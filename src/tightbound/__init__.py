@@ -20,6 +20,7 @@ from .certify.base import Certificate as Certificate
 from .certify.base import Finding as Finding
 from .certify.base import Verdict as Verdict
 from .certify.check import check as check
+from .certify.linear_response import linear_response as linear_response
 from .compare import Comparison as Comparison
 from .compare import compare as compare
 from .fit import Fit as Fit
@@ -35,13 +36,9 @@ from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 
 __all__ = [
-    "BatchFit", "Budget", "Certificate", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result", "TargetError",
-    "Verdict", "certify", "check", "estimators", "families", "fit", "fit_batch", "from_log_density", "from_numpyro",
-    "from_rows", "load", "objectives", "solvers", "targets",
-    "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
-    "TargetError", "Verdict",
-    "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
-    "objectives", "solvers", "targets",
+    "BatchFit", "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError",
+    "Result", "TargetError", "Verdict", "certify", "check", "compare", "estimators", "families", "fit", "fit_batch",
+    "from_log_density", "from_numpyro", "from_rows", "linear_response", "load", "objectives", "solvers", "targets",
 ]  # fmt: skip
 
 

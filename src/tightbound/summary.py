@@ -2,18 +2,19 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
-from ._numerics import host_rng, key_words
+from ._numerics import host_rng, key_words, to_host, x64
 from .certify.check import fresh_sample
-from .certify.corrections import MomentTable, resample, value_table, weighted_quantiles
+from .certify.corrections import MomentTable, expectations, resample, value_table, weighted_quantiles
 from .certify.draws import FreshDraws
-from .targets.values import constrain_batch
+from .targets.values import constrain_batch, flatten_values
 
 QUANTILES = (0.05, 0.5, 0.95)
 
 
-def sample(fit: Any, key: Any, n: int, *, corrected: bool) -> Any:
+def sample(fit: Any, key: Any, n: int, *, corrected: bool, replace: bool = True) -> Any:
     """`n` named draws; see `Fit.sample`."""
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"sample: `n` must be a positive integer, got {n!r}.")
@@ -23,8 +24,22 @@ def sample(fit: Any, key: Any, n: int, *, corrected: bool) -> Any:
     pool = fresh_sample(fit, key, max(4000, 4 * int(n)))
     if not weights_usable(pool):
         return constrain_batch(fit.target, pool.z[:n])
-    index = resample(host_rng(key, "resample"), pool.smoothed.weights, int(n))
+    index = resample(host_rng(key, "resample"), pool.smoothed.weights, int(n), replace=replace)
     return constrain_batch(fit.target, pool.z[index])
+
+
+def expect(fit: Any, function: Any, key: Any) -> Any:
+    """The table of `Fit.expect`."""
+    draws = fresh_sample(fit, key)
+    with x64():
+        names, x = flatten_values(to_host(jax.jit(jax.vmap(function))(draws.named)))
+    use = weights_usable(draws)
+    weights = draws.smoothed.weights if use else np.full(len(x), 1.0 / len(x))
+    import xarray as xr
+
+    data = {name: ("parameter", column) for name, column in expectations(names, x, weights).items()}
+    data["draws"] = ("parameter", np.full(len(names), "corrected" if use else "q", dtype=object))
+    return xr.Dataset(data, coords={"parameter": list(names)}).to_dataframe()
 
 
 def summary(fit: Any) -> Any:
@@ -73,6 +88,7 @@ __all__ = [
     "QUANTILES",
     "columns_of",
     "corrected_columns",
+    "expect",
     "sample",
     "summary",
     "summary_of",

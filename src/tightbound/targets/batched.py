@@ -86,14 +86,34 @@ class BatchedDensity:
 
 def _trace(target: Density):
     """The jaxpr of value and score at one point, with the target's arrays and closed-over constants as arguments."""
-    arrays, static = eqx.partition(to_device(target), eqx.is_array)
 
-    def value_and_score(arrays, z):
-        value, score = jax.value_and_grad(eqx.combine(arrays, static).log_density)(z)
+    def value_and_score(target, z):
+        value, score = jax.value_and_grad(target.log_density)(z)
         return value.astype(jnp.float64), score.astype(jnp.float64)
 
-    closed = jax.make_jaxpr(value_and_score)(arrays, jax.ShapeDtypeStruct((target.dim,), jnp.float64))
-    return (jax.tree.map(jnp.asarray, list(closed.consts)), jax.tree.leaves(arrays)), closed
+    arguments, closed, _ = hoisted(target, value_and_score)
+    return arguments, closed
+
+
+def hoisted(target: Density, function: Any) -> tuple[Any, Any, Any]:
+    """`function(target, z)` at one point as (arguments, jaxpr, call): `call(arguments, z)` evaluates it in compiled code.
+
+    The arrays that the target holds, or closes over, are its arguments, and not constants that XLA would fold.
+    """
+    arrays, static = eqx.partition(to_device(target), eqx.is_array)
+    point = jax.ShapeDtypeStruct((target.dim,), jnp.float64)
+
+    def of_arrays(arrays, z):
+        return function(eqx.combine(arrays, static), z)
+
+    closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(arrays, point)
+    structure = jax.tree.structure(shape)
+
+    def call(arguments, z):
+        consts, leaves = arguments
+        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(closed.jaxpr, consts, *leaves, z))
+
+    return (jax.tree.map(jnp.asarray, list(closed.consts)), jax.tree.leaves(arrays)), closed, call
 
 
 def _compile(closed, arguments, rows: int, chunk: int, dim: int):
