@@ -27,7 +27,7 @@ from tightbound.objectives import (
     WakePhase,
 )
 from tightbound.results import Result
-from tightbound.solvers import Laplace, NaturalGradient, StochasticGradient
+from tightbound.solvers import FixedDraws, Laplace, NaturalGradient, StochasticGradient
 from tightbound.solvers.base import AbstractSolver, Info
 from tightbound.targets.base import Density, Joint
 from tightbound.testing import (
@@ -332,6 +332,8 @@ SOLVERS = {
     "StochasticGradient diagonal": (StochasticGradient(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, False),
     "NaturalGradient full": (NaturalGradient(), POSTERIOR, Gaussian.full(4), POSTERIOR.sd, True),
     "NaturalGradient diagonal": (NaturalGradient(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, True),
+    "FixedDraws diagonal": (FixedDraws(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, True),
+    "FixedDraws low rank": (FixedDraws(), POSTERIOR, Gaussian.low_rank(4, 4), POSTERIOR.sd, False),
     "Laplace": (Laplace(), UNSCALED, Gaussian.full(4), UNSCALED.sd, True),
 }
 

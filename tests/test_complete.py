@@ -43,7 +43,6 @@ ELSEWHERE = {
     "VonMises": "families/test_exponential.py",
     "DiscreteMarkovChain": "families/test_exponential.py",
     "Product": "families/test_exponential.py",
-    "FixedDraws": "solvers/test_fixed_draws.py",
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
     "Annealed": "targets/test_clutter.py",
