@@ -35,7 +35,7 @@ from tightbound.objectives import (
     WakePhase,
 )
 from tightbound.results import Result
-from tightbound.solvers import BatchAndMatch, Laplace, NaturalGradient, StochasticGradient
+from tightbound.solvers import BatchAndMatch, FixedDraws, Laplace, NaturalGradient, StochasticGradient
 from tightbound.solvers.base import AbstractSolver, Info
 from tightbound.targets.base import Density, Joint
 from tightbound.testing import (
@@ -364,6 +364,8 @@ SOLVERS = {
     "NaturalGradient full": (NaturalGradient(), POSTERIOR, Gaussian.full(4), POSTERIOR.sd, True),
     "NaturalGradient diagonal": (NaturalGradient(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, True),
     "BatchAndMatch": (BatchAndMatch(), UNSCALED, Gaussian.full(4), UNSCALED.sd, False),
+    "FixedDraws diagonal": (FixedDraws(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, True),
+    "FixedDraws low rank": (FixedDraws(), POSTERIOR, Gaussian.low_rank(4, 4), POSTERIOR.sd, False),
     "Laplace": (Laplace(), UNSCALED, Gaussian.full(4), UNSCALED.sd, True),
 }
 

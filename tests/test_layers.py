@@ -24,6 +24,7 @@ LAYERS = [
     {"compare"},
     {"default", "ladder"},
     {"fit"},
+    {"batch_fit", "fit_batch"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

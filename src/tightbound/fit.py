@@ -9,6 +9,7 @@ Approximate this target, within this family, in this sense of closeness, by this
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,24 @@ class Fit:
         """The integer that summaries derive their keys from."""
         return int(np.random.SeedSequence(list(self.key)).generate_state(1)[0])
 
-    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False) -> Any:
+    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False, replace: bool = True) -> Any:
         """`n` draws of the user's named, constrained values (derived ones included): a pytree with leading axis n.
 
         `corrected=True` resamples with the smoothed importance weights where the certificate finds that they correct
-        more than their own Monte Carlo error, and returns plain draws of q otherwise.
+        more than their own Monte Carlo error, and returns plain draws of q otherwise. `replace=False` resamples without
+        replacement: no draw comes twice.
         """
-        return summary.sample(self, key, n, corrected=corrected)
+        return summary.sample(self, key, n, corrected=corrected, replace=replace)
+
+    def expect(self, function: Callable[[Any], Any], *, key: Any = None) -> Any:
+        """Posterior mean and sd of any function of the named values, each with its Monte Carlo error (pandas.DataFrame).
+
+        `function` takes the values of one draw and returns a pytree of numbers, such as
+        `lambda p: {"odds": p["theta"] / (1 - p["theta"])}`; JAX traces it. From importance-weighted draws where the weights
+        can be used, else from q's own (column `draws`); errors by the delta method. For q too far off for weights, see
+        `tb.linear_response`.
+        """
+        return summary.expect(self, function, self.seed if key is None else key)
 
     def summary(self) -> Any:
         """A table (pandas.DataFrame): mean, sd, 5 %, 50 % and 95 % of each value, and whether the row is corrected."""

@@ -3,8 +3,8 @@
 from .annealed import Annealed as Annealed
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
-from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .batch_and_match import BatchAndMatch as BatchAndMatch
+from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .indicators import IndicatorMeanField as IndicatorMeanField
@@ -28,8 +28,8 @@ __all__ = [
     "AbstractSampler",
     "AbstractSolver",
     "Annealed",
-    "CoordinateAscent",
     "BatchAndMatch",
+    "CoordinateAscent",
     "FixedDraws",
     "IndicatorMeanField",
     "Info",
