@@ -53,7 +53,9 @@ def test_modes_are_those_of_the_exact_grid():
             if target.log_density_on_host(np.array([[m]]))[0] > np.max(exact.log_p) + exact.log_evidence - 3.0
         ]
         places = sorted(float(place[0]) for place in found.detail["modes"])
-        np.testing.assert_allclose([min(places, key=lambda p: abs(p - m)) for m in close], close, atol=0.1)  # the step of the grid
+        np.testing.assert_allclose(
+            [min(places, key=lambda p: abs(p - m)) for m in close], close, atol=0.1
+        )  # the step of the grid
         assert found.value == len(places)
 
 
