@@ -179,7 +179,7 @@ def _bars(axis: Any, rows: list[dict[str, Any]], colours: Any) -> None:
         values = [(i, row[key]) for i, row in enumerate(rows) if row[key] is not None]
         axis.bar([i + 0.27 * (shift - 1) for i, _ in values], [v for _, v in values], 0.25, color=colour, label=label)
     axis.set_xticks(range(len(rows)), [row["method"] for row in rows])
-    axis.set(yscale="log", ylabel="seconds per iteration, n = 20")
+    axis.set(yscale="log", ylabel="seconds per iteration, n = 20", ylim=(3e-5, 3e-2))
     axis.legend(fontsize=8)
 
 

@@ -96,7 +96,7 @@ def figures(result: Result) -> dict[str, Any]:
     from .drawing import COLOURS, panels
 
     plane, higher = result.tables["plane"], result.tables["higher"]
-    with panels(1, 2, width=10, height=3.6) as (figure, axes):
+    with panels(1, 2, width=10.0, height=3.6) as (figure, axes):
         colours = dict(zip(NAMES, [*COLOURS, "0.5", "#8B4513"], strict=True))
         for name in NAMES:
             rows = [row for row in plane if row["method"] == name]
