@@ -141,6 +141,26 @@ def test_out_has_report_fit_and_summary(run, tmp_path):
     assert "<h1>model</h1>" in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_saved_fit_is_certified_anew_and_other_data_are_found_out(run):
+    """N(3, 1) certified against itself passes; against data two sds away it is pulled there by exactly that much."""
+    run("fit", model(NORMAL), "--out", "saved")
+    again = run("check", "saved/fit.npz", model(NORMAL))
+    assert again.code == 0
+    assert "PASS: Use it." in again.out
+    moved = run("check", "saved/fit.npz", write("moved.py", NORMAL.replace("3.0", "5.0")), "--json")
+    shown = json.loads(moved.out)
+    assert (moved.code, shown["verdict"]) == (1, "fail")
+    converged = next(finding for finding in shown["findings"] if finding["name"] == "converged")
+    assert converged["value"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_check_of_what_is_not_a_fit_is_explained(run):
+    ran = run("check", write("fit.npz", "nothing"), model(NORMAL))
+    assert ran.code == 2
+    assert "fit.npz" in ran.err
+    assert run("check", "absent.npz", model(NORMAL)).code == 2
+
+
 def test_a_fail_is_exit_code_1(run):
     ran = run("fit", model(TRUNCATED))
     assert ran.code == 1

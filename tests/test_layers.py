@@ -21,6 +21,7 @@ LAYERS = [
     {"loop"},
     {"certify"},
     {"report", "summary", "storage", "datatree", "progress"},
+    {"compare"},
     {"default", "ladder"},
     {"fit"},
     {"cli"},

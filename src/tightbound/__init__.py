@@ -19,6 +19,8 @@ from .certify.base import Certificate as Certificate
 from .certify.base import Finding as Finding
 from .certify.base import Verdict as Verdict
 from .certify.check import check as check
+from .compare import Comparison as Comparison
+from .compare import compare as compare
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
@@ -31,8 +33,9 @@ from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 
 __all__ = [
-    "Budget", "Certificate", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result", "TargetError", "Verdict",
-    "certify", "check", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
+    "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
+    "TargetError", "Verdict",
+    "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
     "objectives", "solvers", "targets",
 ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from ..targets.batched import batched
 from ..targets.sites import Contaminated
 from . import findings
 from .base import Certificate, Finding, Verdict
+from .chains import check_chains
 from .contaminated import contaminated
 from .corrections import coordinate_table, value_table
 from .coverage import coverage
@@ -38,8 +39,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
     """How far off a fit is: a Certificate from fresh draws of `fitted.q` and dispersed searches of its target.
 
     Uses nothing of how q was found: any object with `.q` (a family member) and `.target` (with the ability `density`)
-    can be checked. Cost: `draws` gradients (at least 2,000 for a k-hat worth having; four times as many where the
-    effective sample is small), and some 50 per start.
+    can be checked; a sampler's draws, which have no density, are judged as chains. Cost: `draws` gradients (at least 2,000
+    for a k-hat worth having; four times as many where the effective sample is small), and some 50 per start.
 
     Arguments:
         fitted: anything with `.q` and `.target`.
@@ -57,6 +58,9 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         raise ValueError(
             f"check: `starts` must be at least 16 (fewer miss one of two equal basins too often), got {starts}."
         )
+    if not fitted.q.has_density:
+        with host_algebra():
+            return check_chains(fitted, key=_check_key(key), starts=starts)
     require("check", fitted.target, Density)
     started, before = time.perf_counter(), batched(fitted.target).evaluations
     with host_algebra():
@@ -96,7 +100,7 @@ def certify(
 def with_propriety(fitted: Fitted, certificate: Certificate, key: int) -> Certificate:
     """The certificate with one more finding where the posterior turns out to be improper; looked for unless it passes."""
     ran_away = getattr(fitted, "result", None) is Result.unbounded
-    if certificate.verdict is Verdict.PASS and not ran_away:
+    if (certificate.verdict is Verdict.PASS and not ran_away) or not isinstance(fitted.target, Density):
         return certificate
     started, before = time.perf_counter(), batched(fitted.target).evaluations
     with x64(), host_algebra():
