@@ -37,6 +37,7 @@ _RANK = 20
 _NARROW = 0.5  # of the noise variance: below it a contaminated posterior with one mode has one optimum
 _ROUGH = 0.1  # posterior sds: enough to rank the ends of several starts
 _FEW_STEPS = 40
+_MOST_NODES = {1: 161, 2: 41}  # per axis, to start with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,20 +141,26 @@ def _contaminated(target: Any, key: Any, starts: int) -> Plan:
     """
     if target.dim > FULL_RANK_UP_TO:
         return _gaussian(target, key, starts)
-    solver, kernels, annealed = NaturalGradient(polisher(target.dim)), target.kernels(), anneal(target)
+    kernels, annealed = target.kernels(), anneal(target)
     found = modes(kernels)
     if len(found) == 1 and _width(kernels, annealed) < _NARROW:
-        return Plan(annealed, ELBO(), solver)
+        return Plan(annealed, ELBO(), NaturalGradient(_polisher(target.dim, 0.0)))
     at_modes = starts_at_modes(kernels, found)
     tried = [annealed, *at_modes[:-1][: max(starts, 1)], at_modes[-1]]
+    solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
     return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]))
 
 
-def polisher(dim: int) -> Any:
-    """How moments of a contaminated posterior are computed: nodes where they are few, else a design."""
-    return GaussHermite() if dim <= 2 else FixedDesign()
+def _polisher(dim: int, width: float) -> Any:
+    """How moments of a contaminated posterior are computed: nodes where they are few, else a design.
+
+    Nodes must not step over kernels: 5 + 14 sqrt(v / vg) of them resolve q's of that width.
+    """
+    if dim > 2:
+        return FixedDesign()
+    return GaussHermite(int(np.clip(5.0 + 14.0 * np.sqrt(width), 15, _MOST_NODES[dim])))
 
 
 def _polished(target: Any, q: Gaussian, solver: Any, key: Any) -> LocalGaussian:
