@@ -29,10 +29,13 @@ from .results import TargetError as TargetError
 from .targets import from_log_density as from_log_density
 from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
+from .targets import from_simulations as from_simulations
+from .targets import from_simulator as from_simulator
 
 __all__ = [
     "Budget", "Certificate", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result", "TargetError", "Verdict",
-    "certify", "check", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
+    "certify", "check", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "from_simulations",
+    "from_simulator", "load",
     "objectives", "solvers", "targets",
 ]  # fmt: skip
 

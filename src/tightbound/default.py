@@ -9,18 +9,21 @@ import numpy as np
 from ._numerics import host_rng
 from .estimators.fixed_design import FixedDesign
 from .estimators.gauss_hermite import GaussHermite
+from .families.amortised import amortised
 from .families.gaussian import Gaussian
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
+from .objectives.forward_kl import ForwardKL
 from .results import TargetError
 from .solvers.annealed import anneal
 from .solvers.base import AbstractSolver
 from .solvers.fixed_draws import FixedDraws
+from .solvers.held_out import HeldOut
 from .solvers.natural import NaturalGradient
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Density
+from .targets.base import Density, Simulator
 from .targets.batched import batched
 from .targets.sites import Contaminated
 
@@ -48,7 +51,7 @@ def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
     """
     for ability, choose in TABLE:
         if isinstance(target, ability):
-            return choose(target, key, _STARTS if starts is None else starts) if q is None else continue_from(q)
+            return choose(target, key, starts) if q is None else continue_from(q)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}.")
 
@@ -57,10 +60,12 @@ _CONTINUE = {"full": NaturalGradient, "diagonal": NaturalGradient, "low_rank": F
 
 
 def continue_from(q: Any) -> Plan:
-    """The solver that moves a given q: by the structure of its scale, else stochastic gradients.
+    """The solver that moves a given q: by the structure of its scale, else stochastic gradients; of networks, training.
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
+    if q.conditional:
+        return Plan(q, ForwardKL(), HeldOut())
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -70,8 +75,9 @@ def continue_from(q: Any) -> Plan:
     return Plan(q, ELBO(), _CONTINUE.get(structure, StochasticGradient)())
 
 
-def _gaussian(target: Any, key: Any, starts: int) -> Plan:
+def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
     """Full-rank Gaussian by natural gradient from the best of several starts; low rank above some hundred dimensions."""
+    starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
         points = _points(target, key, starts)
         start = find_start_large(batched(target), points, host_rng(key, "probes"))
@@ -101,7 +107,7 @@ def _points(target: Any, key: Any, starts: int) -> np.ndarray:
     return dispersed_points(host_rng(key, "starts"), max(starts, 1), target.dim)
 
 
-def _contaminated(target: Any, key: Any, starts: int) -> Plan:
+def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     """Contaminated data: anneal the kernels in closed form to find the basin, then polish by quadrature or on a design.
 
     Of 100 data sets of 20 points the polished Gaussian is on average 1e-5 nat from the best one, the general default 4e-4.
@@ -111,4 +117,13 @@ def _contaminated(target: Any, key: Any, starts: int) -> Plan:
     return Plan(anneal(target), ELBO(), NaturalGradient(GaussHermite() if target.dim <= 2 else FixedDesign()))
 
 
-TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [(Contaminated, _contaminated), (Density, _gaussian)]
+def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
+    """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
+    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
+
+
+TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
+    (Simulator, _simulator),
+    (Contaminated, _contaminated),
+    (Density, _gaussian),
+]

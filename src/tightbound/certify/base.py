@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,9 +96,10 @@ class Certificate(Mapping[str, Finding]):
         for level in order[:-1]:
             lines += [f"  - {f.why}" for f in self.findings if f.verdict is level]
         if self.verdict is Verdict.PASS:
-            lines.append(f"  {self['khat'].why}")
+            lines += [f"  {self[name].why}" for name in ("khat", "global optimum") if name in self]
         lower, upper = self.log_evidence
-        lines.append(f"  The log evidence lies between {lower:.3f} and {upper:.3f} nats.")
+        if lower > -math.inf or upper < math.inf:  # an amortised fit is of no data in particular, and has no evidence
+            lines.append(f"  The log evidence lies between {lower:.3f} and {upper:.3f} nats.")
         return "\n".join(lines)
 
     def __str__(self) -> str:

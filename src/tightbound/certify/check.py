@@ -9,9 +9,10 @@ import numpy as np
 from .._numerics import host_algebra, key_words
 from .._types import Fitted
 from ..families.base import AbstractFamily
-from ..targets.base import Density, require
+from ..targets.base import Density, Simulator, require
 from ..targets.batched import batched
 from . import findings
+from .amortised import check_amortised
 from .base import Certificate, Finding, Verdict
 from .corrections import coordinate_table, value_table
 from .coverage import coverage
@@ -44,6 +45,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         ValueError: when `draws` < 100 or `starts` < 16.
         PairingError: when the target has no log density on R^d.
     """
+    if isinstance(fitted.target, Simulator) and fitted.q.conditional:
+        return check_amortised(fitted, key=_check_key(key))
     if draws < 100:
         raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")
     if starts < 16:

@@ -3,6 +3,7 @@
 from .base import AbstractEstimator as AbstractEstimator
 from .base import Moments as Moments
 from .fixed_design import FixedDesign as FixedDesign
+from .from_model import FromModel as FromModel
 from .gauss_hermite import GaussHermite as GaussHermite
 from .local_quadratic import LocalQuadratic as LocalQuadratic
 from .pathwise import Pathwise as Pathwise

@@ -6,3 +6,5 @@ from .base import KnownGaussian as KnownGaussian
 from .base import Source as Source
 from .classic import ELBO as ELBO
 from .classic import IWELBO as IWELBO
+from .forward_kl import ForwardKL as ForwardKL
+from .forward_kl import SoftmaxWeighted as SoftmaxWeighted

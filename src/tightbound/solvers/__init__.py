@@ -5,6 +5,7 @@ from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .held_out import HeldOut as HeldOut
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
@@ -15,6 +16,7 @@ __all__ = [
     "AbstractSolver",
     "Annealed",
     "FixedDraws",
+    "HeldOut",
     "Info",
     "Laplace",
     "NaturalGradient",

@@ -8,6 +8,7 @@ from .log_density import LogDensity, from_log_density
 from .named import AbstractNamedTarget
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
 from .rows import IndependentRows, from_rows
+from .simulator import SimulatedModel, SimulatorPosterior, StoredSimulations, from_simulations, from_simulator
 from .sites import Contaminated, GaussianSites, LinearSites
 
 __all__ = [
@@ -29,11 +30,16 @@ __all__ = [
     "Observed",
     "Predictive",
     "Rows",
+    "SimulatedModel",
     "Simulator",
+    "SimulatorPosterior",
     "Sites",
+    "StoredSimulations",
     "from_log_density",
     "from_numpyro",
     "from_rows",
+    "from_simulations",
+    "from_simulator",
     "require",
     "zoo",
 ]
