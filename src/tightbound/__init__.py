@@ -35,6 +35,8 @@ from .targets import from_expected_log_joint as from_expected_log_joint
 from .targets import from_log_density as from_log_density
 from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
+from .targets import from_simulations as from_simulations
+from .targets import from_simulator as from_simulator
 
 __all__ = [
     "BatchFit",
@@ -60,6 +62,8 @@ __all__ = [
     "from_log_density",
     "from_numpyro",
     "from_rows",
+    "from_simulations",
+    "from_simulator",
     "linear_response",
     "load",
     "objectives",

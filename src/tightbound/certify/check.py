@@ -11,10 +11,11 @@ from .._numerics import host_algebra, key_words, x64
 from .._types import Fitted
 from ..families.base import AbstractFamily
 from ..results import Result
-from ..targets.base import Density, require
+from ..targets.base import Density, Simulator, require
 from ..targets.batched import batched
 from ..targets.sites import Contaminated
 from . import findings
+from .amortised import check_amortised
 from .base import Certificate, Finding, Verdict
 from .chains import check_chains
 from .contaminated import contaminated
@@ -53,6 +54,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         ValueError: when `draws` < 100 or `starts` < 16.
         PairingError: when the target has no log density on R^d.
     """
+    if isinstance(fitted.target, Simulator) and fitted.q.conditional:
+        return check_amortised(fitted, key=_check_key(key))
     if draws < 100:
         raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")
     if starts < 16:
