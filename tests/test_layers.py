@@ -20,10 +20,11 @@ LAYERS = [
     {"solvers"},
     {"loop"},
     {"certify"},
-    {"report", "summary", "storage", "datatree", "progress"},
+    {"report", "summary", "storage", "datatree", "progress", "posterior"},
     {"compare"},
     {"default", "ladder"},
     {"fit"},
+    {"batch_fit", "fit_batch"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

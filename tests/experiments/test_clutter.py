@@ -1,12 +1,15 @@
 """The clutter reproduction meets its claims, and says so in the form that the command line prints."""
 
+import importlib
+
 import numpy as np
 import pytest
 
 import tightbound as tb
 from tightbound.experiments import REGISTRY, run
-from tightbound.experiments.clutter import PUBLISHED, draw, mean_field
+from tightbound.experiments.clutter import PUBLISHED
 from tightbound.experiments.clutter import run as run_clutter
+from tightbound.experiments.clutter_methods import best_gaussian
 from tightbound.experiments.result import Result, agrees, below
 from tightbound.targets import Clutter
 
@@ -15,7 +18,9 @@ KEYS = {"claim", "source", "published", "measured", "tolerance", "ok"}
 
 @pytest.fixture(scope="module")
 def result():
-    return run("clutter", fast=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tightbound.experiments.clutter.EVIDENCE_SETS", 40)
+        yield run("clutter", fast=True)
 
 
 @pytest.mark.slow
@@ -33,14 +38,34 @@ def test_the_whole_table_is_there_where_the_data_are(result):
     assert [row["n"] for row in result.tables["kl"]] == list(PUBLISHED)
 
 
-def test_mean_field_is_a_fixed_point_of_its_elbo():
-    """At the end, q's mean and precision are those that its own responsibilities imply."""
-    target = Clutter(draw(np.random.default_rng(0), 30))
-    q = mean_field(target)
-    k, m, v = target.kernels(), q.mean[0], q.cov[0, 0]
-    r = 1 / (1 + np.exp(-(k.logits() - 0.5 * ((k.points[:, 0] - m) ** 2 + v))))
-    assert 1 / v == pytest.approx(r.sum() + 0.01, rel=1e-6)
-    assert m == pytest.approx(v * np.sum(r * k.points[:, 0]), rel=1e-6)
+TINY = {
+    "clutter-stress": ("clutter_stress", {"SIZES": (1, 12, 100), "SHARES": (0.5,), "PLACES": (2.0, 5.0)}),
+    "clutter-scaling": ("clutter_scaling", {"SIZES": (20, 10_000, 30_000), "LINEAR_FROM": 10_000, "SETS": {100: (4, 4)}}),
+    "clutter-2d": ("clutter_2d", {"SETS": {100: (2, 2)}, "HIGHER": {5: 40}, "HIGHER_SETS": (2, 2)}),
+}
+TIMED = "exponent of n"  # a busy machine bends it
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_forms_meet_their_claims_and_draw(name, monkeypatch):
+    """A few data sets of each reproduction; `tightbound reproduce` runs the published sizes."""
+    file, sizes = TINY[name]
+    module = importlib.import_module(f"tightbound.experiments.{file}")
+    for constant, value in sizes.items():
+        monkeypatch.setattr(module, constant, value)
+    found = run(name, fast=True)
+    assert len(found.claims) >= 5
+    assert [c["claim"] for c in found.claims if not c["ok"] and TIMED not in c["claim"]] == []
+    assert all(set(claim) == KEYS for claim in found.claims)
+    drawn = module.figures(found)
+    assert all(figure.get_axes() for figure in drawn.values())
+
+
+def test_the_best_gaussian_is_the_spec_s():
+    """Clutter spec, section 4.1: mean and variance of VB-opt at n = 5."""
+    best = best_gaussian(Clutter([-3.6048, 1.1717, 2.9157, 0.3442, 2.2250]))
+    assert best.mean[0] == pytest.approx(1.7609, abs=5e-5)
+    assert best.cov[0, 0] == pytest.approx(0.8276, abs=5e-5)
 
 
 def test_claims():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ from .._numerics import host_algebra, key_words, x64
 from .._types import Fitted
 from ..families.base import AbstractFamily
 from ..results import Result
-from ..targets.base import Density, require
+from ..targets.base import Density, Simulator, require
 from ..targets.batched import batched
+from ..targets.sites import Contaminated
 from . import findings
+from .amortised import check_amortised
 from .base import Certificate, Finding, Verdict
 from .chains import check_chains
+from .contaminated import contaminated
 from .corrections import coordinate_table, value_table
 from .coverage import coverage
 from .draws import FreshDraws, fresh_draws
@@ -28,6 +32,8 @@ _MAX_NUMBERS = 8_000_000  # draws x dim: 64 MB an array; fewer draws above 2,000
 _LEAST_DRAWS = 200
 _ROUNDING = 1e-4  # nats: a log density of 1e5 nats carries some 1e-10 of its own, quadratures of a known evidence more
 _RIVAL_SLACK = 0.5  # nats that a rival's evidence may lie above the ELBO of its local Gaussian
+OF_ABILITIES: list[tuple[type, Callable[[Any, FreshDraws], tuple[Finding, ...]]]] = [(Contaminated, contaminated)]
+"""Ability of a target -> findings of its own, from q and its draws."""
 _CHEAP = 1_000  # effective draws below which more are drawn, up to _MAX_DRAWS
 
 
@@ -48,6 +54,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         ValueError: when `draws` < 100 or `starts` < 16.
         PairingError: when the target has no log density on R^d.
     """
+    if isinstance(fitted.target, Simulator) and fitted.q.conditional:
+        return check_amortised(fitted, key=_check_key(key))
     if draws < 100:
         raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")
     if starts < 16:
@@ -80,8 +88,9 @@ def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...
     per_table = [[findings.moments(t), findings.noise(t), findings.parameter_khat(sample, t, x)] for t, x in tables]
     worst = [max(same, key=lambda f: (list(Verdict).index(f.verdict), f.value)) for same in zip(*per_table, strict=True)]
     worst.append(findings.tails(sample, *tables[-1]))  # of what the summary prints: a log scale has long tails of its own
+    own = [finding for ability, find in OF_ABILITIES if isinstance(sample.target, ability) for finding in find(q, sample)]
     of_sample = [f(sample) for f in (findings.finite, findings.converged, findings.khat, findings.evidence)]
-    return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample))
+    return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample), *own)
 
 
 def certify(

@@ -3,10 +3,13 @@
 from .annealed import Annealed as Annealed
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
+from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .gibbs import Gibbs as Gibbs
+from .held_out import HeldOut as HeldOut
+from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
@@ -15,6 +18,7 @@ from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
 from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
+from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
 from .svi import SVI as SVI
 
@@ -26,14 +30,18 @@ __all__ = [
     "AbstractSampler",
     "AbstractSolver",
     "Annealed",
+    "BatchAndMatch",
     "CoordinateAscent",
     "FixedDraws",
     "Gibbs",
+    "HeldOut",
+    "IndicatorMeanField",
     "Info",
     "Laplace",
     "Metropolis",
     "Moves",
     "NaturalGradient",
     "Nested",
+    "RobbinsMonro",
     "StochasticGradient",
 ]

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from .._numerics import host_rng
@@ -30,6 +31,7 @@ _MOST_PAIRS = 16  # times max(dim, 32): the largest design
 _FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NewtonModel:
     """The whitened quadratic model of the ELBO at q: curvature = vectors diag(eigenvalues) vectors'."""
@@ -58,7 +60,7 @@ def natural_step(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = n
     longest = 2.0 * reach * np.sqrt(shift.shape[0])
     shift = shift * xp.minimum(1.0, longest / (xp.linalg.norm(shift) + 1e-300))
     factor = 1.0 + rho * (model.damped - 1.0)
-    new_root = root @ ((model.vectors / xp.sqrt(factor)) @ model.vectors.T)
+    new_root = root @ ((model.vectors / xp.sqrt(factor)[None, :]) @ model.vectors.T)
     return mean + root @ (model.vectors @ shift), new_root, -0.5 * xp.sum(xp.log(factor))
 
 
@@ -288,20 +290,30 @@ def _model_at(state: NaturalState) -> NewtonModel:
 def _settled(state: NaturalState, structure: str) -> bool:
     """Whitened move and curvature error below 0.3 of the design's own error (or a quarter of, or all of, tol)."""
     model = _model_at(state)
-    error, curvature = _standard_error(state.moments, model), _CURVATURES[structure](model)
-    move = np.sqrt(np.mean((model.gradient / model.stiff) ** 2))
-    wrong = np.sqrt(np.mean((curvature - 1.0) ** 2))
-    return bool(move < max(0.3 * error, 0.25 * state.tol) and wrong < max(0.3 * error, state.tol) and curvature.min() > 0)
+    error = _standard_error(state.moments, model)
+    return bool(arrived(model, _CURVATURES[structure](model), error, state.tol))
+
+
+def arrived(model: NewtonModel, curvature: Any, error: Any, tol: Any, xp: Any = np) -> Any:
+    """Whether the whitened move and the error of `curvature` (1 at the optimum) are below what the design can tell."""
+    move = xp.sqrt(xp.mean((model.gradient / model.stiff) ** 2))
+    wrong = xp.sqrt(xp.mean((curvature - 1.0) ** 2))
+    near = (move < xp.maximum(0.3 * error, 0.25 * tol)) & (wrong < xp.maximum(0.3 * error, tol))
+    return near & (xp.min(curvature) > 0)
 
 
 def _standard_error(moments: Moments, model: NewtonModel) -> float:
+    return float(design_error(moments, model))
+
+
+def design_error(moments: Moments, model: NewtonModel, xp: Any = np) -> Any:
     """Sampling error of the design: of the mean in posterior sds (rms over directions), or a fifth of the precisions'.
 
     A symmetric target has no error in the mean on antithetic draws, however wrong the sds are: hence the second. A fifth
     holds the relative error of the sds, half that of the precisions, to two and a half times `tol`.
     """
-    spread = (moments.gradient_spread - moments.gradient) @ model.vectors / model.stiff
-    return max(float(np.sqrt(np.mean(spread**2) / len(spread))), 0.2 * float(moments.curvature_stderr))
+    spread = (moments.gradient_spread - moments.gradient[None, :]) @ (model.vectors / model.stiff[None, :])
+    return xp.maximum(xp.sqrt(xp.mean(spread**2) / spread.shape[0]), 0.2 * moments.curvature_stderr)
 
 
 def _larger_design(design: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray | None:

@@ -23,6 +23,7 @@ from .log_density import LogDensity, from_log_density
 from .named import AbstractNamedTarget
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
 from .rows import IndependentRows, from_rows
+from .simulator import SimulatedModel, SimulatorPosterior, StoredSimulations, from_simulations, from_simulator
 from .sites import Contaminated, GaussianSites, LinearSites
 
 __all__ = [
@@ -56,13 +57,18 @@ __all__ = [
     "Observed",
     "Predictive",
     "Rows",
+    "SimulatedModel",
     "Simulator",
+    "SimulatorPosterior",
     "Sites",
+    "StoredSimulations",
     "conjugate",
     "from_expected_log_joint",
     "from_log_density",
     "from_numpyro",
     "from_rows",
+    "from_simulations",
+    "from_simulator",
     "require",
     "zoo",
 ]
