@@ -114,7 +114,8 @@ class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
 def judged(target: Any, q: Product) -> Transported:
     """The shown factors of a product, transported to the unconstrained scale of `target`'s layout."""
     names = {block.name.split(".")[0] for block in target.layout.blocks}
-    return Transported(Product(**{name: f for name, f in q.factors.items() if name in names}), target.layout)
+    shown: dict[str, Any] = {name: f for name, f in q.factors.items() if name in names}
+    return Transported(Product(**shown), target.layout)
 
 
 def hidden_factors(q: Product) -> tuple[str, ...]:
