@@ -53,14 +53,18 @@ class Plan:
     others: tuple[LocalGaussian, ...] = ()
 
 
-def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
+def plan(target: Any, q: Any = None, *, key: Any, starts: int | None, factors: bool = True) -> Plan:
     """The default for `target`: the first row of the table whose ability it has; with a `q`, how to continue from it.
+
+    `factors`: whether a product of factors will do (not for a solver or an objective that wants a law on R^d).
 
     Raises:
         TargetError: when the log density is finite at no start; it names the parameter where one decides.
     """
+    if q is not None and q.space == "native":
+        return Plan(q, ELBO(), _factor_solver(target, q))
     for ability, choose in TABLE:
-        if isinstance(target, ability):
+        if isinstance(target, ability) and (factors or ability is not Conjugate):
             return choose(target, key, starts) if q is None else continue_from(q)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}.")
@@ -74,8 +78,6 @@ def continue_from(q: Any) -> Plan:
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
-    if q.space == "native":
-        return Plan(q, ELBO(), CoordinateAscent())
     if q.conditional:
         return Plan(q, ForwardKL(), HeldOut())
     if not q.reparameterised:
@@ -89,12 +91,20 @@ def continue_from(q: Any) -> Plan:
 
 def _conjugate(target: Any, key: Any, starts: int | None) -> Plan:
     """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
-    solver, q = CoordinateAscent(), target.start(key)
+    q = target.start(key)
+    solver = _factor_solver(target, q)
+    if isinstance(solver, CoordinateAscent):
+        q = best_start(target, key, _STARTS if starts is None else starts)
+    return Plan(q, ELBO(), solver)
+
+
+def _factor_solver(target: Any, q: Any) -> AbstractSolver:
+    """Coordinate ascent; natural gradients where the target refuses it, being conjugate in some factors only."""
     try:
-        solver.check(target, q, ELBO())
+        CoordinateAscent().check(target, q, ELBO())
     except PairingError:
-        return Plan(q, ELBO(), NaturalGradient())
-    return Plan(best_start(target, key, _STARTS if starts is None else starts), ELBO(), solver)
+        return NaturalGradient() if isinstance(target, Conjugate) else CoordinateAscent()
+    return CoordinateAscent()
 
 
 def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:

@@ -24,6 +24,7 @@ from .families.base import AbstractFamily
 from .ladder import climb
 from .loop import Run, Trace, is_finite, run
 from .objectives.base import AbstractObjective
+from .objectives.classic import ELBO
 from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
@@ -199,7 +200,7 @@ def _search(
     seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
     if solver is None and first.q.space == "native":  # no ladder above exact updates: judged as it is
-        return _judged(fitted)
+        return _judged(fitted, chosen.solver)
     default_path = solver is None and objective is None and first.result.usable and first.result is not Result.interrupted
     if default_path and isinstance(target, Simulator):
         return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
@@ -209,12 +210,12 @@ def _search(
     return dataclasses.replace(fitted, evaluations=used)
 
 
-def _judged(fitted: Fit) -> Fit:
-    """A product of factors with its certificate."""
-    rung = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
+def _judged(fitted: Fit, solver: AbstractSolver) -> Fit:
+    """A product of factors with its certificate; no rung of the ladder stands above its own updates."""
+    fitted = dataclasses.replace(fitted, rung=f"{type(solver).__name__}: chosen for a product of exponential-family factors")
     if not fitted.result.usable or fitted.result is Result.interrupted:
-        return dataclasses.replace(fitted, rung=rung)
-    return dataclasses.replace(fitted, rung=rung, checked=check(fitted, key=fitted.seed))
+        return fitted
+    return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
 
 
 def load(path: Any, target: AbstractTarget) -> Fit:
@@ -313,7 +314,11 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
     own = None if solver is None or q is not None else solver.own_start(target, key, starts)
-    default = plan(target, q, key=key, starts=starts) if own is None or solver is None else Plan(own, None, solver)
+    if own is None or solver is None:
+        factors = solver is None and (objective is None or isinstance(objective, ELBO))
+        default = plan(target, q, key=key, starts=starts, factors=factors)
+    else:
+        default = Plan(own, None, solver)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()
