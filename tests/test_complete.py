@@ -28,6 +28,8 @@ KINDS = {
 # Parts whose battery cannot be that of test_batteries.py, because they run on targets of one kind or have an optimum of
 # their own; each has known truth in the file named here.
 ELSEWHERE = {
+    "Gibbs": "solvers/test_conjugate_form.py",
+    "FoundModel": "solvers/test_conjugate_form.py",
     "Transported": "solvers/test_coordinate_ascent.py",
     "NormalSample": "solvers/test_coordinate_ascent.py",
     "LinearRegressionARD": "solvers/test_coordinate_ascent.py",
@@ -88,6 +90,7 @@ ELSEWHERE = {
     "NumPyroRows": "targets/test_numpyro_model.py",
 }
 MADE_BY = {
+    "FoundModel": "as_conjugate",
     "CollapsedModel": "from_expected_log_joint",
     "ConjugateModel": "from_expected_log_joint",
     "Transported": "tb.fit",
@@ -248,6 +251,7 @@ NAMES = [
     "families.Product",
     "solvers.CoordinateAscent",
     "solvers.SVI",
+    "solvers.Gibbs",
     "objectives.ELBO",
     "objectives.IWELBO",
     "objectives.Renyi",

@@ -7,6 +7,7 @@ from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .gibbs import Gibbs as Gibbs
 from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
@@ -32,6 +33,7 @@ __all__ = [
     "BatchAndMatch",
     "CoordinateAscent",
     "FixedDraws",
+    "Gibbs",
     "HeldOut",
     "IndicatorMeanField",
     "Info",
