@@ -186,6 +186,7 @@ NAMES = [
     "from_numpyro",
     "fit",
     "check",
+    "compare_estimators",
     "load",
     "Budget",
     "Estimate",

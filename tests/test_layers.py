@@ -21,7 +21,7 @@ LAYERS = [
     {"loop"},
     {"certify"},
     {"report", "summary", "storage", "datatree", "progress"},
-    {"compare"},
+    {"compare", "compare_estimators"},
     {"default", "ladder"},
     {"fit"},
     {"cli"},

@@ -21,6 +21,8 @@ from .certify.base import Verdict as Verdict
 from .certify.check import check as check
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .compare_estimators import EstimatorComparison as EstimatorComparison
+from .compare_estimators import compare_estimators as compare_estimators
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
@@ -33,10 +35,10 @@ from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 
 __all__ = [
-    "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
-    "TargetError", "Verdict",
-    "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
-    "objectives", "solvers", "targets",
+    "Budget", "Certificate", "Comparison", "Estimate", "EstimatorComparison", "Finding", "Fit", "FitError", "PairingError",
+    "Result", "TargetError", "Verdict",
+    "certify", "check", "compare", "compare_estimators", "estimators", "families", "fit", "from_log_density",
+    "from_numpyro", "from_rows", "load", "objectives", "solvers", "targets",
 ]  # fmt: skip
 
 
