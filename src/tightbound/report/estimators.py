@@ -1,4 +1,4 @@
-"""One picture of several gradient estimators: variance against cost."""
+"""One picture of several gradient estimators: variance times cost, best first."""
 
 import io
 from pathlib import Path
@@ -7,34 +7,38 @@ from typing import Any
 import numpy as np
 
 from ..storage import write_whole
-from .plots import STYLE, Figure, Q, matplotlib
-
-_LEAST = 1e-3  # of the smallest variance above zero: where estimators without noise are drawn
+from .plots import CORRECTED, STYLE, Figure, Q, matplotlib
 
 
 def variance_and_cost(comparison: Any, path: Any) -> Path:
-    """Write the picture to `path`; lines are of equal variance x cost, and what has no noise stands at the lower edge."""
+    """Write the picture to `path`: a row for each estimator, with two standard errors; the colour tells a bias."""
     table = comparison.table
-    cost, variance = table[comparison.cost].to_numpy(), table["variance"].to_numpy()
-    floor = _LEAST * (variance[variance > 0].min() if np.any(variance > 0) else 1.0)
-    shown = np.maximum(variance, floor)
+    cost, product = table[comparison.cost].to_numpy(), table["variance x cost"].to_numpy()
+    error, places = 2 * table["stderr"].to_numpy() * cost, np.arange(len(table), dtype=float)
+    noisy = product > 0
+    edge = 0.2 * product[noisy].min() if noisy.any() else 1.0
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+        figure = Figure(figsize=(7.5, 1.2 + 0.28 * len(table)), layout="constrained")
         axes = figure.add_subplot()
         axes.set_xscale("log")
-        axes.set_yscale("log")
-        ends = np.array([cost.min() / 2, cost.max() * 8])
-        for product in np.geomspace(floor * cost.min(), (shown * cost).max(), 9):
-            axes.plot(ends, product / ends, color="#d8dee4", lw=0.8, zorder=0)
-        axes.errorbar(cost, shown, yerr=2 * table["stderr"].to_numpy(), fmt="o", color=Q, ms=5, lw=1.2)
-        for name, x, y, exact in zip(table.index, cost, shown, variance == 0, strict=True):
-            label = f"{name} (no noise)" if exact else str(name)
-            axes.annotate(label, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=8, parse_math=False)
-        axes.set_xlim(*ends)
-        axes.set_ylim(floor / 3, 5 * shown.max())
-        axes.set_xlabel("seconds per gradient" if comparison.cost == "seconds" else "evaluations of log p per gradient")
-        axes.set_ylabel("variance of the gradient, in q's own scale")
-        axes.set_title("lines of equal variance x cost")
+        for bias, colour in (("none", Q), ("1/n", CORRECTED)):
+            mine = (table["bias"] == bias).to_numpy()
+            shown = mine & noisy
+            low = np.minimum(error, 0.9 * product)
+            label = "unbiased" if bias == "none" else "bias of order 1/n"
+            if mine.any():
+                spread = [low[shown], error[shown]]
+                axes.errorbar(product[shown], places[shown], xerr=spread, fmt="o", color=colour, ms=5, lw=1.3, label=label)
+                axes.plot(np.full((mine & ~noisy).sum(), edge), places[mine & ~noisy], "<", color=colour, ms=6)
+        for place, exact in zip(places, ~noisy, strict=True):
+            if exact:
+                axes.annotate("no noise", (edge, place), xytext=(8, -3), textcoords="offset points", fontsize=8)
+        unit = "s" if comparison.cost == "seconds" else ""
+        names = [f"{name}  ({used:.3g}{unit})" for name, used in zip(table.index, cost, strict=True)]
+        axes.set_yticks(places, names, parse_math=False)
+        axes.set_ylim(len(table) - 0.5, -0.5)
+        axes.set_xlabel(f"variance x {comparison.cost} (in brackets, per gradient), in q's own scale")
+        figure.legend(loc="outside upper left", ncols=2)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return write_whole(path, buffer.getvalue(), "picture")
