@@ -121,7 +121,7 @@ def compare_estimators(
         raise ValueError(f"compare_estimators: `repeats` must be at least 2 to have a variance, got {repeats}.")
     objective = ELBO() if objective is None else objective
     named = candidates(draws, objective) if estimators is None else dict(estimators)
-    refused = {name: reason for name, e in named.items() if (reason := _why_not(e, target, q, objective))}
+    refused = {name: reason for name, e in named.items() if (reason := refusal(e, target, q, objective))}
     valid = {name: e for name, e in named.items() if name not in refused}
     if not valid:
         reasons = " ".join(f"{name}: {reason}" for name, reason in refused.items())
@@ -155,7 +155,7 @@ def candidates(draws: int, objective: AbstractObjective) -> dict[str, AbstractEs
     }
 
 
-def _why_not(estimator: AbstractEstimator, target: Any, q: Any, objective: AbstractObjective) -> str | None:
+def refusal(estimator: AbstractEstimator, target: Any, q: Any, objective: AbstractObjective) -> str | None:
     """Why the estimator cannot serve, in a sentence; None where it can."""
     try:
         estimator.check(target, q, objective)
@@ -236,4 +236,4 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-__all__ = ["EstimatorComparison", "candidates", "compare_estimators"]
+__all__ = ["EstimatorComparison", "candidates", "compare_estimators", "refusal"]
