@@ -220,6 +220,7 @@ NAMES = [
     "from_simulations",
     "fit",
     "check",
+    "compare_estimators",
     "load",
     "fit_batch",
     "linear_response",

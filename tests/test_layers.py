@@ -21,7 +21,7 @@ LAYERS = [
     {"loop"},
     {"certify"},
     {"report", "summary", "storage", "datatree", "progress", "posterior"},
-    {"compare"},
+    {"compare", "compare_estimators"},
     {"default", "ladder"},
     {"fit"},
     {"batch_fit", "fit_batch"},

@@ -23,6 +23,8 @@ from .certify.check import check as check
 from .certify.linear_response import linear_response as linear_response
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .compare_estimators import EstimatorComparison as EstimatorComparison
+from .compare_estimators import compare_estimators as compare_estimators
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
@@ -69,6 +71,10 @@ __all__ = [
     "objectives",
     "solvers",
     "targets",
+    "Budget", "Certificate", "Comparison", "Estimate", "EstimatorComparison", "Finding", "Fit", "FitError", "PairingError",
+    "Result", "TargetError", "Verdict",
+    "certify", "check", "compare", "compare_estimators", "estimators", "families", "fit", "from_log_density",
+    "from_numpyro", "from_rows", "load", "objectives", "solvers", "targets",
 ]  # fmt: skip
 
 
