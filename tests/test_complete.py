@@ -28,6 +28,7 @@ KINDS = {
 # Parts whose battery cannot be that of test_batteries.py, because they run on targets of one kind or have an optimum of
 # their own; each has known truth in the file named here.
 ELSEWHERE = {
+    "Pathfinder": "solvers/test_pathfinder.py",
     "Gamma": "families/test_exponential.py",
     "InverseGamma": "families/test_exponential.py",
     "Exponential": "families/test_exponential.py",

@@ -21,6 +21,7 @@ from .certify.base import Certificate
 from .certify.check import check, with_propriety
 from .default import Plan, plan
 from .families.base import AbstractFamily
+from .families.gaussian import Gaussian
 from .ladder import climb
 from .loop import Run, Trace, is_finite, run
 from .objectives.base import AbstractObjective
@@ -288,7 +289,10 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
-    default = plan(target, q, key=key, starts=starts)
+    if q is None and getattr(solver, "starts_itself", False) and isinstance(target, Density):
+        default = Plan(Gaussian.full(target.dim), None, solver)
+    else:
+        default = plan(target, q, key=key, starts=starts)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()

@@ -9,6 +9,7 @@ from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .pathfinder import Pathfinder as Pathfinder
 from .samplers import HMC as HMC
 from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
@@ -31,5 +32,6 @@ __all__ = [
     "Moves",
     "NaturalGradient",
     "Nested",
+    "Pathfinder",
     "StochasticGradient",
 ]

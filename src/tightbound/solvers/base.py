@@ -30,9 +30,11 @@ class AbstractSolver(eqx.Module):
 
     `compiled`: the loop scans `step` under jit in blocks (True), or calls it from Python with NumPy arrays on the host
     (False); guard, stopping, trace, progress and budget are the same around both.
+    `starts_itself`: whether the solver looks for its own start, so that without a `q` no search is made for it.
     """
 
     compiled: ClassVar[bool] = True
+    starts_itself: ClassVar[bool] = False
 
     @abc.abstractmethod
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
