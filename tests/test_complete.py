@@ -42,6 +42,7 @@ ELSEWHERE = {
     "CollapsedModel": "solvers/test_coordinate_ascent.py",
     "SVI": "solvers/test_coordinate_ascent.py",
     "CoordinateAscent": "solvers/test_coordinate_ascent.py",
+    "Pathfinder": "solvers/test_pathfinder.py",
     "Gamma": "families/test_exponential.py",
     "InverseGamma": "families/test_exponential.py",
     "Exponential": "families/test_exponential.py",

@@ -13,6 +13,7 @@ from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .pathfinder import Pathfinder as Pathfinder
 from .samplers import HMC as HMC
 from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
@@ -42,6 +43,7 @@ __all__ = [
     "Moves",
     "NaturalGradient",
     "Nested",
+    "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",
 ]

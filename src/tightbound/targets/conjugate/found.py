@@ -118,7 +118,6 @@ def _reason_against(target: AbstractNumPyroTarget, factors: dict[str, Any], name
     factor, anchors = factors[name], anchors_around(factors[name])
     base = _values(factors, jr.key(1))
     points = [_values({name: factor}, jr.key(2 + i))[name] for i in range(2)]
-    members = int(np.prod(factor.plate, dtype=int))
     sites = _sites(target)
     for index, site in enumerate(sites):
         depends = _dependence(target, index, base, name, factor)
