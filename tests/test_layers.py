@@ -24,6 +24,7 @@ LAYERS = [
     {"compare"},
     {"default", "ladder"},
     {"fit"},
+    {"update"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

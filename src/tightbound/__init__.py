@@ -31,12 +31,13 @@ from .results import TargetError as TargetError
 from .targets import from_log_density as from_log_density
 from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
+from .update import update as update
 
 __all__ = [
     "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
     "TargetError", "Verdict",
     "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
-    "objectives", "solvers", "targets",
+    "objectives", "solvers", "targets", "update",
 ]  # fmt: skip
 
 

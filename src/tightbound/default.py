@@ -20,12 +20,13 @@ from .solvers.base import AbstractSolver
 from .solvers.fixed_draws import FixedDraws
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
+from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
 from .targets.base import Density
 from .targets.batched import batched
-from .targets.sites import Contaminated, Kernels
+from .targets.sites import Contaminated, Kernels, Reweighted
 
 FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than the gradients
 _STARTS = 4
@@ -155,4 +156,15 @@ def _width(kernels: Kernels, q: Gaussian) -> float:
     return float(np.linalg.svd(white, compute_uv=False)[0] ** 2 / kernels.median_scale)
 
 
-TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [(Contaminated, _contaminated), (Density, _gaussian)]
+def _regression(target: Any, key: Any, starts: int) -> Plan:
+    """Regression with outliers: from annealed reweighted least squares."""
+    if target.dim > FULL_RANK_UP_TO:
+        return _gaussian(target, key, starts)
+    return Plan(anneal_reweighted(target), ELBO(), NaturalGradient())
+
+
+TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [
+    (Contaminated, _contaminated),
+    (Reweighted, _regression),
+    (Density, _gaussian),
+]

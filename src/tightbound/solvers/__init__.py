@@ -7,6 +7,7 @@ from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
+from .learn_clutter import LearnClutter as LearnClutter
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
 from .samplers import HMC as HMC
@@ -27,6 +28,7 @@ __all__ = [
     "IndicatorMeanField",
     "Info",
     "Laplace",
+    "LearnClutter",
     "Metropolis",
     "Moves",
     "NaturalGradient",
