@@ -24,7 +24,7 @@ LAYERS = [
     {"compare"},
     {"default", "ladder"},
     {"fit"},
-    {"update"},
+    {"batch_fit", "fit_batch", "update"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

@@ -1,7 +1,8 @@
 """What `fit()` chooses when you choose nothing: an ordered table, ability -> plan; the first row that fits is used."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from .families.gaussian import Gaussian
 from .loop import run
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
-from .results import TargetError
+from .results import PairingError, TargetError
 from .solvers.annealed import anneal
 from .solvers.base import AbstractSolver
+from .solvers.broad import broad_start
+from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
@@ -24,7 +27,7 @@ from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Density
+from .targets.base import Conjugate, Density
 from .targets.batched import batched
 from .targets.sites import Contaminated, Kernels, Reweighted
 
@@ -69,6 +72,8 @@ def continue_from(q: Any) -> Plan:
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
+    if q.space == "native":
+        return Plan(q, ELBO(), CoordinateAscent())
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -78,12 +83,22 @@ def continue_from(q: Any) -> Plan:
     return Plan(q, ELBO(), _CONTINUE.get(structure, StochasticGradient)())
 
 
+def _conjugate(target: Any, key: Any, starts: int) -> Plan:
+    """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
+    solver, q = CoordinateAscent(), target.start(key)
+    try:
+        solver.check(target, q, ELBO())
+    except PairingError:
+        return Plan(q, ELBO(), NaturalGradient())
+    return Plan(best_start(target, key, starts), ELBO(), solver)
+
+
 def _gaussian(target: Any, key: Any, starts: int) -> Plan:
     """Full-rank Gaussian by natural gradient from the best of several starts; low rank above some hundred dimensions."""
     if target.dim > FULL_RANK_UP_TO:
         points, rng = _points(target, key, starts), host_rng(key, "probes")
-        near = [] if (example := getattr(target, "example_point", None)) is None else [example[None]]
-        start = next(filter(None, (find_start_large(batched(target), tried, rng) for tried in (points, *near))), None)
+        starts_found = (find_start_large(batched(target), tried, rng) for tried in _tries(target, points))
+        start = next((found for found in starts_found if found is not None), None)
         if start is None:
             raise explain_no_start(batched(target), points, target.coordinate_names)
         mean, sd = start
@@ -98,12 +113,21 @@ def starts_of(target: Any, key: Any, starts: int) -> list[LocalGaussian]:
     evaluate, dim = batched(target), target.dim
     points = _points(target, key, starts)
     design = host_rng(key, "start design").standard_normal((_START_PAIRS, dim))
+    broad = functools.cache(lambda: broad_start(target, key))
+    for tried in _tries(target, points):
+        if found := find_start(evaluate, tried, design, broad):
+            return found
+    raise explain_no_start(evaluate, points, target.coordinate_names)
+
+
+def _tries(target: Any, points: np.ndarray) -> Iterator[np.ndarray]:
+    """Sets of points to search from, each only where those before are nowhere finite; the user's example is the last."""
+    yield points
+    yield 0.1 * points
     example = getattr(target, "example_point", None)
-    near = [] if example is None else [example + scale * points for scale in (0.0, 1e-2)]
-    found = next(filter(None, (find_start(evaluate, tried, design) for tried in (points, 0.1 * points, *near))), None)
-    if not found:
-        raise explain_no_start(evaluate, points, target.coordinate_names)
-    return found
+    if example is not None:
+        yield example[None]
+        yield example + 1e-2 * points
 
 
 def _points(target: Any, key: Any, starts: int) -> np.ndarray:
@@ -166,5 +190,6 @@ def _regression(target: Any, key: Any, starts: int) -> Plan:
 TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [
     (Contaminated, _contaminated),
     (Reweighted, _regression),
+    (Conjugate, _conjugate),
     (Density, _gaussian),
 ]

@@ -4,7 +4,9 @@ from .base import Certificate as Certificate
 from .base import Finding as Finding
 from .base import Verdict as Verdict
 from .check import check as check
+from .linear_response import LinearResponse as LinearResponse
+from .linear_response import linear_response as linear_response
 from .psis import SmoothedWeights as SmoothedWeights
 from .psis import smooth as smooth
 
-__all__ = ["Certificate", "Finding", "SmoothedWeights", "Verdict", "check", "smooth"]
+__all__ = ["Certificate", "Finding", "LinearResponse", "SmoothedWeights", "Verdict", "check", "linear_response", "smooth"]

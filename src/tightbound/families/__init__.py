@@ -20,6 +20,7 @@ from .exponential.wishart import NormalWishart as NormalWishart
 from .exponential.wishart import Wishart as Wishart
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
+from .implicit import implicit as implicit
 from .log_linear import LogLinear as LogLinear
 from .low_rank import LowRank as LowRank
 from .mixture import Mixture as Mixture
@@ -27,3 +28,4 @@ from .nested import NestedGaussian as NestedGaussian
 from .scales import AbstractScale as AbstractScale
 from .scales import Diagonal as Diagonal
 from .scales import Full as Full
+from .transported import Transported as Transported

@@ -14,7 +14,23 @@ from .base import (
     Sites,
     require,
 )
+from . import conjugate, zoo
+from .base import AbstractTarget, Conjugate, Density, Joint, Observed, Predictive, Rows, Simulator, Sites, require
 from .clutter import Clutter
+from .conjugate import (
+    AbstractCollapsedTarget,
+    AbstractConjugateTarget,
+    CollapsedModel,
+    ConjugateModel,
+    FactorAnalysis,
+    GaussianMixture,
+    HiddenMarkovModel,
+    HierarchicalNormal,
+    LatentDirichletAllocation,
+    LinearRegressionARD,
+    NormalSample,
+    from_expected_log_joint,
+)
 from .layout import Layout
 from .linear_clutter import LinearClutter
 from .log_density import LogDensity, from_log_density
@@ -25,21 +41,32 @@ from .sites import Contaminated, GaussianSites, LearnableNoise, LinearSites, Rew
 from .updated import UpdatedRows
 
 __all__ = [
+    "AbstractCollapsedTarget",
+    "AbstractConjugateTarget",
     "AbstractNamedTarget",
     "AbstractNumPyroTarget",
     "AbstractTarget",
     "Clutter",
+    "CollapsedModel",
     "Conjugate",
+    "ConjugateModel",
     "Contaminated",
     "Density",
+    "FactorAnalysis",
+    "GaussianMixture",
     "GaussianSites",
+    "HiddenMarkovModel",
+    "HierarchicalNormal",
     "IndependentRows",
     "Joint",
+    "LatentDirichletAllocation",
     "Layout",
     "LearnableNoise",
     "LinearClutter",
+    "LinearRegressionARD",
     "LinearSites",
     "LogDensity",
+    "NormalSample",
     "NumPyroModel",
     "NumPyroRows",
     "Observed",
@@ -50,6 +77,8 @@ __all__ = [
     "Simulator",
     "Sites",
     "UpdatedRows",
+    "conjugate",
+    "from_expected_log_joint",
     "from_log_density",
     "from_numpyro",
     "from_rows",

@@ -6,6 +6,7 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -206,6 +207,8 @@ def _called(name: str) -> str:
 
 
 def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, jax.core.Tracer):  # one of many data sets in a compiled program: checked where it is known
+        return leaf
     if np.ma.isMaskedArray(leaf) and np.ma.is_masked(leaf):
         raise TargetError("`data` contains a masked array with masked entries; drop or impute these rows first.")
     try:
@@ -215,7 +218,7 @@ def _as_array(leaf: Any) -> Any:
     return array.astype(np.float64, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _check_leaf(name: str, leaf: np.ndarray) -> None:
+def _check_leaf(name: str, leaf: Array) -> None:
     if not (leaf.dtype == bool or np.issubdtype(leaf.dtype, np.integer) or leaf.dtype == np.float64):
         raise TargetError(
             f"{name} has dtype {leaf.dtype}, which is not numbers. Encode categories as integers and dates as floats, and "
@@ -223,7 +226,7 @@ def _check_leaf(name: str, leaf: np.ndarray) -> None:
         )
     if leaf.ndim == 0:
         raise TargetError(f"{name} is a single number, but every array in `data` has a leading axis of rows; close over it.")
-    if leaf.dtype == np.float64 and np.isnan(leaf).any():
+    if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 and np.isnan(leaf).any():
         rows = np.flatnonzero(np.isnan(leaf).reshape(len(leaf), -1).any(axis=1))
         raise TargetError(
             f"{name} has NaN in row {rows[0]}" + (f" and {len(rows) - 1} more rows" if len(rows) > 1 else "") + ". Drop or "
