@@ -38,10 +38,6 @@ from .targets import from_rows as from_rows
 from .update import update as update
 
 __all__ = [
-    "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
-    "TargetError", "Verdict",
-    "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "load",
-    "objectives", "solvers", "targets", "update",
     "BatchFit",
     "Budget",
     "Certificate",
@@ -70,6 +66,7 @@ __all__ = [
     "objectives",
     "solvers",
     "targets",
+    "update",
 ]  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from .result import OptionError as OptionError
 from .result import Result as Result
 
 REGISTRY: dict[str, str] = {
-    "clutter": "KL of EP, the analytic gradient, Laplace, mean field and the best Gaussian (Popov 2024, figures 3 and 4)",
     "elbo-identity": "ELBO = log Z - KL and grad ELBO = -grad KL, both sides apart (lecture, section 1)",
     "estimator-variance": "variance of gradient estimators by cost function (Mohamed et al. 2020, section 3)",
     "clutter": "KL of EP, the analytic gradient, Laplace, mean field and the best Gaussian (Popov 2024, figures 3 to 5)",

@@ -1,6 +1,7 @@
 """Question 3b: how is the closest member found?"""
 
 from .annealed import Annealed as Annealed
+from .annealed_start import annealed_start as annealed_start
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .batch_and_match import BatchAndMatch as BatchAndMatch
@@ -42,4 +43,5 @@ __all__ = [
     "Nested",
     "RobbinsMonro",
     "StochasticGradient",
+    "annealed_start",
 ]

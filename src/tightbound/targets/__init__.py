@@ -1,6 +1,6 @@
 """What we want to know: targets, made from a log density, rows of data, or a NumPyro model; and the zoo of known ones."""
 
-from . import zoo
+from . import conjugate, zoo
 from .base import (
     AbstractTarget,
     Conjugate,
@@ -14,8 +14,6 @@ from .base import (
     Sites,
     require,
 )
-from . import conjugate, zoo
-from .base import AbstractTarget, Conjugate, Density, Joint, Observed, Predictive, Rows, Simulator, Sites, require
 from .clutter import Clutter
 from .conjugate import (
     AbstractCollapsedTarget,
