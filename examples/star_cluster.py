@@ -33,7 +33,7 @@ def regression(temperature: np.ndarray, light: np.ndarray) -> tuple[tb.Fit, np.n
 
 
 def student_t(temperature: np.ndarray, light: np.ndarray, draws: int = 2000) -> np.ndarray:
-    """Draws `[n, 2]` of intercept and slope of a t regression with unknown scale and degrees of freedom, by NumPyro's NUTS."""
+    """Draws `[n, 2]` of the line of a t regression with unknown scale and degrees of freedom, by NumPyro's NUTS."""
     import jax
     import numpyro
     import numpyro.distributions as dist
