@@ -39,6 +39,7 @@ from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 from .targets import from_simulations as from_simulations
 from .targets import from_simulator as from_simulator
+from .update import update as update
 
 __all__ = [
     "BatchFit",
@@ -73,6 +74,7 @@ __all__ = [
     "objectives",
     "solvers",
     "targets",
+    "update",
 ]  # fmt: skip
 
 

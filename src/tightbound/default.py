@@ -26,12 +26,13 @@ from .solvers.fixed_draws import FixedDraws
 from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
+from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
 from .targets.base import Conjugate, Density, Simulator
 from .targets.batched import batched
-from .targets.sites import Contaminated, Kernels
+from .targets.sites import Contaminated, Kernels, Reweighted
 
 FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than the gradients
 _STARTS = 4
@@ -185,6 +186,13 @@ def _width(kernels: Kernels, q: Gaussian) -> float:
     return float(np.linalg.svd(white, compute_uv=False)[0] ** 2 / kernels.median_scale)
 
 
+def _regression(target: Any, key: Any, starts: int | None) -> Plan:
+    """Regression with outliers: from annealed reweighted least squares."""
+    if target.dim > FULL_RANK_UP_TO:
+        return _gaussian(target, key, starts)
+    return Plan(anneal_reweighted(target), ELBO(), NaturalGradient())
+
+
 def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
     """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
     return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
@@ -193,6 +201,7 @@ def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
 TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
     (Simulator, _simulator),
     (Contaminated, _contaminated),
+    (Reweighted, _regression),
     (Conjugate, _conjugate),
     (Density, _gaussian),
 ]

@@ -1,6 +1,7 @@
 """Question 3b: how is the closest member found?"""
 
 from .annealed import Annealed as Annealed
+from .annealed_start import annealed_start as annealed_start
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .batch_and_match import BatchAndMatch as BatchAndMatch
@@ -11,6 +12,7 @@ from .gibbs import Gibbs as Gibbs
 from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
+from .learn_clutter import LearnClutter as LearnClutter
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
 from .pathfinder import Pathfinder as Pathfinder
@@ -39,6 +41,7 @@ __all__ = [
     "IndicatorMeanField",
     "Info",
     "Laplace",
+    "LearnClutter",
     "Metropolis",
     "Moves",
     "NaturalGradient",
@@ -46,4 +49,5 @@ __all__ = [
     "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",
+    "annealed_start",
 ]
