@@ -38,7 +38,7 @@ demo: setup ## fit three posteriors and write their reports to build/demo (FAST=
 	@$(BIN)/python examples/demo.py --out build/demo $(if $(FAST),--fast) $(ARGS)
 
 test: setup ## run the tests (ARGS="-m 'not slow'" for the quick ones)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: setup ## check style and formatting
 	@$(BIN)/ruff check .

@@ -57,11 +57,23 @@ def test_a_gradient_that_is_not_finite_at_the_start_names_the_parameter():
 def test_a_start_of_the_callers_own_gets_past_it():
     """A density that is finite only beyond a = 5, where no dispersed start falls: N(60, 1) there."""
     target = density(lambda p: jnp.where(p["a"] > 5.0, -0.5 * (p["a"] - 60.0) ** 2, -jnp.inf) - 0.5 * p["b"] ** 2)
-    with pytest.raises(tb.TargetError, match="pass a Gaussian `q` centred where the density is finite"):
+    with pytest.raises(tb.TargetError, match="give an `example` at which the density is finite"):
         tb.fit(target)
     fit = tb.fit(target, Gaussian.full(2).moved([50.0, 1.0]))
     assert fit.result is tb.Result.converged
     np.testing.assert_allclose(fit.q.mean, [60.0, 0.0], atol=0.02)
+
+
+@pytest.mark.parametrize("dim", [3, 400])
+def test_an_example_is_a_start_where_no_other_is(dim):
+    """N(50, 1) between 40 and 60, NaN elsewhere: no dispersed start is finite, the user's example is."""
+
+    def inside(p):
+        return jnp.where(jnp.all(jnp.abs(p["a"] - 50.0) < 10.0), -0.5 * jnp.sum((p["a"] - 50.0) ** 2), jnp.nan)
+
+    fit = tb.fit(tb.from_log_density(inside, {"a": np.full(dim, 49.0)}))
+    np.testing.assert_allclose(fit.q.mean, 50.0, atol=0.02)
+    np.testing.assert_allclose(fit.q.sd, 1.0, rtol=1e-3)
 
 
 def test_not_finite_in_places_fits_and_is_found():

@@ -15,7 +15,17 @@ from tightbound.estimators.draws import draw, evaluate
 from tightbound.families import AbstractFamily, Diagonal, Full, Gaussian, LowRank
 from tightbound.families.mixture import Mixture
 from tightbound.families.nested import NestedGaussian
-from tightbound.objectives import ELBO, IWELBO, AbstractObjective, Source
+from tightbound.objectives import (
+    ELBO,
+    IWELBO,
+    VRIWAE,
+    AbstractObjective,
+    ChiUpper,
+    Fisher,
+    Renyi,
+    Source,
+    WakePhase,
+)
 from tightbound.results import Result
 from tightbound.solvers import Laplace, NaturalGradient, StochasticGradient
 from tightbound.solvers.base import AbstractSolver, Info
@@ -119,16 +129,27 @@ def test_family_battery_passes_the_same_family_untampered(key):
 
 # -- objectives -------------------------------------------------------------------------------------------------------
 
-OBJECTIVES = {"ELBO": ELBO(), "IWELBO 1": IWELBO(1), "IWELBO 5": IWELBO(5)}
+OBJECTIVES = {
+    "ELBO": ELBO(),
+    "IWELBO 5": IWELBO(5),
+    "Renyi 0.5": Renyi(0.5),
+    "Renyi 1.3": Renyi(1.3),
+    "VRIWAE 5": VRIWAE(0.4, 5),
+    "ChiUpper 1.5": ChiUpper(1.5),
+    "WakePhase": WakePhase(),
+    "Fisher": Fisher(),
+}
+UPPER = ("ChiUpper 1.5", "WakePhase")
 
 
-@named(OBJECTIVES)
-def test_objective(member, key):
-    check_objective(member, key)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objective(name, key):
+    check_objective(OBJECTIVES[name], key, upper=name in UPPER, divergence=name == "Fisher")
 
 
 def test_bounds_are_ordered(key):
-    check_order([ELBO(), IWELBO(2), IWELBO(5), IWELBO(20)], key)
+    check_order([Renyi(1.3), ELBO(), IWELBO(2), IWELBO(5), IWELBO(20)], key, upper=[ChiUpper(1.5), ChiUpper(2.0)])
+    check_order([ELBO(), Renyi(0.5)], key, upper=[WakePhase()])
 
 
 class Wrong(AbstractObjective):

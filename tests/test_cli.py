@@ -141,6 +141,26 @@ def test_out_has_report_fit_and_summary(run, tmp_path):
     assert "<h1>model</h1>" in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_saved_fit_is_certified_anew_and_other_data_are_found_out(run):
+    """N(3, 1) certified against itself passes; against data two sds away it is pulled there by exactly that much."""
+    run("fit", model(NORMAL), "--out", "saved")
+    again = run("check", "saved/fit.npz", model(NORMAL))
+    assert again.code == 0
+    assert "PASS: Use it." in again.out
+    moved = run("check", "saved/fit.npz", write("moved.py", NORMAL.replace("3.0", "5.0")), "--json")
+    shown = json.loads(moved.out)
+    assert (moved.code, shown["verdict"]) == (1, "fail")
+    converged = next(finding for finding in shown["findings"] if finding["name"] == "converged")
+    assert converged["value"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_check_of_what_is_not_a_fit_is_explained(run):
+    ran = run("check", write("fit.npz", "nothing"), model(NORMAL))
+    assert ran.code == 2
+    assert "fit.npz" in ran.err
+    assert run("check", "absent.npz", model(NORMAL)).code == 2
+
+
 def test_a_fail_is_exit_code_1(run):
     ran = run("fit", model(TRUNCATED))
     assert ran.code == 1
@@ -383,7 +403,17 @@ def experiments(monkeypatch):
         for name, ok in (("good", True), ("bad", False))
     }
     monkeypatch.setattr(module, "REGISTRY", {"good": "A table.", "bad": "A figure."}, raising=False)
-    monkeypatch.setattr(module, "run", lambda name, fast: SimpleNamespace(claims=claims[name]), raising=False)
+
+    def fake_run(name, fast, **options):
+        if "data" in options:
+            raise module.OptionError("it takes no option `data`")
+        note = f"fast={fast}, {options}"
+        tables = {"a table": [{"n": 1, "kl": 0.5}, {"n": 2}]}
+        return SimpleNamespace(name=name, claims=claims[name], note=note, ok=name == "good", tables=tables)
+
+    monkeypatch.setattr(module, "run", fake_run)
+    monkeypatch.setattr(module, "pictures", lambda result: {"a figure": b"PNG"})
+    return module
 
 
 def test_list_prints_what_there_is(run, experiments):
@@ -393,9 +423,45 @@ def test_list_prints_what_there_is(run, experiments):
 
 def test_reproduce_says_whether_a_claim_is_met(run, experiments):
     good, bad = run("reproduce", "good"), run("reproduce", "bad", "--json")
-    assert (good.code, good.out) == (0, "met      good claim: published 1.0, measured 1.1 (Table 1)\n")
+    line = "met      good claim: published 1.0, measured 1.1 (Table 1)\nfast=True, {}\n"
+    assert (good.code, good.out) == (0, line)
     assert bad.code == 1
     assert json.loads(bad.out)["claims"][0]["measured"] == 1.1
+
+
+def test_reproduce_has_a_fast_a_reference_and_a_full_setting(run, experiments):
+    assert "fast=False, {}" in run("reproduce", "good", "--full").out
+    assert "fast=True, {'reference': True}" in run("reproduce", "good", "--reference").out
+    both = run("reproduce", "good", "--full", "--reference")
+    assert both.code == 2
+    assert "exclude each other" in both.err
+
+
+def test_reproduce_writes_claims_tables_and_pictures(run, experiments, tmp_path):
+    ran = run("reproduce", "good", "--out", tmp_path / "new")
+    files = {path.name: path for path in (tmp_path / "new").iterdir()}
+    assert set(files) == {"good.json", "good-a-table.csv", "good-a-figure.png"}
+    assert files["good-a-table.csv"].read_text().split() == ["n,kl", "1,0.5", "2,"]
+    assert files["good-a-figure.png"].read_bytes() == b"PNG"
+    assert json.loads(files["good.json"].read_text())["claims"][0]["ok"] is True
+    assert "Written to" in ran.out
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_tables(run, experiments, tmp_path, monkeypatch):
+    def pictures(result):
+        raise tb.results.MissingExtraError("matplotlib", "plots", "A picture")
+
+    monkeypatch.setattr(experiments, "pictures", pictures)
+    ran = run("reproduce", "good", "--out", tmp_path)
+    assert ran.code == 2
+    assert "pip install 'tightbound[plots]'" in ran.err
+    assert (tmp_path / "good-a-table.csv").exists()
+
+
+def test_an_option_that_an_experiment_does_not_take_is_exit_code_2(run, experiments, tmp_path):
+    ran = run("reproduce", "good", "--data", tmp_path)
+    assert ran.code == 2
+    assert "no option `data`" in ran.err
 
 
 def test_an_unknown_experiment_is_exit_code_2(run, experiments):

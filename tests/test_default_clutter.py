@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import tightbound as tb
+from tightbound._numerics import host_algebra, scoped
 from tightbound.default import plan
 from tightbound.estimators import FixedDesign, GaussHermite
 from tightbound.experiments.clutter import best_gaussian, draw
+from tightbound.loop import run
 from tightbound.solvers import NaturalGradient
 from tightbound.solvers.annealed import anneal
 from tightbound.targets import Clutter
@@ -15,33 +17,57 @@ from tightbound.targets import Clutter
 def test_the_plan_anneals_and_polishes():
     rng = np.random.default_rng(0)
     for dim, estimator in ((1, GaussHermite), (2, GaussHermite), (3, FixedDesign)):
-        target = Clutter(rng.standard_normal((15, dim)))
+        target = Clutter(rng.standard_normal((40, dim)))
         chosen = plan(target, key=0, starts=None)
         assert isinstance(chosen.solver, NaturalGradient)
         assert isinstance(chosen.solver.estimator, estimator)
         np.testing.assert_allclose(chosen.q.mean, anneal(target).mean)
 
 
-def test_polished_is_the_best_gaussian():
-    """Clutter spec, section 5.6 (c), 15 data sets of n = 20: mean excess below 1e-4, none above .05, the ELBO monotone."""
-    rng, excess = np.random.default_rng(1020), []
-    for _ in range(15):
-        target = Clutter(draw(rng, 20))
-        exact = target.exact()
-        fit = tb.fit(target, anneal(target), solver=NaturalGradient(GaussHermite()))
-        assert fit.result is tb.Result.converged
-        excess.append(exact.kl(fit.q) - exact.kl(best_gaussian(target)))
+@scoped
+def gaussian_rung(target):
+    """Where the default's first rung ends."""
+    with host_algebra():
+        chosen = plan(target, key=0, starts=None)
+        return run(target, chosen.q, chosen.objective, chosen.solver, key=0, tol=0.02, budget=tb.Budget(), max_steps=None)
+
+
+@pytest.mark.parametrize("n", [5, 20])
+def test_the_first_rung_is_the_best_gaussian(n):
+    """Clutter spec, section 5.6 (c): mean excess below 1e-4, none above .05, also at n = 5 with its several optima.
+
+    All 200 data sets of section 5.1 are in benchmarks/clutter.py (mean 1.6e-5 and 4.6e-5, largest 1.3e-4 and 3.6e-4).
+    """
+    rng, excess, widths = np.random.default_rng(1000 + n), [], []
+    for _ in range(8):
+        target = Clutter(draw(rng, n))
+        exact, ran = target.exact(), gaussian_rung(target)
+        assert ran.result is tb.Result.converged
+        assert n == 5 or np.all(np.diff(ran.trace.loss) < 1e-9)  # wide q: the rule is enlarged on the way
+        best = best_gaussian(target)
+        excess.append(exact.kl(ran.q) - exact.kl(best))
+        widths.append(best.cov[0, 0])
     assert np.mean(excess) < 1e-4
     assert np.max(excess) < 0.05
+    assert np.min(excess) > -1e-9
+    assert n == 20 or np.max(widths) > 5
 
 
-def test_variance_is_not_capped_where_the_prior_dominates():
-    """v / vg > 5: the paper's loop stops at vg; the default ends within 1e-2 nat of the best Gaussian (spec 5.6 (e))."""
-    target = Clutter([-4.0, 5.0], w=0.95, prior_var=25.0)
-    exact = target.exact()
-    fit = tb.fit(target, anneal(target), solver=NaturalGradient(GaussHermite()))
-    assert fit.q.cov[0, 0] > 5
-    assert exact.kl(fit.q) - exact.kl(best_gaussian(target)) < 1e-2
+def test_two_modes_end_in_a_mixture_or_better():
+    """Modes twelve sds apart: the best Gaussian is .5 nat off at least; the fit comes within .02 of the exact posterior."""
+    target = Clutter([-6.0, -6.2, -5.9, 6.0, 6.3, 5.8], prior_var=50.0)
+    exact, fit = target.exact(), tb.fit(target)
+    assert exact.kl(best_gaussian(target)) > 0.3
+    assert exact.kl(fit.q) < 0.02
+    assert fit.certificate["modes"].value == 2
+
+
+@pytest.mark.parametrize("x", [[0.0, 1.0, 1e6], [3.0], [2.0, 2.0, 2.0]], ids=["far", "one", "same"])
+def test_never_nan(x):
+    fit = tb.fit(Clutter(x))
+    exact = Clutter(x, prior_var=100.0).exact()
+    assert fit.result.usable
+    assert fit.q.draw(1000, 0)[0].mean() == pytest.approx(exact.mean[0], abs=0.2 * exact.cov[0, 0] ** 0.5 + 1e-9)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ LAYERS = [
     {"loop"},
     {"certify"},
     {"report", "summary", "storage", "datatree", "progress", "posterior"},
+    {"compare"},
     {"default", "ladder"},
     {"fit"},
     {"cli"},

@@ -19,6 +19,8 @@ from .certify.base import Certificate as Certificate
 from .certify.base import Finding as Finding
 from .certify.base import Verdict as Verdict
 from .certify.check import check as check
+from .compare import Comparison as Comparison
+from .compare import compare as compare
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
@@ -33,9 +35,10 @@ from .targets import from_simulations as from_simulations
 from .targets import from_simulator as from_simulator
 
 __all__ = [
-    "Budget", "Certificate", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result", "TargetError", "Verdict",
-    "certify", "check", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows", "from_simulations",
-    "from_simulator", "load",
+    "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
+    "TargetError", "Verdict",
+    "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows",
+    "from_simulations", "from_simulator", "load",
     "objectives", "solvers", "targets",
 ]  # fmt: skip
 

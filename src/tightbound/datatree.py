@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from .targets.base import Observed, Predictive
-from .targets.values import path_name
+from .targets.values import constrain_batch, path_name
 
 _MOST_NUMBERS = 50_000_000  # in a group with one number for each draw and observation: 400 MB
 _RESERVED = ("chain", "draw")
@@ -19,7 +19,8 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
     """An xarray.DataTree with the groups of the ArviZ schema, in as far as the target knows what belongs into them.
 
     - `posterior`: `n` draws in one chain, corrected by the importance weights where these can be trusted. A value in a
-      nested structure is called `outer.inner`.
+      nested structure is called `outer.inner`. Of a sampler: all its draws, chain by chain, whatever `n` is, and what it
+      noted of them as `sample_stats`.
     - `fit`: `loss`, `change` and `evaluations` by `step`; the findings by `finding`, as `value`, `stderr`, `threshold`,
       `verdict` and `why`.
     - `observed_data`, `posterior_predictive`, `log_likelihood`: where the target has them. Those of `tb.from_numpyro` have
@@ -37,7 +38,11 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
     import arviz_base
     import xarray as xr
 
-    values = fit.sample(fit.seed, n, corrected=True)
+    chains = 1 if fit.q.has_density else fit.q.chains
+    if fit.q.has_density:
+        values = fit.sample(fit.seed, n, corrected=True)
+    else:
+        values = constrain_batch(fit.target, np.asarray(fit.q.flat))
     groups = {"posterior": _by_name(values), **_of_target(fit, values)}
     for name in _RESERVED:
         if name in groups["posterior"]:
@@ -45,7 +50,10 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
                 f"to_datatree: a value is called {name!r}, which is a dimension of every ArviZ tree. Rename it in the "
                 "model; fit.sample(key, n) has the draws under any name."
             )
-    tree = arviz_base.from_dict(_with_chain(groups), attrs={"/": _attributes(fit)})
+    groups = _with_chain(groups, chains)
+    if not fit.q.has_density and fit.q.statistics:
+        groups["sample_stats"] = {name: np.asarray(value) for name, value in fit.q.statistics.items()}
+    tree = arviz_base.from_dict(groups, attrs={"/": _attributes(fit)})
     tree["fit"] = xr.DataTree(_fit_group(fit))
     return tree
 
@@ -81,10 +89,14 @@ def _by_name(values: Any) -> dict[str, np.ndarray]:
     return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(values)}
 
 
-def _with_chain(groups: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
-    """A leading axis `chain` of length one in the groups that hold draws."""
+def _with_chain(groups: Mapping[str, dict[str, np.ndarray]], chains: int) -> dict[str, dict[str, np.ndarray]]:
+    """A leading axis `chain` in the groups that hold draws, of which each chain has made as many."""
+
+    def split(value: np.ndarray) -> np.ndarray:
+        return value.reshape(chains, len(value) // chains, *value.shape[1:])
+
     return {
-        group: values if group == "observed_data" else {name: value[None] for name, value in values.items()}
+        group: values if group == "observed_data" else {name: split(value) for name, value in values.items()}
         for group, values in groups.items()
     }
 

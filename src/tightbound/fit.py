@@ -16,9 +16,8 @@ import numpy as np
 from . import datatree, posterior, report, storage, summary
 from ._numerics import host_algebra, key_words, to_device, to_host, x64
 from ._types import Budget, Estimate
-from .certify.base import Certificate, Verdict
-from .certify.check import check
-from .certify.proper import improper, widest
+from .certify.base import Certificate
+from .certify.check import check, with_propriety
 from .default import Plan, plan
 from .families.base import AbstractFamily
 from .ladder import climb
@@ -62,9 +61,7 @@ class Fit:
     @functools.cached_property
     def certificate(self) -> Certificate:
         """What is known of how far off `q` is: attached by the default path, else computed now (`tb.check`)."""
-        if self.checked is not None:
-            return self.checked
-        return _with_propriety(self, check(self, key=self.seed))
+        return check(self, key=self.seed) if self.checked is None else self.checked
 
     @property
     def elbo(self) -> Estimate:
@@ -224,28 +221,12 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
             fitted, q=ran.q, result=ran.result, steps=len(end.trace.loss), trace=end.trace,
             seconds=seconds, rung=end.why,
         )  # fmt: skip
-        certificate = _with_propriety(climbed, end.certificate)
+        certificate = with_propriety(climbed, end.certificate, fitted.seed)
     except KeyboardInterrupt:
         seconds = time.perf_counter() - started
         return dataclasses.replace(fitted, result=Result.interrupted, seconds=seconds, rung="interrupted during the climb")
     result = Result.unbounded if "proper" in certificate else ran.result
     return dataclasses.replace(climbed, result=result, checked=certificate)
-
-
-def _with_propriety(fitted: Fit, certificate: Certificate) -> Certificate:
-    """The certificate with one more finding where the posterior turns out to be improper; looked for unless it passes."""
-    ran_away = fitted.result is Result.unbounded
-    if certificate.verdict is Verdict.PASS and not ran_away:
-        return certificate
-    started, before = time.perf_counter(), _host_evaluations(fitted.target)
-    with x64(), host_algebra():
-        found = improper(fitted, fitted.seed) or (widest(fitted, fitted.seed) if ran_away else None)
-    return dataclasses.replace(
-        certificate,
-        findings=certificate.findings if found is None else (found, *certificate.findings),
-        evaluations=certificate.evaluations + _host_evaluations(fitted.target) - before,
-        seconds=certificate.seconds + time.perf_counter() - started,
-    )
 
 
 def _left(budget: Budget, started: float, evaluations: int) -> Budget:

@@ -38,6 +38,11 @@ class Result(enum.Enum):
         "The log density has a flat (improper) direction: the approximation grew without bound along it. Give the "
         "parameter named in the certificate a proper prior, or fix it."
     )
+    mixed = "The sampler made the draws that were asked for, and its chains agree."
+    unmixed = (
+        "The sampler made the draws that were asked for, but its chains do not agree yet, or hold too few effective draws. "
+        "Ask for more (`draws`, `warmup`), start from a better q, or write the model in another form."
+    )
     nonfinite = (
         "The log density became NaN or infinite so often that no step could be taken; the last good state is returned. "
         "Likely causes: (a) a parameter leaves the region where the model is defined (pass `support`), (b) overflow in exp "
@@ -47,7 +52,7 @@ class Result(enum.Enum):
     @property
     def ok(self) -> bool:
         """Whether the run reached the optimum that it looked for."""
-        return self in (Result.converged, Result.stationary, Result.held_out)
+        return self in (Result.converged, Result.stationary, Result.held_out, Result.mixed)
 
     @property
     def usable(self) -> bool:

@@ -25,6 +25,7 @@ class Claimed:
 
 
 STANDARD = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["z"] ** 2), {"z": np.zeros(3)})
+STANDARD_2 = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["z"] ** 2), {"z": np.zeros(2)})
 LOG_Z = 1.5 * np.log(2 * np.pi)
 
 
@@ -63,6 +64,17 @@ def test_converged_measures_the_natural_gradient_in_sds():
     assert certificate["converged"].value == pytest.approx(0.3, abs=4 * certificate["converged"].stderr + 0.01)
 
 
+@pytest.mark.parametrize(
+    ("sd", "verdict"), [(0.1, Verdict.FAIL), (0.85, Verdict.CAUTION), (1.0, Verdict.PASS), (2.0, Verdict.FAIL)]
+)
+def test_converged_measures_the_pull_on_each_sd(sd, verdict):
+    """q = N(0, sd^2) for a standard normal: d ELBO / d log sd = 1 - sd^2, though no mean wants to move."""
+    finding = tb.check(Claimed(gaussian(sd=sd, dim=2), STANDARD_2), key=2)["converged"]
+    assert finding.verdict is verdict
+    if verdict is not Verdict.PASS:
+        assert finding.value == pytest.approx(abs(1 - sd**2), abs=4 * finding.stderr)
+
+
 def test_moments_measures_the_correction():
     """q = N(0, 0.9^2): the weights multiply each sd by 1 / 0.9."""
     certificate = tb.check(Claimed(gaussian(sd=0.85), STANDARD), key=3)
@@ -91,7 +103,7 @@ def test_draws_without_density_are_counted_and_located():
     share = 1 - 0.93319  # P(N(0, 1) > 1.5)
     assert finding.value / 4000 == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000))
     assert finding.verdict is Verdict.FAIL
-    assert finding.where[0] == "`a`"
+    assert finding.where == ("`a`",), "and b, which has no part in it, is not named"
 
 
 def test_a_missing_mode_is_found_by_the_searches():
@@ -157,3 +169,12 @@ def test_bad_arguments():
         tb.check(Claimed(gaussian(), STANDARD), draws=10)
     with pytest.raises(ValueError, match="`starts` must be at least 16"):
         tb.check(Claimed(gaussian(), STANDARD), starts=4)
+
+
+def test_an_improper_posterior_is_found_by_a_check_of_any_approximation():
+    flat = tb.from_log_density(
+        lambda p: -0.5 * p["a"] ** 2 + 0.0 * p["b"] - 0.5 * jnp.log1p(p["b"] ** 2), {"a": 0.0, "b": 0.0}
+    )
+    certificate = tb.check(Claimed(gaussian(dim=2), flat), key=0)
+    assert certificate["proper"].where == ("b",)
+    assert certificate.verdict == "fail"

@@ -5,10 +5,9 @@ import pytest
 
 import tightbound as tb
 from tightbound.experiments import REGISTRY, run
-from tightbound.experiments.clutter import PUBLISHED, draw, mean_field
+from tightbound.experiments.clutter import PUBLISHED
 from tightbound.experiments.clutter import run as run_clutter
 from tightbound.experiments.result import Result, agrees, below
-from tightbound.targets import Clutter
 
 KEYS = {"claim", "source", "published", "measured", "tolerance", "ok"}
 
@@ -33,16 +32,6 @@ def test_the_whole_table_is_there_where_the_data_are(result):
     assert [row["n"] for row in result.tables["kl"]] == list(PUBLISHED)
 
 
-def test_mean_field_is_a_fixed_point_of_its_elbo():
-    """At the end, q's mean and precision are those that its own responsibilities imply."""
-    target = Clutter(draw(np.random.default_rng(0), 30))
-    q = mean_field(target)
-    k, m, v = target.kernels(), q.mean[0], q.cov[0, 0]
-    r = 1 / (1 + np.exp(-(k.logits() - 0.5 * ((k.points[:, 0] - m) ** 2 + v))))
-    assert 1 / v == pytest.approx(r.sum() + 0.01, rel=1e-6)
-    assert m == pytest.approx(v * np.sum(r * k.points[:, 0]), rel=1e-6)
-
-
 def test_claims():
     assert agrees("a", "b", 2.0, 2.009, 5e-3)["ok"]
     assert not agrees("a", "b", 2.0, 2.011, 5e-3)["ok"]
@@ -57,6 +46,8 @@ def test_unknown_names_and_folders_are_sentences(tmp_path):
         run("cluter")
     with pytest.raises(ValueError, match=r"no paper_n20\.csv"):
         run_clutter(data=tmp_path)
+    with pytest.raises(ValueError, match=r"clutter takes no option `seed`; besides `fast` it takes data\."):
+        run("clutter", seed=1)
 
 
 def test_registry_is_lazy_and_reachable():

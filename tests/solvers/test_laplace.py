@@ -36,6 +36,13 @@ def test_exact_on_a_gaussian_however_correlated(correlation):
     np.testing.assert_allclose(fit.q.cov, cov, rtol=1e-4)
 
 
+def test_exact_on_a_gaussian_however_scaled():
+    sd = np.geomspace(1e-6, 1e6, 5)
+    target = tb.from_log_density(lambda p: -0.5 * jnp.sum((p["z"] / sd) ** 2), {"z": np.zeros(5)})
+    fit = tb.fit(target, solver=tb.solvers.Laplace())
+    np.testing.assert_allclose(fit.q.sd, sd, rtol=1e-6)
+
+
 def test_the_evidence_is_laplaces():
     """Its ELBO on a Gaussian is the log evidence; the loss of its trace is minus the log density at the mode."""
     target = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["x"] ** 2) + 7.0, {"x": np.zeros(3)})

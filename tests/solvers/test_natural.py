@@ -140,6 +140,17 @@ def test_kl_at_the_optimum_is_zero_on_a_gaussian():
 # every result that it can return
 
 
+@pytest.mark.parametrize(("distance", "dim"), [(5e3, 3), (1e6, 1)])
+def test_a_start_thousands_of_sds_away_arrives(distance, dim):
+    """Steps of full length double while they climb: log2(distance) of them, where equal ones would take distance / 2."""
+    target = Quadratic(np.full(dim, distance), np.eye(dim))
+    fit = tb.fit(target, Gaussian.full(dim), solver=NaturalGradient())
+    assert fit.result is Result.converged
+    assert fit.steps < 2 * np.log2(distance)
+    np.testing.assert_allclose(fit.q.mean, distance, rtol=1e-9)
+    np.testing.assert_allclose(fit.q.cov, np.eye(dim), atol=1e-8)
+
+
 def test_result_noisy_when_the_family_is_far():
     """The design may not grow and tol is below its error: it says so instead of claiming convergence."""
     solver = NaturalGradient(estimator=tb.estimators.FixedDesign(pairs=64), max_doublings=0)

@@ -20,6 +20,7 @@ from tightbound._numerics import to_device, x64
 from tightbound.targets import NumPyroModel, NumPyroRows
 from tightbound.targets.batched import batched
 from tightbound.targets.numpyro_program import ClosedOver
+from tightbound.testing import check_target
 
 Y = np.random.default_rng(0).standard_normal(12)
 GROUP = np.arange(12) % 3
@@ -387,3 +388,17 @@ def test_missing_values_are_named():
     target = tb.from_numpyro(normal, Y)
     with pytest.raises(TargetError, match="`values` lacks the site 'sigma'; it has mu"):
         target.unconstrain({"mu": 0.0})
+
+
+def test_the_battery_on_a_model_of_all_kinds_of_supports():
+    def model():
+        numpyro.sample("s", dist.HalfNormal(2.0))
+        numpyro.sample("p", dist.Beta(2.0, 3.0))
+        numpyro.sample("w", dist.Dirichlet(jnp.ones(3)))
+        with numpyro.plate("i", 2):
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    def free(values):
+        return jnp.hstack([values["p"], values["s"], values["w"][:-1], values["x"]])
+
+    check_target(tb.from_numpyro(model), 0, free=free)

@@ -1,6 +1,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -9,6 +10,7 @@ from tightbound._numerics import x64
 from tightbound.targets import Rows, zoo
 from tightbound.targets.batched import batched
 from tightbound.targets.zoo import schools
+from tightbound.testing import check_target
 
 PLANE = {
     "gaussian": lambda: zoo.gaussian(2, condition=30.0, seed=3),
@@ -165,3 +167,28 @@ def test_eight_schools(centered):
 def test_a_target_without_exact_draws_says_so():
     with pytest.raises(NotImplementedError, match=r"logistic_regression.* has no exact sampler"):
         zoo.logistic_regression(20).sample(3, 0)
+
+
+BATTERY = {
+    "two_modes": (lambda: zoo.two_modes(2), None),
+    "funnel": (lambda: zoo.funnel(3), None),
+    "banana": (lambda: zoo.banana(), None),
+    "student_t": (lambda: zoo.student_t(2, df=5.0), None),
+    "ring": (lambda: zoo.ring(), None),
+    "gaussian": (lambda: zoo.gaussian(4, condition=1e4), None),
+    "beta_bernoulli": (lambda: zoo.beta_bernoulli(), None),
+    "gamma_poisson": (lambda: zoo.gamma_poisson(), None),
+    "normal_normal": (lambda: zoo.normal_normal(), None),
+    "linear_regression": (lambda: zoo.linear_regression(), None),
+    "logistic_regression": (lambda: zoo.logistic_regression(), None),
+    "eight_schools, centred": (lambda: zoo.eight_schools(centered=True), None),
+    "eight_schools": (lambda: zoo.eight_schools(), ("mu", "tau", "theta_trans")),
+}
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("name", BATTERY)
+def test_every_target_of_the_zoo_passes_the_battery(name):
+    make, parameters = BATTERY[name]
+    free = None if parameters is None else lambda values: jnp.hstack([values[key] for key in parameters])
+    check_target(make().target, 0, free=free)

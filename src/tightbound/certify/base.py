@@ -86,19 +86,22 @@ class Certificate(Mapping[str, Finding]):
 
     @property
     def khat(self) -> float:
-        """Pareto shape of the importance weights: below 0.7 they can be trusted."""
-        return self["khat"].value
+        """Pareto shape of the importance weights: below 0.7 they can be trusted. NaN for draws without a density."""
+        return self["khat"].value if "khat" in self else float("nan")
 
     def explain(self) -> str:
         """The verdict in plain words, with the reasons that decided it."""
-        lines = [f"{self.verdict.upper()}: {_MEANING[self.verdict]}"]
+        meaning = _MEANING[self.verdict]
+        if self.verdict is Verdict.CAUTION and "khat" not in self:  # draws without weights have nothing to be corrected by
+            meaning = "Usable, but mind what is uncertain:"
+        lines = [f"{self.verdict.upper()}: {meaning}"]
         order = list(Verdict)[::-1]
         for level in order[:-1]:
             lines += [f"  - {f.why}" for f in self.findings if f.verdict is level]
         if self.verdict is Verdict.PASS:
-            lines += [f"  {self[name].why}" for name in ("khat", "global optimum") if name in self]
+            lines += [f"  {self[name].why}" for name in ("khat", "ess", "global optimum") if name in self][:1]
         lower, upper = self.log_evidence
-        if lower > -math.inf or upper < math.inf:  # an amortised fit is of no data in particular, and has no evidence
+        if math.isfinite(upper) or "khat" in self:
             lines.append(f"  The log evidence lies between {lower:.3f} and {upper:.3f} nats.")
         return "\n".join(lines)
 

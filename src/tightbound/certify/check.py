@@ -2,22 +2,28 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .._numerics import host_algebra, key_words
+from .._numerics import host_algebra, key_words, x64
 from .._types import Fitted
 from ..families.base import AbstractFamily
+from ..results import Result
 from ..targets.base import Density, Simulator, require
 from ..targets.batched import batched
+from ..targets.sites import Contaminated
 from . import findings
 from .amortised import check_amortised
 from .base import Certificate, Finding, Verdict
+from .chains import check_chains
+from .contaminated import contaminated
 from .corrections import coordinate_table, value_table
 from .coverage import coverage
 from .draws import FreshDraws, fresh_draws
 from .optima import optima
+from .proper import improper, widest
 
 _DRAWS = 4000
 _MAX_DRAWS = 16_000
@@ -25,6 +31,8 @@ _MAX_NUMBERS = 8_000_000  # draws x dim: 64 MB an array; fewer draws above 2,000
 _LEAST_DRAWS = 200
 _ROUNDING = 1e-4  # nats: a log density of 1e5 nats carries some 1e-10 of its own, quadratures of a known evidence more
 _RIVAL_SLACK = 0.5  # nats that a rival's evidence may lie above the ELBO of its local Gaussian
+OF_ABILITIES: list[tuple[type, Callable[[Any, FreshDraws], tuple[Finding, ...]]]] = [(Contaminated, contaminated)]
+"""Ability of a target -> findings of its own, from q and its draws."""
 _CHEAP = 1_000  # effective draws below which more are drawn, up to _MAX_DRAWS
 
 
@@ -32,8 +40,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
     """How far off a fit is: a Certificate from fresh draws of `fitted.q` and dispersed searches of its target.
 
     Uses nothing of how q was found: any object with `.q` (a family member) and `.target` (with the ability `density`)
-    can be checked. Cost: `draws` gradients (at least 2,000 for a k-hat worth having; four times as many where the
-    effective sample is small), and some 50 per start.
+    can be checked; a sampler's draws, which have no density, are judged as chains. Cost: `draws` gradients (at least 2,000
+    for a k-hat worth having; four times as many where the effective sample is small), and some 50 per start.
 
     Arguments:
         fitted: anything with `.q` and `.target`.
@@ -53,15 +61,19 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         raise ValueError(
             f"check: `starts` must be at least 16 (fewer miss one of two equal basins too often), got {starts}."
         )
+    if not fitted.q.has_density:
+        with host_algebra():
+            return check_chains(fitted, key=_check_key(key), starts=starts)
     require("check", fitted.target, Density)
     started, before = time.perf_counter(), batched(fitted.target).evaluations
     with host_algebra():
         sample = fresh_sample(fitted, key, draws + draws % 2)
         found = judge(fitted.q, sample, key)
         seconds = time.perf_counter() - started
-        return certify(
+        certificate = certify(
             sample, found, key=key, starts=starts, seconds=seconds, used=batched(fitted.target).evaluations - before
         )
+    return with_propriety(fitted, certificate, _check_key(key))
 
 
 def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...]:
@@ -72,8 +84,9 @@ def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...
     per_table = [[findings.moments(t), findings.noise(t), findings.parameter_khat(sample, t, x)] for t, x in tables]
     worst = [max(same, key=lambda f: (list(Verdict).index(f.verdict), f.value)) for same in zip(*per_table, strict=True)]
     worst.append(findings.tails(sample, *tables[-1]))  # of what the summary prints: a log scale has long tails of its own
+    own = [finding for ability, find in OF_ABILITIES if isinstance(sample.target, ability) for finding in find(q, sample)]
     of_sample = [f(sample) for f in (findings.finite, findings.converged, findings.khat, findings.evidence)]
-    return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample))
+    return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample), *own)
 
 
 def certify(
@@ -85,6 +98,22 @@ def certify(
     bounds = _evidence_bounds({finding.name: finding for finding in found})
     used += batched(sample.target).evaluations - before
     return Certificate(found, bounds, sample.elbo, used, seconds + time.perf_counter() - started)
+
+
+def with_propriety(fitted: Fitted, certificate: Certificate, key: int) -> Certificate:
+    """The certificate with one more finding where the posterior turns out to be improper; looked for unless it passes."""
+    ran_away = getattr(fitted, "result", None) is Result.unbounded
+    if (certificate.verdict is Verdict.PASS and not ran_away) or not isinstance(fitted.target, Density):
+        return certificate
+    started, before = time.perf_counter(), batched(fitted.target).evaluations
+    with x64(), host_algebra():
+        found = improper(fitted, key) or (widest(fitted, key) if ran_away else None)
+    return dataclasses.replace(
+        certificate,
+        findings=certificate.findings if found is None else (found, *certificate.findings),
+        evaluations=certificate.evaluations + batched(fitted.target).evaluations - before,
+        seconds=certificate.seconds + time.perf_counter() - started,
+    )
 
 
 def _evidence_bounds(found: dict[str, Finding]) -> tuple[float, float]:

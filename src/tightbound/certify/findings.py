@@ -10,6 +10,7 @@ from .psis import khat_of, khat_threshold, tail_size
 
 _GROUP = 100  # weights averaged in each bound on the evidence
 _SHIFT = 0.05  # posterior sds that q's mean may still have to move
+_STRETCH = 0.15  # nats per log sd: an sd of a Gaussian posterior that is 7 % too narrow or wide
 _CORRECTION = 0.1  # posterior sds in the mean, or relative in the sd, that a correction may amount to
 _ENOUGH = 400  # effective draws
 _TOO_FEW = 60  # effective draws below which corrected summaries are noise
@@ -34,44 +35,60 @@ def finite(draws: FreshDraws) -> Finding:
 
 
 def _where_bad(draws: FreshDraws, bad: np.ndarray) -> tuple[str, ...]:
-    sd = draws.z.std(axis=0) + 1e-300
-    lean = np.abs(draws.z[bad].mean(axis=0) - draws.z.mean(axis=0)) / sd
-    names = draws.target.coordinate_names
-    return tuple(f"`{names[j]}`" for j in np.argsort(-lean)[:3])
+    """At most three coordinates in which the bad draws differ in mean or spread from all, beyond chance and by most."""
+    z, count = draws.z, bad.sum()
+    u = (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-300)
+    kurtosis = np.maximum(np.mean(u**4, axis=0) - 1.0, 1e-3)
+    lean = np.abs(u[bad].mean(axis=0)) * np.sqrt(count)
+    spread = np.abs(np.mean(u[bad] ** 2, axis=0) - 1.0) * np.sqrt(count / kurtosis)
+    size = np.maximum(lean, spread)
+    stands_out = (size > 4.0) & (size > 0.5 * size.max())
+    return tuple(f"`{draws.target.coordinate_names[j]}`" for j in np.argsort(-size)[:3] if stands_out[j])
 
 
 def converged(draws: FreshDraws) -> Finding:
-    """The natural gradient at q on fresh draws: how far the ELBO still wants to move each mean, in q's sds.
+    """Whether the ELBO is stationary at q on fresh draws: in each mean, and in the scale of each coordinate.
 
-    shift = S E_q[grad log p] / sd, with S and sd those of q's draws (E_q[grad log q] = 0). Reads no solver's state.
+    shift = S E_q[grad log p] / sd, in q's sds, with S and sd those of q's draws (E_q[grad log q] = 0), and
+    stretch = 1 + E_q[(z_j - mean_j) grad_j log p], the derivative of the ELBO in log sd_j; both vanish at the optimum
+    of every family that is closed under moving and stretching a coordinate. Reads no solver's state.
     """
     good = draws.finite
     if good.sum() < 10:
-        return Finding(
-            "converged",
-            np.inf,
-            np.nan,
-            _SHIFT,
-            Verdict.FAIL,
-            "Too few finite draws to judge convergence.",
-            "docs/certificate.md, converged",
-        )
+        why = "Too few finite draws to judge convergence."
+        return Finding("converged", np.inf, np.nan, _SHIFT, Verdict.FAIL, why, "docs/certificate.md, converged")
     everything = bool(good.all())
-    shift, stderr = _natural_shift(
-        draws.z if everything else draws.z[good], draws.scores if everything else draws.scores[good]
-    )
-    excess = np.abs(shift) - 2.0 * stderr
+    z, scores = (draws.z, draws.scores) if everything else (draws.z[good], draws.scores[good])
+    candidates = [
+        _pull(draws, *_natural_shift(z, scores), (_SHIFT, 1.0), "still pulls `{}` by {:.3g} ± {:.2g} sd"),
+        _pull(
+            draws, *_stretch(z, scores), (_STRETCH, 0.75), "still changes the sd of `{}`: by {:.3g} ± {:.2g} nats per log sd"
+        ),
+    ]
+    return max(candidates, key=lambda f: (list(Verdict).index(f.verdict), f.value / f.threshold))
+
+
+def _pull(draws: FreshDraws, pull: np.ndarray, stderr: np.ndarray, limits: tuple[float, float], words: str) -> Finding:
+    """The coordinate that the ELBO pulls hardest beyond twice its standard error; `limits` for caution and for fail."""
+    excess = np.abs(pull) - 2.0 * stderr
     worst = int(np.argmax(excess))
-    value = float(np.abs(shift[worst]))
-    verdict = Verdict.PASS if excess[worst] < _SHIFT else Verdict.CAUTION if excess[worst] < 1.0 else Verdict.FAIL
-    name = draws.target.coordinate_names[worst]
+    value, name = float(np.abs(pull[worst])), draws.target.coordinate_names[worst]
+    verdict = Verdict.PASS if excess[worst] < limits[0] else Verdict.CAUTION if excess[worst] < limits[1] else Verdict.FAIL
     why = (
-        f"On fresh draws the ELBO is stationary: no mean wants to move by more than {_SHIFT} sd beyond its error."
+        f"On fresh draws the ELBO is stationary: no mean wants to move by more than {_SHIFT} sd beyond its error, and no "
+        "sd to change."
         if verdict is Verdict.PASS
-        else f"On fresh draws the ELBO still pulls `{name}` by {value:.3g} ± {stderr[worst]:.2g} sd; "
-        "continue with tb.fit(target, fit.q)."
+        else f"On fresh draws the ELBO {words.format(name, value, stderr[worst])}; continue with tb.fit(target, fit.q)."
     )
-    return Finding("converged", value, float(stderr[worst]), _SHIFT, verdict, why, "Khan & Rue 2023, section 3.1", (name,))
+    source = "Khan & Rue 2023, section 3.1"
+    return Finding("converged", value, float(stderr[worst]), limits[0], verdict, why, source, (name,))
+
+
+def _stretch(z: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """1 + E[(z - mean) score] per coordinate and its standard error over pairs of draws."""
+    products, half = (z - z.mean(axis=0)) * scores, len(z) // 2
+    paired = 0.5 * (products[:half] + products[half : 2 * half])
+    return 1.0 + products.mean(axis=0), paired.std(axis=0) / np.sqrt(half)
 
 
 def _natural_shift(z: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

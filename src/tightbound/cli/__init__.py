@@ -1,10 +1,11 @@
-"""`tightbound fit MODEL.py`, `tightbound reproduce NAME`, `tightbound list`.
+"""`tightbound fit MODEL.py`, `tightbound check FIT MODEL.py`, `tightbound reproduce NAME`, `tightbound list`.
 
 Exit codes: 0 the verdict is "pass" or "caution" (or every claim is met), 1 it is "fail", no usable fit exists, or a claim is
 not met, 2 the command, MODEL.py or the data cannot be used. What heavy imports can wait, waits: `--help` is quick.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import json as jsonlib
 import sys
@@ -16,6 +17,7 @@ from ..results import MissingExtraError
 from .errors import UsageError
 from .model import blaming, importable, target_of
 from .output import as_json, in_words, make_folder, plain, write
+from .reproduction import claims_in_words, write_result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default_parameter=cyclopts.Parameter(negative=()),
         suppress_keyboard_interrupt=False,
     )
-    for command, name in ((fit, "fit"), (reproduce, "reproduce"), (list_experiments, "list")):
+    for command, name in ((fit, "fit"), (check, "check"), (reproduce, "reproduce"), (list_experiments, "list")):
         app.command(command, name=name)
     try:
         return app(argv, exit_on_error=False, result_action="return_value") or 0
@@ -86,28 +88,69 @@ def fit(
     return 1 if shown["verdict"] == "fail" else 0
 
 
-def reproduce(name: str, /, *, full: bool = False, json: bool = False) -> int:
+def check(
+    saved: Path, model: Path, /, *, data: Path | None = None, seed: int = 1, draws: int = 4000, json: bool = False
+) -> int:
+    """Certify a fit anew, with draws and searches of its own: is what FIT says still so, for this model and these data?
+
+    Arguments:
+        saved: The fit.npz that `tightbound fit --out` or `fit.save` wrote.
+        model: The Python file, as for `tightbound fit`.
+        data: The data file, as for `tightbound fit`; other data than the fit's are what a check is for.
+        seed: The same seed gives the same numbers.
+        draws: Fresh draws to judge by, an even number, at least 100.
+        json: Print one JSON object to stdout, and nothing else.
+    """
+    if draws < 100:
+        raise UsageError(f"--draws must be at least 100 to say anything, got {draws}.")
+    with _stdout_to_stderr(json), importable(model.parent):
+        fitted = _checked(saved, target_of(model, data), model, seed=seed, draws=draws)
+        shown = {"model": str(model), "fit": str(saved), "seed": seed, "version": _version(), **as_json(fitted)}
+        words = "" if json else fitted.certificate.explain()
+    print(jsonlib.dumps(shown, allow_nan=False) if json else words)
+    return 1 if shown["verdict"] == "fail" else 0
+
+
+def reproduce(
+    name: str,
+    /,
+    *,
+    reference: bool = False,
+    full: bool = False,
+    data: Path | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> int:
     """Rerun one published table or figure, and compare it with what was published.
 
     Arguments:
         name: One of the names that `tightbound list` prints.
+        reference: The setting between the fast and the full version, where the experiment has one.
         full: All of it, not the fast version.
+        data: The folder of the experiment's data, where it takes some.
+        out: A folder for the claims, the tables and the pictures; it is made where it does not exist.
         json: Print one JSON object to stdout, and nothing else.
     """
     experiments, known = _experiments()
     if name not in known:
         names = f"They are: {', '.join(known)}." if known else "There are none in this version."
         raise UsageError(f"No experiment is called {name!r}. {names} `tightbound list` describes them.")
+    if reference and full:
+        raise UsageError("--reference and --full exclude each other: pass one of them.")
+    if out is not None:
+        make_folder(out)
+    options = {"reference": True} if reference else {}
     with _stdout_to_stderr(json):
-        claims = experiments.run(name, fast=not full).claims
-    if json:
-        print(jsonlib.dumps(plain({"name": name, "claims": claims}), allow_nan=False))
-    else:
-        for claim in claims:
-            met = "met    " if claim["ok"] else "NOT MET"
-            values = f"published {claim['published']}, measured {claim['measured']}"
-            print(f"{met}  {claim['claim']}: {values} ({claim['source']})")
-    return 0 if all(claim["ok"] for claim in claims) else 1
+        try:
+            result = experiments.run(name, fast=not full, **options, **({} if data is None else {"data": data}))
+        except experiments.OptionError as error:
+            raise UsageError(str(error)) from None
+    shown = plain({"name": name, "claims": result.claims, "note": result.note})
+    print(jsonlib.dumps(shown, allow_nan=False) if json else claims_in_words(result))
+    if out is not None:
+        with _stdout_to_stderr(json):
+            write_result(out, result, shown, experiments.pictures)
+    return 0 if result.ok else 1
 
 
 def list_experiments() -> int:
@@ -147,6 +190,19 @@ def _fitted(target: Any, model: Path, *, seed: int, tol: float, seconds: float |
 
     with blaming(model):  # what the log density raises when it is traced again
         return run(target, key=seed, tol=tol, budget=Budget(seconds=seconds), throw=False)
+
+
+def _checked(saved: Path, target: Any, model: Path, *, seed: int, draws: int) -> Any:
+    """The saved fit with a new certificate in the place of its own."""
+    from ..certify.check import check as certify
+    from ..fit import load
+
+    try:
+        fitted = load(saved, target)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{saved}: {error}") from None
+    with blaming(model):
+        return dataclasses.replace(fitted, checked=certify(fitted, key=seed, draws=draws))
 
 
 __all__ = ["UsageError", "main"]

@@ -72,7 +72,7 @@ def make_folder(out: Path) -> None:
 
 
 def write(out: Path, fitted: Any, shown: dict[str, Any], title: str) -> None:
-    """All files of --out; what cannot be written is said, and does not keep the rest from being written."""
+    """All files of --out."""
     from .. import report
     from ..storage import write_whole
 
@@ -83,6 +83,11 @@ def write(out: Path, fitted: Any, shown: dict[str, Any], title: str) -> None:
             "summary.json": lambda path: write_whole(path, json.dumps(shown, indent=1).encode(), "summary"),
             "report.html": lambda path: report.write(fitted, path, title=title),
         }
+    write_all(out, writers)
+
+
+def write_all(out: Path, writers: dict[str, Callable[[Path], Any]]) -> None:
+    """Call each writer with its file in `out`; what cannot be written is said, and does not keep the rest from it."""
     written, failed = [], []
     for name, writer in writers.items():
         try:
@@ -96,4 +101,4 @@ def write(out: Path, fitted: Any, shown: dict[str, Any], title: str) -> None:
         raise UsageError("\n".join(failed))
 
 
-__all__ = ["as_json", "in_words", "make_folder", "plain", "write"]
+__all__ = ["as_json", "in_words", "make_folder", "plain", "write", "write_all"]

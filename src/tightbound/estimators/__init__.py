@@ -8,3 +8,5 @@ from .gauss_hermite import GaussHermite as GaussHermite
 from .local_quadratic import LocalQuadratic as LocalQuadratic
 from .pathwise import Pathwise as Pathwise
 from .pathwise import StickTheLanding as StickTheLanding
+from .projected_logit import ProjectedLogit as ProjectedLogit
+from .sum_of_exponentials import SumOfExponentials as SumOfExponentials

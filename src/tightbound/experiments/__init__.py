@@ -1,14 +1,17 @@
 """Published tables and figures, run again: `tb.experiments.run("clutter").claims`."""
 
 import importlib
+import inspect
 from typing import Any
 
-from .result import Result
+from .result import OptionError as OptionError
+from .result import Result as Result
 
 REGISTRY: dict[str, str] = {
     "clutter": "KL of EP, the analytic gradient, Laplace, mean field and the best Gaussian (Popov 2024, figures 3 and 4)",
 }
-"""name -> one line. The file of that name in this folder has `run(fast, **options) -> Result`."""
+"""name -> one line. The file of that name in this folder has `run(fast, **options) -> Result`, and where there is a picture
+`figures(result) -> {name: matplotlib figure}`, drawn from the result's tables alone."""
 
 
 def run(name: str, fast: bool = True, **options: Any) -> Result:
@@ -20,11 +23,34 @@ def run(name: str, fast: bool = True, **options: Any) -> Result:
         options: what the experiment takes besides, such as `data`, the folder of its data.
 
     Raises:
-        ValueError: there is no experiment of that name.
+        OptionError: (a ValueError) there is no experiment of that name, or it does not take one of the options.
     """
+    module = _module(name)
+    known = list(inspect.signature(module.run).parameters)[1:]
+    for option in options.keys() - known:
+        what = f"; besides `fast` it takes {', '.join(known)}" if known else ": it takes `fast` alone"
+        raise OptionError(f"experiments.run: {name} takes no option `{option}`{what}.")
+    return module.run(fast, **options)
+
+
+def pictures(result: Result) -> dict[str, bytes]:
+    """The pictures of a result by name, as PNG files; empty for an experiment that has none.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    draw = getattr(_module(result.name), "figures", None)
+    if draw is None:
+        return {}
+    from .drawing import png  # imports matplotlib
+
+    return {name: png(figure) for name, figure in draw(result).items()}
+
+
+def _module(name: str) -> Any:
     if name not in REGISTRY:
-        raise ValueError(f"experiments.run: there is no experiment {name!r}; there are {', '.join(sorted(REGISTRY))}.")
-    return importlib.import_module(f".{name.replace('-', '_')}", __name__).run(fast, **options)
+        raise OptionError(f"experiments.run: there is no experiment {name!r}; there are {', '.join(sorted(REGISTRY))}.")
+    return importlib.import_module(f".{name.replace('-', '_')}", __name__)
 
 
-__all__ = ["REGISTRY", "Result", "run"]
+__all__ = ["REGISTRY", "OptionError", "Result", "pictures", "run"]

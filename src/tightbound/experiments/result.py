@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 
 
+class OptionError(ValueError):
+    """An experiment cannot be run as it was asked for; the message says what it takes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """One published table or figure, run again.
@@ -46,4 +50,4 @@ def _claim(claim: str, source: str, published: float, measured: float, tolerance
     }  # fmt: skip
 
 
-__all__ = ["Result", "agrees", "below"]
+__all__ = ["OptionError", "Result", "agrees", "below"]

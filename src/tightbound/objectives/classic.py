@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from ..families.base import AbstractFamily, Nats
 from ..families.gaussian import Gaussian, kl
@@ -25,7 +24,7 @@ class ELBO(AbstractObjective):
     drawn_from: ClassVar[Source] = Source.q
 
     def loss(self, draws: Draws) -> jax.Array:
-        return -jnp.mean(draws.log_w)
+        return -draws.average(draws.log_w)
 
     def exact(self, target: AbstractTarget, q: AbstractFamily) -> Nats | None:
         if not (isinstance(target, KnownGaussian) and isinstance(q, Gaussian)):
@@ -60,11 +59,15 @@ class IWELBO(AbstractObjective):
         return self.k
 
     def loss(self, draws: Draws) -> jax.Array:
-        count = draws.log_q.shape[0]
-        if count % self.k:
-            raise ValueError(f"IWELBO({self.k}): the number of draws must be a multiple of {self.k}, got {count}.")
-        terms = jax.nn.logsumexp(draws.log_w.reshape((-1, self.k)), axis=1) - math.log(self.k)
-        return -jnp.mean(terms)
+        terms = jax.nn.logsumexp(grouped(draws.log_w, self.k, f"IWELBO({self.k})"), axis=1) - math.log(self.k)
+        return -draws.average(terms)
 
 
-__all__ = ["ELBO", "IWELBO"]
+def grouped(log_w: jax.Array, k: int, what: str) -> jax.Array:
+    """Consecutive groups of k draws, `[n / k, k]`."""
+    if log_w.shape[0] % k:
+        raise ValueError(f"{what}: the number of draws must be a multiple of {k}, got {log_w.shape[0]}.")
+    return log_w.reshape((-1, k))
+
+
+__all__ = ["ELBO", "IWELBO", "grouped"]

@@ -90,6 +90,8 @@ def _verdict(certificate: Certificate) -> str:
 
 def _tiles(contents: Contents) -> str:
     certificate, smoothed = contents.certificate, contents.draws.smoothed
+    if "rhat" in certificate:
+        return _cells(_chain_tiles(certificate))
     count, (lower, upper) = len(contents.values), certificate.log_evidence
     bounds, elbo = decimals((lower, upper), upper - lower), decimals([contents.elbo.value], 10 * contents.elbo.stderr)
     tiles = [
@@ -98,6 +100,20 @@ def _tiles(contents: Contents) -> str:
         ("ELBO", elbo[0], f"± {number(contents.elbo.stderr, 2)} nats"),
         ("Log evidence", f"≥ {bounds[0]}", f"and ≤ {bounds[1]} nats"),
     ]
+    return _cells(tiles)
+
+
+def _chain_tiles(certificate: Certificate) -> list[tuple[str, str, str]]:
+    """What there is to say of a sampler's draws: they have no weights, no ELBO and no bounds on the evidence."""
+    mixing, effective, runaway = (certificate[name] for name in ("rhat", "ess", "divergences"))
+    return [
+        ("R-hat", f"{mixing.value:.3f}", f"the largest; chains agree below {mixing.threshold:.2f}"),
+        ("Effective draws", f"{effective.value:,.0f}", f"the fewest of any value; {effective.threshold:,.0f} are enough"),
+        ("Divergences", f"{runaway.value:,.0f}", "transitions that ran away"),
+    ]
+
+
+def _cells(tiles: list[tuple[str, str, str]]) -> str:
     cells = "".join(f"<div><dt>{text(a)}</dt><dd>{text(b)}<small>{text(c)}</small></dd></div>" for a, b, c in tiles)
     return f'<dl class="tiles">{cells}</dl>'
 

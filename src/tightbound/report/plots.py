@@ -22,7 +22,7 @@ except ImportError as error:
 # Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
 Q, CORRECTED = "#0072B2", "#D55E00"
 _INK, _SOFT = "#24292f", "#57606a"
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -51,7 +51,7 @@ def plots_of(contents: Contents) -> dict[str, Picture]:
     """The pictures by name, in the order of the page; one that would show nothing is left out."""
     makers = {"marginals": marginals, "pairs": pairs, "weights": weight_tail, "path": path}
     made = {}
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings(), np.errstate(all="ignore"):
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a user's name in a script the font lacks
         for name, make in makers.items():
             picture = make(contents)

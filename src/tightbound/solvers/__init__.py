@@ -6,19 +6,31 @@ from .base import Info as Info
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
 from .held_out import HeldOut as HeldOut
+from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .samplers import HMC as HMC
+from .samplers import NUTS as NUTS
+from .samplers import Metropolis as Metropolis
+from .sampling import AbstractSampler as AbstractSampler
+from .sampling import Moves as Moves
 from .stochastic import StochasticGradient as StochasticGradient
 
 __all__ = [
     "EP",
+    "HMC",
+    "NUTS",
+    "AbstractSampler",
     "AbstractSolver",
     "Annealed",
     "FixedDraws",
     "HeldOut",
+    "IndicatorMeanField",
     "Info",
     "Laplace",
+    "Metropolis",
+    "Moves",
     "NaturalGradient",
     "Nested",
     "StochasticGradient",

@@ -5,9 +5,8 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
-import scipy.special as sp
 
-from ..estimators.local_quadratic import local_gaussians
+from ..estimators.local_gaussians import line_sums, local_gaussians
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
@@ -19,6 +18,7 @@ _PRECISION = 5e-5  # of `tol`: the loop converges linearly; 1e-6 of an sd at the
 _TRUST = (0.25, 16.0)  # factors by which a precision may change in one natural step
 _LONGEST = 3.0  # sds that a mean may move in one natural step
 _MOST_STEPS = 500
+_ONE = np.ones((1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AnnealedState:
     @property
     def narrowest(self) -> float:
         """vg of the median point: where the annealing ends, and the largest variance that q may then have."""
-        return float(np.median(self.kernels.scales))
+        return self.kernels.median_scale
 
 
 class Annealed(AbstractSolver):
@@ -110,13 +110,14 @@ def advanced(state: AnnealedState, rule: Any) -> AnnealedState:
     """One update of q by the rule, then of the kernel width, then the cap on q's variances."""
     mean, cov = rule(state)
     narrowest = state.narrowest
-    sizes, vectors = np.linalg.eigh(cov)
+    sizes, vectors = (cov[0], _ONE) if len(mean) == 1 else np.linalg.eigh(cov)
     width = max(min(2.0 * float(sizes[-1]), state.width / 2.0), narrowest)
     capped = np.minimum(sizes, max(narrowest, width / 2.0))
     cov = (vectors * capped) @ vectors.T
     whitener = (vectors / np.sqrt(capped)).T
     moved = float(np.sqrt(np.mean((whitener @ (mean - state.mean)) ** 2)))
-    turn = np.linalg.eigvalsh(whitener @ state.cov @ whitener.T)
+    turned = whitener @ state.cov @ whitener.T
+    turn = turned[0] if len(mean) == 1 else np.linalg.eigvalsh(turned)
     change = max(moved, float(np.abs(np.log(np.maximum(turn, 1e-300))).max()))
     result = None
     if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(cov))):
@@ -131,28 +132,25 @@ def advanced(state: AnnealedState, rule: Any) -> AnnealedState:
 def paper_update(state: AnnealedState) -> tuple[np.ndarray, np.ndarray]:
     """Algorithm 1, one dimension: B, C, D at the old (mean, v), then the mean, then the variance with the new mean."""
     k, v, mean = state.kernels, float(state.cov[0, 0]), float(state.mean[0])
-    x, widening = k.points[:, 0], state.width / state.narrowest
-    h = widening * k.scales
-    d, total = x - mean, h + v
-    u2 = (d / total) ** 2
-    p = sp.expit(k.logits(widening) - 0.5 * h * u2)
-    local = h / ((1 - p) * (p * h * u2 + 1) * v + h)
-    mass = k.weights * p * np.sqrt(local) * np.exp(-0.5 * v * (1 - p**2 * local) * u2)
-    b = mass * (h + p * local * v) / total
-    c, e = mass * local, (1 - p * local) * b
-    precision, pull = float(k.prior_precision[0, 0]), float(k.prior_precision[0, 0] * k.prior_mean[0])
-    new_mean = (np.sum(b * x / h) + pull) / (np.sum(b / h) + precision)
-    new_v = (np.sum(e * (x - new_mean) ** 2 / h * v / total) + 1.0) / (np.sum(c / h) + precision)
-    return np.array([new_mean]), np.array([[new_v]])
+    sums = line_sums(k, mean, v, state.width / state.narrowest)
+    precision = float(k.prior_precision[0, 0])
+    move = (sums.bd + precision * (float(k.prior_mean[0]) - mean)) / (sums.b + precision)
+    spread = sums.e2 - 2 * move * sums.e1 + move**2 * sums.e0
+    return np.array([mean + move]), np.array([[(max(spread, 0.0) * v + 1.0) / (sums.c + precision)]])
 
 
 def natural_update(state: AnnealedState) -> tuple[np.ndarray, np.ndarray]:
     """S^-1 <- S0^-1 + H, mean <- mean + S_new gradient, each within its trust region."""
-    k = state.kernels
-    sites = local_gaussians(k, state.mean, state.cov, state.width / state.narrowest)
-    gradient = sites.gradient + k.prior_precision @ (k.prior_mean - state.mean)
+    k, widening = state.kernels, state.width / state.narrowest
+    if k.dim == 1:
+        sums = line_sums(k, float(state.mean[0]), float(state.cov[0, 0]), widening)
+        slope, bend = np.array([sums.bd]), np.array([[sums.c - sums.e2]])
+    else:
+        sites = local_gaussians(k, state.mean, state.cov, widening)
+        slope, bend = sites.gradient, sites.curvature
+    gradient = slope + k.prior_precision @ (k.prior_mean - state.mean)
     root = np.linalg.cholesky(state.cov)
-    factors, vectors = np.linalg.eigh(root.T @ (sites.curvature + k.prior_precision) @ root)
+    factors, vectors = np.linalg.eigh(root.T @ (bend + k.prior_precision) @ root)
     new_root = root @ (vectors / np.sqrt(np.clip(factors, *_TRUST)))
     step = new_root.T @ gradient
     step = step * min(1.0, _LONGEST / (float(np.linalg.norm(step)) + 1e-300))

@@ -15,6 +15,7 @@ from .lbfgs import ascend
 from .start import local_roots
 
 _NEWTON_STEPS = 20
+_FLATTEST = 1e-20  # curvature along one coordinate: an sd of 1e10 is still an sd at a mode
 _FLOOR = 1e-9  # smallest eigenvalue of the curvature scaled to unit diagonal: what differences of scores can resolve
 
 
@@ -97,5 +98,6 @@ class Laplace(AbstractSolver):
 
     def _with_curvature(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
         scale = None if state.root is None else np.sqrt(np.sum(state.root**2, axis=1))[None]
-        (root,) = local_roots(evaluate, state.point[None], scale, passes=1 if scale is not None else 2, floor=_FLOOR)
+        passes = 1 if scale is not None else 2
+        (root,) = local_roots(evaluate, state.point[None], scale, passes, floor=_FLOOR, flattest=_FLATTEST)
         return dataclasses.replace(state, root=root, result=Result.nonfinite if root is None else None)

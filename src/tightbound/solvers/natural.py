@@ -48,22 +48,24 @@ def newton_model(gradient: Any, curvature: Any, xp: Any = np, floor: float = 1.0
     return NewtonModel(eigenvalues, vectors, damped, xp.maximum(size, floor), vectors.T @ gradient)
 
 
-def natural_step(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np) -> tuple[Any, Any, Any]:
-    """(mean, root, change of log|root|) after one damped step of the rule; the mean moves at most 2 sqrt(d) sds.
+def natural_step(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np, reach: Any = 1.0) -> tuple[Any, Any, Any]:
+    """(mean, root, change of log|root|) after one damped step of the rule; the mean moves at most 2 reach sqrt(d) sds.
 
     The mean step is divided by the curvature: a damped Newton variant of the rule, equal to it at rho = 1.
     """
     shift = rho * model.gradient / model.stiff
-    longest = 2.0 * np.sqrt(shift.shape[0])
+    longest = 2.0 * reach * np.sqrt(shift.shape[0])
     shift = shift * xp.minimum(1.0, longest / (xp.linalg.norm(shift) + 1e-300))
     factor = 1.0 + rho * (model.damped - 1.0)
     new_root = root @ ((model.vectors / xp.sqrt(factor)) @ model.vectors.T)
     return mean + root @ (model.vectors @ shift), new_root, -0.5 * xp.sum(xp.log(factor))
 
 
-def natural_step_diagonal(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np) -> tuple[Any, Any, Any]:
+def natural_step_diagonal(
+    mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = np, reach: Any = 1.0
+) -> tuple[Any, Any, Any]:
     """The same for a mean-field q: the mean takes the joint Newton step, each precision the diagonal of the curvature."""
-    new_mean, _, _ = natural_step(mean, root, model, rho, xp)
+    new_mean, _, _ = natural_step(mean, root, model, rho, xp, reach)
     diagonal = xp.sum(model.vectors**2 * model.eigenvalues, axis=1)
     factor = 1.0 + rho * (xp.clip(xp.abs(diagonal), 1.0 / _TRUST, _TRUST) - 1.0)
     return new_mean, root / xp.sqrt(factor)[None, :], -0.5 * xp.sum(xp.log(factor))
@@ -93,6 +95,7 @@ class NaturalState:
     rng: np.random.Generator
     anchor: tuple[np.ndarray, np.ndarray]  # (mean, root) some steps ago, to extrapolate from
     stretch: float = 4.0
+    reach: float = 1.0  # of the mean's steps; doubled while steps of full length climb, so that a far start costs few
     floor: float = 1.0 / _TRUST  # of the curvature that mean steps are divided by
     result: Result | None = None
 
@@ -195,7 +198,7 @@ class NaturalGradient(AbstractSolver):
         rho, slope = state.rho, float(np.sum(model.gradient**2 / model.stiff))
         here = float(state.moments.elbo)
         for tried in range(1, 13):
-            mean, root, _ = rule(state.mean, state.root, model, rho)
+            mean, root, _ = rule(state.mean, state.root, model, rho, reach=state.reach)
             moments = self.estimator.moments(target, mean, root, state.design)
             climbs = np.isnan(here) or float(moments.elbo) >= here + 1e-4 * rho * slope - 1e-9 * abs(here)
             if moments.finite and climbs:
@@ -205,6 +208,7 @@ class NaturalGradient(AbstractSolver):
                     root=root,
                     moments=moments,
                     rho=min(1.0, 1.8 * rho),
+                    reach=_next_reach(state, mean, tried),
                     steps_on_design=state.steps_on_design + 1,
                 ), tried
             rho *= 0.4
@@ -255,6 +259,12 @@ class NaturalGradient(AbstractSolver):
         if state.steps_on_design >= self.max_steps_per_design:
             return self._settle(target, state, stalled=True)
         return state, 0
+
+
+def _next_reach(state: NaturalState, mean: np.ndarray, tried: int) -> float:
+    """Twice the reach after a step that went as far as it may and climbed at once; halved, down to 1, otherwise."""
+    moved = np.linalg.norm(np.linalg.solve(state.root, mean - state.mean)) / np.sqrt(len(mean))
+    return 2.0 * state.reach if tried == 1 and moved > 1.99 * state.reach else max(1.0, 0.5 * state.reach)
 
 
 def _model_at(state: NaturalState) -> NewtonModel:

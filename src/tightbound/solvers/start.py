@@ -6,6 +6,7 @@ Algorithm 1), with the local curvature from differences of scores (2 d of them) 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,11 +31,17 @@ class LocalGaussian:
     spread: float
 
 
-def find_start(evaluate: Evaluate, points: np.ndarray, design: np.ndarray) -> list[LocalGaussian]:
+def find_start(
+    evaluate: Evaluate,
+    points: np.ndarray,
+    design: np.ndarray,
+    broad: Callable[[], LocalGaussian | None] = lambda: None,
+) -> list[LocalGaussian]:
     """Local Gaussians at the distinct ends of L-BFGS paths from `points [starts, d]`, best ELBO first.
 
-    The ends are polished by Newton steps. Where none looks like a Gaussian, the best path is searched for an earlier
-    iterate that does (at scales 1 and 0.3). `design [m, d]`: standardised draws, some tens of them.
+    The ends are polished by Newton steps. Where none looks like a Gaussian, `broad` is asked for a start that no path finds
+    (`solvers/broad.py`), and where that does not look like one either, the best paths are searched for an earlier iterate
+    that does (at scales 1 and 0.3). `design [m, d]`: standardised draws, some tens of them.
     """
     paths = ascend(evaluate, points, max_iterations=_MAX_ITERATIONS)
     if not paths:
@@ -44,15 +51,22 @@ def find_start(evaluate: Evaluate, points: np.ndarray, design: np.ndarray) -> li
     tips = np.stack([p.points[-1] for p in ends])
     roots = local_roots(evaluate, tips, guess)
     tips, pull = _polished(evaluate, tips, roots)
-    found = _with_elbo(evaluate, tips, roots, design, (1.0,))
+    found = with_elbo(evaluate, tips, roots, design, (1.0,))
     best = max(found, key=lambda g: g.elbo, default=None)
-    if best is None or best.spread > _CLEAN * np.sqrt(points.shape[1]) or np.min(pull) > _AT_MODE:
-        for path in ends[:2]:
+    if not _is_clean(best) or np.min(pull) > _AT_MODE:
+        wide = broad()
+        found += [] if wide is None else [wide]
+        for path in ends[:2] if not _is_clean(wide) else ():
             iterates = _iterates(path)
             roots = local_roots(evaluate, iterates, passes=1)
-            tried = _with_elbo(evaluate, iterates, roots, design, _SCALES)
+            tried = with_elbo(evaluate, iterates, roots, design, _SCALES)
             found += sorted(tried, key=lambda g: -g.elbo)[:1]
     return sorted(found, key=lambda g: -g.elbo) or [_last_resort(ends[0])]
+
+
+def _is_clean(found: LocalGaussian | None) -> bool:
+    """Whether it looks like the posterior: the log weights on its design spread by at most a nat per sqrt(dim)."""
+    return found is not None and bool(found.spread <= _CLEAN * np.sqrt(len(found.mean)))
 
 
 def _last_resort(path: Path) -> LocalGaussian:
@@ -100,12 +114,13 @@ def local_gaussians(
     evaluate: Evaluate, points: np.ndarray, design: np.ndarray, scales: tuple[float, ...]
 ) -> list[LocalGaussian]:
     """Laplace-like Gaussians at `points [n, d]`, each at all `scales`; those with a finite ELBO on the design."""
-    return _with_elbo(evaluate, points, local_roots(evaluate, points), design, scales)
+    return with_elbo(evaluate, points, local_roots(evaluate, points), design, scales)
 
 
-def _with_elbo(
+def with_elbo(
     evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None], design: np.ndarray, scales: tuple[float, ...]
 ) -> list[LocalGaussian]:
+    """Those of N(point, (scale root)(scale root)') that have a finite ELBO on the design."""
     candidates = [(x, s * r) for x, r in zip(points, roots, strict=True) if r is not None for s in scales]
     if not candidates:
         return []
@@ -124,13 +139,18 @@ def _antithetic(mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> np.nd
 
 
 def local_roots(
-    evaluate: Evaluate, points: np.ndarray, scale_guess: np.ndarray | None = None, passes: int = 2, floor: float = 1e-2
+    evaluate: Evaluate,
+    points: np.ndarray,
+    scale_guess: np.ndarray | None = None,
+    passes: int = 2,
+    floor: float = 1e-2,
+    flattest: float = 1e-2,
 ) -> list[np.ndarray | None]:
     """A square root of the inverse of |-Hessian| at each point, from differences of scores; None where not finite.
 
     Two passes: the first finds the scale of each coordinate, the second differences over 1e-3 of it. Eigenvalues of
     the negative Hessian, scaled to unit diagonal, are made positive and kept above `floor`: at a point that need not be a
-    mode a small one says little, at a mode it is a strong correlation.
+    mode a small one says little, at a mode it is a strong correlation. `flattest`: least curvature along one coordinate.
     """
     count, dim = points.shape
     scale = np.full((count, dim), 0.3) if scale_guess is None else np.clip(scale_guess, 1e-8, 1e3)
@@ -141,18 +161,18 @@ def local_roots(
         batch = np.concatenate([points[:, None, :] + moves, points[:, None, :] - moves], axis=1)
         scores = evaluate(batch.reshape(-1, dim))[1].reshape(count, 2, dim, dim)
         for i in range(count):
-            roots[i] = _inverse_root((scores[i, 0] - scores[i, 1]) / (2 * step[i][:, None]), floor)
+            roots[i] = _inverse_root((scores[i, 0] - scores[i, 1]) / (2 * step[i][:, None]), floor, flattest)
             root = roots[i]
             if root is not None:
                 scale[i] = np.sqrt(np.sum(root**2, axis=1))
     return roots
 
 
-def _inverse_root(hessian: np.ndarray, floor: float) -> np.ndarray | None:
+def _inverse_root(hessian: np.ndarray, floor: float, flattest: float) -> np.ndarray | None:
     if not np.all(np.isfinite(hessian)):
         return None
     precision = -0.5 * (hessian + hessian.T)
-    unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(precision)), 1e-2))
+    unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(precision)), flattest))
     eigenvalues, vectors = np.linalg.eigh(unit[:, None] * precision * unit)
     return unit[:, None] * (vectors / np.sqrt(np.maximum(np.abs(eigenvalues), floor)))
 
@@ -176,8 +196,8 @@ def explain_no_start(evaluate: Evaluate, points: np.ndarray, names: tuple[str, .
     culprit = _culprit(evaluate, points, names) if not np.isfinite(origin[0]) else ""
     return TargetError(
         f"The log density is {kind} at all {len(points)} start points (unconstrained values drawn from -2 to 2).{culprit} "
-        "Check the data for NaN, declare constrained parameters with `support`, or pass a Gaussian `q` centred where the "
-        "density is finite."
+        "Check the data for NaN, declare constrained parameters with `support`, or give an `example` at which the density "
+        "is finite."
     )
 
 

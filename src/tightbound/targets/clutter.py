@@ -155,6 +155,9 @@ class Clutter(Contaminated):
             root=root,
         )
 
+    def log_background(self) -> float:
+        return float(np.sum(self.weights * (np.log(self.w) + self.log_clutter)))
+
     def tilt(self, index: np.ndarray, means: np.ndarray, covs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Closed form: with B = (V + vg_i)^-1, u = B (x_i - m), r = the tilted share of the inlier.
 

@@ -71,6 +71,19 @@ class Block(eqx.Module):
         return value.reshape(-1)
 
 
+class Example:
+    """The example's values, for a search that finds no other start. All compare equal: what is compiled depends on none."""
+
+    def __init__(self, values: PyTree = None):
+        self.values = values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Example)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class Layout(eqx.Module):
     """The bijection between R^dim and a pytree of named, constrained values.
 
@@ -84,14 +97,15 @@ class Layout(eqx.Module):
 
     blocks: tuple[Block, ...]
     treedef: Any = eqx.field(static=True)
+    example: Example = eqx.field(static=True, default=Example())
 
     @staticmethod
     def from_example(example: PyTree, support: Any = None) -> "Layout":
         """The layout of values like `example`.
 
         Arguments:
-            example: a pytree, usually a dict, of named values: floats or arrays inside their support. Only its
-                structure, names and shapes are kept. Integers count as floats.
+            example: a pytree, usually a dict, of named values: floats or arrays inside their support. It gives structure,
+                names and shapes; its numbers are only used where a search finds no other start. Integers count as floats.
             support: name -> support (see `support.as_constraint`) for the values that are not on the whole real line.
                 A value inside nested dicts is called "outer.inner"; nested dicts work too.
 
@@ -108,7 +122,9 @@ class Layout(eqx.Module):
         values = {name: _example_value(name, leaf) for name, leaf in leaves.items()}
         supports = _flat_support(support, values)
         blocks = tuple(_example_block(name, values[name], supports.get(name, "real")) for name in values)
-        return Layout(blocks, jax.tree.structure(example))._checked()
+        structure = jax.tree.structure(example)
+        kept = Example(jax.tree.unflatten(structure, list(values.values())))
+        return Layout(blocks, structure, kept)._checked()
 
     @staticmethod
     def from_blocks(blocks: Mapping[str, Block]) -> "Layout":

@@ -58,6 +58,12 @@ class AbstractNamedTarget(Density, Joint):
     def unconstrain(self, values: PyTree) -> Array:
         return self.layout.unconstrain(values)
 
+    @property
+    def example_point(self) -> np.ndarray | None:
+        """The user's example on the unconstrained scale, `[dim]`: where a search starts that finds no other place to."""
+        values = self.layout.example.values
+        return None if values is None else np.asarray(self.unconstrain(values), dtype=np.float64)
+
     @host_unless_traced
     def log_density(self, z: Array) -> Array:
         values, log_det = self.layout.constrain_with_log_det(z)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, final
 
@@ -65,9 +66,32 @@ class Kernels:
     prior_precision: np.ndarray
     root: np.ndarray
 
+    @property
+    def dim(self) -> int:
+        return self.points.shape[1]
+
     def logits(self, widening: float = 1.0) -> np.ndarray:
         """a_i, `[n]`: the log odds that a point at distance 0 is an inlier, for kernels of variance widening * s_i."""
-        return self.log_odds - 0.5 * self.points.shape[1] * np.log(2 * np.pi * widening * self.scales)
+        return self.own_logits - 0.5 * self.dim * np.log(widening)
+
+    @functools.cached_property
+    def own_logits(self) -> np.ndarray:
+        """`logits` of the kernels as they are."""
+        return self.log_odds - 0.5 * self.dim * np.log(2 * np.pi * self.scales)
+
+    @functools.cached_property
+    def median_scale(self) -> float:
+        return float(np.median(self.scales))
+
+    @functools.cached_property
+    def common_scale(self) -> float | None:
+        """The s that all points share, or None: constants instead of arrays in what is done once per point."""
+        return float(self.scales[0]) if np.all(self.scales == self.scales[0]) else None
+
+    @functools.cached_property
+    def common_weight(self) -> float | None:
+        """The weight that all points share, or None."""
+        return float(self.weights[0]) if np.all(self.weights == self.weights[0]) else None
 
 
 class Contaminated(GaussianSites):
@@ -79,6 +103,10 @@ class Contaminated(GaussianSites):
     @abc.abstractmethod
     def kernels(self) -> Kernels:
         """The kernels, on the host."""
+
+    @abc.abstractmethod
+    def log_background(self) -> float:
+        """sum_i weight_i log(w_i c_i), nats: the log likelihood if no point were an inlier; -inf where that cannot be."""
 
 
 @final

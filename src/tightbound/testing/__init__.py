@@ -5,6 +5,7 @@ known truth (quadrature, closed forms, identities), and `tests/test_batteries.py
 """
 
 from .estimators import check_estimator as check_estimator
+from .exponential import check_exponential_family as check_exponential_family
 from .families import check_family as check_family
 from .gaussian import GaussianTarget as GaussianTarget
 from .objectives import check_objective as check_objective

@@ -29,21 +29,24 @@ def check_target(
     Eight points are tried, normal with standard deviation `spread`.
     """
     name, is_joint = type(target).__name__, isinstance(target, Joint)
+    density = jax.jit(jax.value_and_grad(lambda z: target.log_density(z)))
+    many = jax.jit(jax.vmap(lambda z: target.log_density(z)))
+    log_jacobian = jax.jit(lambda z: _log_jacobian(target, z, free, name))
     rng = np.random.default_rng(seed_of(key))
     points = spread * rng.standard_normal((8, target.dim))
     differences = []
     for z in map(jnp.asarray, points):
-        value, gradient = jax.value_and_grad(target.log_density)(z)
+        value, gradient = density(z)
         scalar = value.shape == () and bool(jnp.isfinite(value))
         assert scalar, f"{name}: the log density at {z} is {value}, not a finite scalar."
         step = 1e-5 * (1 + np.abs(np.asarray(z)))
-        ends = [jnp.stack([target.log_density(z + s * h) for h in jnp.asarray(np.diag(step))]) for s in (1.0, -1.0)]
-        slope = np.asarray(ends[0] - ends[1]) / (2 * step)
+        ends = np.asarray(many(jnp.concatenate([z[None] + np.diag(step), z[None] - np.diag(step)]))).reshape(2, -1)
+        slope = (ends[0] - ends[1]) / (2 * step)
         close(
             gradient, slope, 1e-5 * (1 + float(np.abs(slope).max())), f"{name}: the gradient is not the difference quotient."
         )
         close(target.unconstrain(target.constrain(z)), z, 1e-6, f"{name}: `unconstrain` does not invert `constrain`.")
-        jacobian = _log_jacobian(target, z, free, name)
+        jacobian = log_jacobian(z)
         if is_joint:
             joint = target.log_joint(target.constrain(z))
             close(

@@ -1,0 +1,62 @@
+"""What the command line shows of a reproduced table or figure, and writes to --out."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..results import MissingExtraError
+from .output import write_all
+
+
+def claims_in_words(result: Any) -> str:
+    """One line per claim, and what the reader must know."""
+    lines = []
+    for claim in result.claims:
+        met = "met    " if claim["ok"] else "NOT MET"
+        values = f"published {claim['published']}, measured {claim['measured']}"
+        lines.append(f"{met}  {claim['claim']}: {values} ({claim['source']})")
+    return "\n".join([*lines, *([result.note] if result.note else [])])
+
+
+def write_result(out: Path, result: Any, shown: dict[str, Any], pictures: Callable[[Any], dict[str, bytes]]) -> None:
+    """All files of --out: NAME.json with the claims, one .csv per table, one .png per picture."""
+    from ..storage import write_whole
+
+    def writer(content: bytes) -> Callable[[Path], Any]:
+        return lambda path: write_whole(path, content, "result")
+
+    writers = {f"{result.name}.json": writer(json.dumps(shown, indent=1).encode())}
+    for name, rows in result.tables.items():
+        writers[_file(result.name, name, "csv")] = writer(_csv(rows))
+    try:
+        for name, png in pictures(result).items():
+            writers[_file(result.name, name, "png")] = writer(png)
+    except MissingExtraError as error:
+        writers["the picture"] = _raiser(error)
+    write_all(out, writers)
+
+
+def _raiser(error: Exception) -> Callable[[Path], Any]:
+    def raising(path: Path) -> None:
+        raise error
+
+    return raising
+
+
+def _file(experiment: str, name: str, ending: str) -> str:
+    return f"{experiment}-{name.replace(' ', '-')}.{ending}"
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, restval="")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+__all__ = ["claims_in_words", "write_result"]

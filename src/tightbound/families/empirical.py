@@ -1,0 +1,96 @@
+"""Draws that stand for a distribution: what a sampler returns in the place of a member of a parametric family."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Float
+
+from .._numerics import host_rng
+from .._types import Array, Key, PyTree
+from ..results import PairingError
+from .base import AbstractFamily
+from .scales import as_floating
+
+
+class Empirical(AbstractFamily):
+    """The draws of C chains, n from each, every one of them with the same weight.
+
+    What `tb.solvers.NUTS` and the other samplers return as `fit.q`. It has moments, quantiles and draws, and no density, so
+    importance weights, an ELBO and bounds on the evidence cannot be had from it: `tb.check` judges it as chains instead
+    (R-hat, effective sample size, divergences). Not something to optimise.
+
+    Attributes:
+        draws: `[C, n, d]`, in the order in which each chain made them, without the warm-up.
+        statistics: what the sampler noted of each draw, by name, each `[C, n]`: `lp` (log density, nats),
+            `acceptance_rate` and `diverging` where the sampler has them.
+    """
+
+    draws: Float[Array, "chains n d"] = eqx.field(converter=as_floating)
+    statistics: dict[str, Any] = eqx.field(default_factory=dict)
+    reparameterised: ClassVar[bool] = False
+    has_density: ClassVar[bool] = False
+
+    def __check_init__(self):
+        for name, value in self.statistics.items():
+            if np.shape(value) != np.shape(self.draws)[:2]:
+                raise ValueError(
+                    f"Empirical: `statistics[{name!r}]` must have one number per draw, {np.shape(self.draws)[:2]}, "
+                    f"got shape {np.shape(value)}."
+                )
+
+    @property
+    def dim(self) -> int:
+        return self.draws.shape[-1]
+
+    @property
+    def chains(self) -> int:
+        """C, the number of chains."""
+        return self.draws.shape[0]
+
+    @property
+    def flat(self) -> Array:
+        """All draws `[C n, d]`, chain after chain."""
+        return self.draws.reshape((-1, self.dim))
+
+    @property
+    def mean(self) -> Array:
+        """Average of the draws, `[d]`."""
+        return self.flat.mean(axis=0)
+
+    @property
+    def sd(self) -> Array:
+        """Standard deviation of the draws, `[d]`."""
+        return self.flat.std(axis=0)
+
+    @property
+    def cov(self) -> Array:
+        """Covariance of the draws, `[d, d]`."""
+        centred = self.flat - self.mean
+        return centred.T @ centred / len(centred)
+
+    def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """`n` of the draws in random order, none twice before each came once; their log densities are NaN: unknown."""
+        flat = np.asarray(self.flat)
+        rng = host_rng(key, "empirical")
+        rounds = [rng.permutation(len(flat)) for _ in range(-(-n // len(flat)))]
+        return flat[np.concatenate(rounds)[:n]], np.full(n, np.nan)
+
+    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+        return self._log_prob(z)  # pyright: ignore[reportArgumentType]
+
+    def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
+        flat = jnp.asarray(self.flat)
+        return flat[jr.randint(key, (), 0, len(flat))]
+
+    def _log_prob(self, z: Any, x: PyTree = None) -> Any:
+        raise PairingError(
+            "Empirical holds draws and has no density. For one, fit a family to the same target and start it from these "
+            "draws: tb.fit(target, fit.q)."
+        )
+
+
+__all__ = ["Empirical"]

@@ -1,0 +1,118 @@
+"""A Markov chain on finitely many states as one exponential family: what the states of a hidden Markov model are under q."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.scipy.special as jsp
+import numpy as np
+
+from ..._types import Array
+from .base import AbstractExponentialFamily, check_same, plated
+from .discrete import _JUMP
+
+
+class ChainStatistics(NamedTuple):
+    """P(z_t = k) `[T, K]` and P(z_t = i, z_t+1 = j) `[T - 1, K, K]`, or the log potentials that go with them."""
+
+    marginals: Any
+    pairs: Any
+
+
+class DiscreteMarkovChain(AbstractExponentialFamily):
+    """z_1, ..., z_T in 0, ..., K - 1 with q(z) proportional to exp(sum_t unary[t, z_t] + sum_t pair[t, z_t, z_t+1]).
+
+        t = (one-hot states, one-hot pairs),  eta = (unary, pair),  h = 1
+        A = log of the sum over all K^T paths, by the forward recursion
+
+    Its mean parameters, grad A, are what forward-backward computes: autodiff of the forward pass *is* the backward pass
+    (Eisner 2016; Bishop 2006, section 13.2.2). The pair potentials are at once what a chain and its emissions give:
+    eta is not unique, the law is. Pathwise gradients do not exist.
+
+    Attributes:
+        unary: log potentials of the states, `[*plate, T, K]`.
+        pair: log potentials of the transitions, `[*plate, T - 1, K, K]`.
+    """
+
+    unary: Array
+    pair: Array
+    reparameterised: ClassVar[bool] = False
+    smooth_draws_no: ClassVar[str] = _JUMP
+    ranks: ClassVar[dict[str, int]] = {"unary": 2, "pair": 3}
+    statistic_ranks: ClassVar[tuple[int, ...]] = (2, 3)
+    statistics_type: ClassVar[Any] = ChainStatistics
+    support: ClassVar[Any] = None
+
+    def __init__(self, unary: Any, pair: Any):
+        self.unary, self.pair = plated("DiscreteMarkovChain", unary=(unary, 2), pair=(pair, 3))
+        if hasattr(self.unary, "shape") and hasattr(self.pair, "shape"):
+            states, steps = self.unary.shape[-1], self.unary.shape[-2]
+            check_same("DiscreteMarkovChain", unary=states, pair=self.pair.shape[-1])
+            check_same("DiscreteMarkovChain", pair=self.pair.shape[-1], rows_of_pair=self.pair.shape[-2])
+            check_same("DiscreteMarkovChain", steps_minus_one=steps - 1, pair=self.pair.shape[-3])
+
+    @staticmethod
+    def uniform(steps: int, states: int, plate: tuple[int, ...] = ()) -> "DiscreteMarkovChain":
+        """All paths equally likely."""
+        return DiscreteMarkovChain(np.zeros((*plate, steps, states)), np.zeros((*plate, steps - 1, states, states)))
+
+    @property
+    def _event(self) -> tuple[int, ...]:
+        return (self.unary.shape[0],)
+
+    def _natural(self) -> ChainStatistics:
+        return ChainStatistics(self.unary, self.pair)
+
+    @classmethod
+    def _of_natural(cls, eta: ChainStatistics) -> "DiscreteMarkovChain":
+        return cls(eta.marginals, eta.pairs)
+
+    @classmethod
+    def _of_mean(cls, mean: ChainStatistics) -> "DiscreteMarkovChain":
+        """q(z) = q(z_1) prod q(z_t+1 | z_t): transitions conditional on where they start."""
+        first = jnp.zeros_like(mean.marginals).at[0].set(jnp.log(mean.marginals[0]))
+        return cls(first, jnp.log(mean.pairs) - jnp.log(mean.marginals[:-1, :, None]))
+
+    @classmethod
+    def _log_partition(cls, eta: ChainStatistics) -> jax.Array:
+        return jsp.logsumexp(_forward(eta.marginals, eta.pairs)[-1])
+
+    def _statistics(self, value: jax.Array) -> ChainStatistics:
+        states = jax.nn.one_hot(value.astype(int), self.unary.shape[-1], dtype=self.unary.dtype)
+        return ChainStatistics(states, states[:-1, :, None] * states[1:, None, :])
+
+    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ok = jnp.all((value >= 0) & (value < self.unary.shape[-1]) & (value == jnp.round(value)))
+        return jnp.where(ok, value, 0.0), ok
+
+    def _draw(self, key: jax.Array) -> jax.Array:
+        """Forward filtering, backward sampling."""
+        forward = _forward(self.unary, self.pair)
+        last, *keys = jr.split(key, self.unary.shape[0])
+        end = jr.categorical(last, forward[-1])
+
+        def back(state, given):
+            k, alpha, pair = given
+            state = jr.categorical(k, alpha + pair[:, state])
+            return state, state
+
+        if not keys:
+            return end[None].astype(self.unary.dtype)
+        _, path = jax.lax.scan(back, end, (jnp.stack(keys), forward[:-1], self.pair), reverse=True)
+        return jnp.concatenate([path, end[None]]).astype(self.unary.dtype)
+
+
+def _forward(unary: jax.Array, pair: jax.Array) -> jax.Array:
+    """log alpha `[T, K]`: the log sum over all paths that end in state k at time t."""
+
+    def step(alpha, given):
+        potential, transition = given
+        alpha = potential + jsp.logsumexp(alpha[:, None] + transition, axis=0)
+        return alpha, alpha
+
+    _, rest = jax.lax.scan(step, unary[0], (unary[1:], pair))
+    return jnp.concatenate([unary[:1], rest])
+
+
+__all__ = ["ChainStatistics", "DiscreteMarkovChain"]

@@ -1,0 +1,189 @@
+"""Beta and Dirichlet distributions: probabilities."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.scipy.special as jsp
+
+from ..._types import Array
+from .base import AbstractExponentialFamily, check_positive, plated
+
+_SMALLEST = -700.0  # of a log probability: exp(-700) is a normal number in float64
+
+
+class LogAndComplement(NamedTuple):
+    """E log z and E log(1 - z) (of a beta), or the natural parameters that go with them."""
+
+    log: Any
+    log_complement: Any
+
+
+class Logs(NamedTuple):
+    """E log z `[K]` (of a Dirichlet), or the natural parameters that go with it."""
+
+    log: Any
+
+
+class Beta(AbstractExponentialFamily):
+    """Beta(a, b): a probability. Not for one that may be exactly 0 or 1.
+
+        q(z) = z^(a - 1) (1 - z)^(b - 1) / B(a, b)
+        t = (log z, log(1 - z)),  eta = (a, b),  h = 1 / (z (1 - z)),  A = log B(a, b)
+
+    Draws are ratios of gamma draws, smooth in a and b.
+
+    Attributes:
+        a: positive, `[*plate]`.
+        b: positive, `[*plate]`.
+    """
+
+    a: Array
+    b: Array
+    ranks: ClassVar[dict[str, int]] = {"a": 0, "b": 0}
+    statistic_ranks: ClassVar[tuple[int, ...]] = (0, 0)
+    statistics_type: ClassVar[Any] = LogAndComplement
+    positive: ClassVar[tuple[str, ...]] = ("a", "b")
+    support: ClassVar[Any] = "unit_interval"
+
+    def __init__(self, a: Any, b: Any):
+        self.a, self.b = plated("Beta", a=(a, 0), b=(b, 0))
+        check_positive("Beta", a=self.a, b=self.b)
+
+    @property
+    def _event(self) -> tuple[int, ...]:
+        return ()
+
+    def _natural(self) -> LogAndComplement:
+        return LogAndComplement(self.a, self.b)
+
+    @classmethod
+    def _of_natural(cls, eta: LogAndComplement) -> "Beta":
+        return cls(eta.log, eta.log_complement)
+
+    @classmethod
+    def _of_mean(cls, mean: LogAndComplement) -> "Beta":
+        concentration = concentration_of(jnp.stack([mean.log, mean.log_complement]))
+        return cls(concentration[0], concentration[1])
+
+    @classmethod
+    def _log_partition(cls, eta: LogAndComplement) -> jax.Array:
+        a, b = eta
+        return jsp.gammaln(a) + jsp.gammaln(b) - jsp.gammaln(a + b)
+
+    def _statistics(self, value: jax.Array) -> LogAndComplement:
+        return LogAndComplement(jnp.log(value), jnp.log1p(-value))
+
+    def _log_base(self, value: jax.Array) -> jax.Array:
+        return -jnp.log(value) - jnp.log1p(-value)
+
+    @classmethod
+    def _expected_log_base(cls, mean: LogAndComplement) -> jax.Array:
+        return -mean.log - mean.log_complement
+
+    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ok = (value > 0) & (value < 1)
+        return jnp.where(ok, value, 0.5), ok
+
+    def _draw(self, key: jax.Array) -> jax.Array:
+        first, second = jr.split(key)
+        dtype = jnp.result_type(self.a)
+        log_odds = jr.loggamma(first, self.a, dtype=dtype) - jr.loggamma(second, self.b, dtype=dtype)
+        # neither 0 nor 1 exactly: both would have an infinite statistic
+        return jnp.clip(jax.nn.sigmoid(log_odds), jnp.finfo(dtype).tiny, 1.0 - jnp.finfo(dtype).epsneg)
+
+
+class Dirichlet(AbstractExponentialFamily):
+    """Dirichlet(concentration): K probabilities that sum to one. Not for correlated ones (a logistic normal is).
+
+        q(z) = prod_k z_k^(a_k - 1) / B(a)   with respect to the first K - 1 entries
+        t = log z,  eta = a,  h = prod_k 1 / z_k,  A = sum_k log Gamma(a_k) - log Gamma(sum_k a_k)
+
+    Mean to natural: Newton's method (Minka 2000, "Estimating a Dirichlet distribution", eqs. 15-18).
+    Draws are gamma draws over their sum, smooth in the concentration.
+
+    Attributes:
+        concentration: positive, `[*plate, K]`.
+    """
+
+    concentration: Array
+    ranks: ClassVar[dict[str, int]] = {"concentration": 1}
+    statistic_ranks: ClassVar[tuple[int, ...]] = (1,)
+    statistics_type: ClassVar[Any] = Logs
+    positive: ClassVar[tuple[str, ...]] = ("concentration",)
+    support: ClassVar[Any] = "simplex"
+
+    def __init__(self, concentration: Any):
+        (self.concentration,) = plated("Dirichlet", concentration=(concentration, 1))
+        check_positive("Dirichlet", concentration=self.concentration)
+
+    @property
+    def _event(self) -> tuple[int, ...]:
+        return self.concentration.shape
+
+    def _natural(self) -> Logs:
+        return Logs(self.concentration)
+
+    @classmethod
+    def _of_natural(cls, eta: Logs) -> "Dirichlet":
+        return cls(eta.log)
+
+    @classmethod
+    def _of_mean(cls, mean: Logs) -> "Dirichlet":
+        return cls(concentration_of(mean.log))
+
+    @classmethod
+    def _log_partition(cls, eta: Logs) -> jax.Array:
+        return jnp.sum(jsp.gammaln(eta.log)) - jsp.gammaln(jnp.sum(eta.log))
+
+    def _statistics(self, value: jax.Array) -> Logs:
+        return Logs(jnp.log(value))
+
+    def _log_base(self, value: jax.Array) -> jax.Array:
+        return -jnp.sum(jnp.log(value))
+
+    @classmethod
+    def _expected_log_base(cls, mean: Logs) -> jax.Array:
+        return -jnp.sum(mean.log)
+
+    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ok = jnp.all(value > 0) & (jnp.abs(jnp.sum(value) - 1.0) < 1e-6)
+        return jnp.where(ok, value, 1.0 / value.shape[0]), ok
+
+    def _draw(self, key: jax.Array) -> jax.Array:
+        logs = jr.loggamma(key, self.concentration, dtype=jnp.result_type(self.concentration))
+        logs = jnp.maximum(jax.nn.log_softmax(logs), _SMALLEST if logs.dtype == jnp.float64 else -80.0)
+        return jnp.exp(logs)
+
+
+def concentration_of(mean_log: jax.Array, steps: int = 60) -> jax.Array:
+    """The concentration `[K]` with digamma(a_k) - digamma(sum a) = mean_log_k, by Newton's method kept positive.
+
+    Start: Minka's inverse of digamma at a total concentration that is increased by the fixed-point iteration.
+    """
+
+    def fixed_point(_, a):
+        return jnp.exp(_inverse_digamma(jsp.digamma(jnp.sum(a)) + mean_log))
+
+    def newton(_, a):
+        gradient = jsp.digamma(jnp.sum(a)) - jsp.digamma(a) + mean_log
+        diagonal, common = -jsp.polygamma(1, a), jsp.polygamma(1, jnp.sum(a))
+        shared = jnp.sum(gradient / diagonal) / (1.0 / common + jnp.sum(1.0 / diagonal))
+        return jnp.maximum(a - (gradient - shared) / diagonal, 0.2 * a)
+
+    start = jax.lax.fori_loop(0, 20, fixed_point, jnp.ones_like(mean_log))
+    return jax.lax.fori_loop(0, steps, newton, start)
+
+
+def _inverse_digamma(y: jax.Array) -> jax.Array:
+    """log of the a with digamma(a) = y (Minka 2000, appendix C): five Newton steps on the log scale from his start."""
+    start = jnp.where(y >= -2.22, jnp.exp(y) + 0.5, 1.0 / (0.5772156649015329 - y - jnp.where(y >= -2.22, 10.0, 0.0)))
+    u = jnp.log(jnp.abs(start))
+    for _ in range(5):
+        a = jnp.exp(u)
+        u = u - jnp.clip((jsp.digamma(a) - y) / (a * jsp.polygamma(1, a)), -2.0, 2.0)
+    return u
+
+
+__all__ = ["Beta", "Dirichlet", "LogAndComplement", "Logs"]
