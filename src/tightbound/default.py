@@ -146,6 +146,7 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     Where the annealed q is as wide as a kernel, or the posterior has several modes, it is polished from each of them as
     well, and from the moments of all of them together; the best ELBO is where the fit begins.
     """
+    starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
         return _gaussian(target, key, starts)
     kernels, annealed = target.kernels(), anneal(target)
