@@ -1,6 +1,7 @@
 """Question 3b: how is the closest member found?"""
 
 from .annealed import Annealed as Annealed
+from .annealed_start import annealed_start as annealed_start
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .batch_and_match import BatchAndMatch as BatchAndMatch
@@ -11,8 +12,10 @@ from .gibbs import Gibbs as Gibbs
 from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
+from .learn_clutter import LearnClutter as LearnClutter
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .pathfinder import Pathfinder as Pathfinder
 from .samplers import HMC as HMC
 from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
@@ -38,10 +41,13 @@ __all__ = [
     "IndicatorMeanField",
     "Info",
     "Laplace",
+    "LearnClutter",
     "Metropolis",
     "Moves",
     "NaturalGradient",
     "Nested",
+    "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",
+    "annealed_start",
 ]
