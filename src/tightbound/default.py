@@ -38,6 +38,9 @@ FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than 
 _STARTS = 4
 _START_PAIRS = 32
 _RANK = 20
+_EXACT = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
+_FACTORED = "natural gradients on a product of factors: one of them is not conjugate"
+_TRAINED = "amortised: trained on simulations until those held out gained no more"
 _NARROW = 0.5  # of the noise variance: below it a contaminated posterior with one mode has one optimum
 _ROUGH = 0.1  # posterior sds: enough to rank the ends of several starts
 _FEW_STEPS = 40
@@ -46,12 +49,16 @@ _MOST_NODES = {1: 161, 2: 41}  # per axis, to start with
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The three choices, and what was found on the way to the start."""
+    """The three choices, and what was found on the way to the start.
+
+    `settled`: why no ladder stands above this plan, where none does; the fit is then certified as it is.
+    """
 
     q: Any
     objective: AbstractObjective | None
     solver: AbstractSolver
     others: tuple[LocalGaussian, ...] = ()
+    settled: str = ""
 
 
 def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
@@ -76,9 +83,9 @@ def continue_from(q: Any) -> Plan:
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
     if q.space == "native":
-        return Plan(q, ELBO(), CoordinateAscent())
+        return Plan(q, ELBO(), CoordinateAscent(), settled=_EXACT)
     if q.conditional:
-        return Plan(q, ForwardKL(), HeldOut())
+        return Plan(q, ForwardKL(), HeldOut(), settled=_TRAINED)
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -94,8 +101,8 @@ def _conjugate(target: Any, key: Any, starts: int | None) -> Plan:
     try:
         solver.check(target, q, ELBO())
     except PairingError:
-        return Plan(q, ELBO(), NaturalGradient())
-    return Plan(best_start(target, key, _STARTS if starts is None else starts), ELBO(), solver)
+        return Plan(q, ELBO(), NaturalGradient(), settled=_FACTORED)
+    return Plan(best_start(target, key, _STARTS if starts is None else starts), ELBO(), solver, settled=_EXACT)
 
 
 def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
@@ -196,7 +203,7 @@ def _regression(target: Any, key: Any, starts: int | None) -> Plan:
 
 def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
     """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
-    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
+    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut(), settled=_TRAINED)
 
 
 TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [

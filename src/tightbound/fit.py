@@ -28,7 +28,7 @@ from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
-from .targets.base import AbstractTarget, Density, Simulator
+from .targets.base import AbstractTarget, Density
 from .targets.batched import evaluations_of
 
 
@@ -185,9 +185,9 @@ def _search(
     target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: Any, dtype: Any, budget: Budget, how: dict[str, Any]
 ) -> Fit:
     """Complete the choices, run them, and climb where nothing was chosen; `how` goes to the loop."""
-    words, started, before = key_words(key), time.perf_counter(), _host_evaluations(target)
+    words, started, before = key_words(key), time.perf_counter(), evaluations_of(target)
     chosen = _complete(target, q, objective, solver, key, starts, dtype)
-    spent = _host_evaluations(target) - before
+    spent = evaluations_of(target) - before
     chosen.solver.check(target, chosen.q, chosen.objective)
 
     def run_solver(q: Any, solver: Any, left: Budget) -> Run:
@@ -196,25 +196,14 @@ def _search(
 
     first = run_solver(chosen.q, chosen.solver, _left(budget, started, spent))
     inside = int(first.trace.evaluations[-1]) if chosen.solver.compiled and first.steps else 0  # compiled with the solver
-    seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
+    seconds, used = time.perf_counter() - started, evaluations_of(target) - before + inside
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
-    if solver is None and first.q.space == "native":  # no ladder above exact updates: judged as it is
-        return _judged(fitted)
-    default_path = solver is None and objective is None and first.result.usable and first.result is not Result.interrupted
-    if default_path and isinstance(target, Simulator):
-        return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
-    if default_path:
+    if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
+        if chosen.settled:
+            return dataclasses.replace(fitted, rung=chosen.settled, checked=check(fitted, key=fitted.seed))
         fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
-        used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
+        used = evaluations_of(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
-
-
-def _judged(fitted: Fit) -> Fit:
-    """A product of factors with its certificate."""
-    rung = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
-    if not fitted.result.usable or fitted.result is Result.interrupted:
-        return dataclasses.replace(fitted, rung=rung)
-    return dataclasses.replace(fitted, rung=rung, checked=check(fitted, key=fitted.seed))
 
 
 def load(path: Any, target: AbstractTarget) -> Fit:
@@ -255,10 +244,6 @@ def _left(budget: Budget, started: float, evaluations: int) -> Budget:
     """The budget after the start; never less than the smallest that lets a solver take its first step."""
     seconds = None if budget.seconds is None else max(budget.seconds - (time.perf_counter() - started), 1e-9)
     return Budget(seconds, None if budget.evaluations is None else max(budget.evaluations - evaluations, 1))
-
-
-def _host_evaluations(target: Any) -> int:
-    return evaluations_of(target)
 
 
 def _check_arguments(
