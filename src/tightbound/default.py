@@ -38,8 +38,7 @@ FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than 
 _STARTS = 4
 _START_PAIRS = 32
 _RANK = 20
-_EXACT = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
-_FACTORED = "natural gradients on a product of factors: one of them is not conjugate"
+_FACTORS = "{}: chosen for a product of exponential-family factors"
 _TRAINED = "amortised: trained on simulations until those held out gained no more"
 _NARROW = 0.5  # of the noise variance: below it a contaminated posterior with one mode has one optimum
 _ROUGH = 0.1  # posterior sds: enough to rank the ends of several starts
@@ -61,14 +60,18 @@ class Plan:
     settled: str = ""
 
 
-def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
+def plan(target: Any, q: Any = None, *, key: Any, starts: int | None, factors: bool = True) -> Plan:
     """The default for `target`: the first row of the table whose ability it has; with a `q`, how to continue from it.
+
+    `factors`: whether a product of factors will do (not for a solver or an objective that wants a law on R^d).
 
     Raises:
         TargetError: when the log density is finite at no start; it names the parameter where one decides.
     """
+    if q is not None and q.space == "native":
+        return _of_factors(q, _factor_solver(target, q))
     for ability, choose in TABLE:
-        if isinstance(target, ability):
+        if isinstance(target, ability) and (factors or ability is not Conjugate):
             return choose(target, key, starts) if q is None else continue_from(q)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}.")
@@ -82,8 +85,6 @@ def continue_from(q: Any) -> Plan:
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
-    if q.space == "native":
-        return Plan(q, ELBO(), CoordinateAscent(), settled=_EXACT)
     if q.conditional:
         return Plan(q, ForwardKL(), HeldOut(), settled=_TRAINED)
     if not q.reparameterised:
@@ -97,12 +98,24 @@ def continue_from(q: Any) -> Plan:
 
 def _conjugate(target: Any, key: Any, starts: int | None) -> Plan:
     """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
-    solver, q = CoordinateAscent(), target.start(key)
+    q = target.start(key)
+    solver = _factor_solver(target, q)
+    if isinstance(solver, CoordinateAscent):
+        q = best_start(target, key, _STARTS if starts is None else starts)
+    return _of_factors(q, solver)
+
+
+def _of_factors(q: Any, solver: AbstractSolver) -> Plan:
+    return Plan(q, ELBO(), solver, settled=_FACTORS.format(type(solver).__name__))
+
+
+def _factor_solver(target: Any, q: Any) -> AbstractSolver:
+    """Coordinate ascent; natural gradients where the target refuses it, being conjugate in some factors only."""
     try:
-        solver.check(target, q, ELBO())
+        CoordinateAscent().check(target, q, ELBO())
     except PairingError:
-        return Plan(q, ELBO(), NaturalGradient(), settled=_FACTORED)
-    return Plan(best_start(target, key, _STARTS if starts is None else starts), ELBO(), solver, settled=_EXACT)
+        return NaturalGradient() if isinstance(target, Conjugate) else CoordinateAscent()
+    return CoordinateAscent()
 
 
 def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:

@@ -24,6 +24,7 @@ from .families.base import AbstractFamily
 from .ladder import climb
 from .loop import Run, Trace, is_finite, run
 from .objectives.base import AbstractObjective
+from .objectives.classic import ELBO
 from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
@@ -298,7 +299,11 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
     own = None if solver is None or q is not None else solver.own_start(target, key, starts)
-    default = plan(target, q, key=key, starts=starts) if own is None else Plan(own, None, solver)
+    if own is None or solver is None:
+        factors = solver is None and (objective is None or isinstance(objective, ELBO))
+        default = plan(target, q, key=key, starts=starts, factors=factors)
+    else:
+        default = Plan(own, None, solver)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()

@@ -84,9 +84,13 @@ def run(fast: bool = True, reference: bool = False, sizes: Any = None) -> Result
             found = fit(method, target, x, own_steps, draws)
             row, positions = _scored(method, found, x, z)
             rows.append({**row, "steps": own_steps, "replicates": replicates, "seconds": time.perf_counter() - began})
-            modes += [{"method": method, "s": float(p[0]), **{f"z[{j}]": float(p[1 + j]) for j in range(5)}} for p in positions]
+            modes += [
+                {"method": method, "s": float(p[0]), **{f"z[{j}]": float(p[1 + j]) for j in range(5)}} for p in positions
+            ]
         rows.append(_multistart(target, x, z, other_steps, draws, starts))
-    note = f"{name}: {replicates} replicates of {n} observations; {steps:,} steps of forward KL, {other_steps:,} of the others."
+    note = (
+        f"{name}: {replicates} replicates of {n} observations; {steps:,} steps of forward KL, {other_steps:,} of the others."
+    )
     return Result("clustering", _claims(rows), {"methods": rows, "modes": modes}, note)
 
 

@@ -53,7 +53,9 @@ def run(fast: bool = True, reference: bool = False, sizes: Any = None) -> Result
                 rows.append({**row, "excess": row["nll"] - best})
                 curve += [{"width": width, "linear": linear, "steps": n, "nll": nll} for n, nll in path]
     tables = {"widths": rows, "curve": curve, "optimum": [{"best von Mises": best, "exact": _exact(theta, x)}]}
-    return Result("ntk-widths", _claims(rows, steps), tables, f"{name}: {steps:,} steps, widths {', '.join(map(str, widths))}.")
+    return Result(
+        "ntk-widths", _claims(rows, steps), tables, f"{name}: {steps:,} steps, widths {', '.join(map(str, widths))}."
+    )
 
 
 def network(width: int, linear: bool = False) -> Conditional:
