@@ -46,6 +46,7 @@ __all__ = [
     "Certificate",
     "Comparison",
     "Estimate",
+    "EstimatorComparison",
     "Finding",
     "Fit",
     "FitError",
@@ -56,6 +57,7 @@ __all__ = [
     "certify",
     "check",
     "compare",
+    "compare_estimators",
     "estimators",
     "families",
     "fit",
@@ -71,10 +73,6 @@ __all__ = [
     "objectives",
     "solvers",
     "targets",
-    "Budget", "Certificate", "Comparison", "Estimate", "EstimatorComparison", "Finding", "Fit", "FitError", "PairingError",
-    "Result", "TargetError", "Verdict",
-    "certify", "check", "compare", "compare_estimators", "estimators", "families", "fit", "from_log_density",
-    "from_numpyro", "from_rows", "load", "objectives", "solvers", "targets",
 ]  # fmt: skip
 
 
