@@ -35,8 +35,8 @@ class Side(NamedTuple):
     known: Known
     centre: Gaussian
     nodes: int
-    divergence: Callable[[Any], jax.Array]
-    reverse: Callable[[Any], jax.Array]
+    divergence: Callable[[Any], Any]
+    reverse: Callable[[Any], Any]
 
 
 def run(fast: bool = True) -> Result:
@@ -57,8 +57,8 @@ def run(fast: bool = True) -> Result:
 
 def _conjugate(known: Known) -> Side:
     """The posterior is Gaussian: its mean and covariance by the conjugate formula, the divergence in closed form."""
-    (mean,), cov = jax.tree.leaves(known.mean), known.cov
-    posterior = to_device(Gaussian.from_root(mean, np.linalg.cholesky(cov)))
+    (mean,) = jax.tree.leaves(known.mean)
+    posterior = to_device(Gaussian.from_root(mean, np.linalg.cholesky(np.asarray(known.cov))))
     return Side(known, posterior, 4, lambda q: kl(q, posterior), lambda q: kl(posterior, q))
 
 
