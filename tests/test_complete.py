@@ -44,6 +44,7 @@ ELSEWHERE = {
     "DiscreteMarkovChain": "families/test_exponential.py",
     "Product": "families/test_exponential.py",
     "FixedDraws": "solvers/test_fixed_draws.py",
+    "FixedNoise": "families/test_warped.py",
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
     "Annealed": "targets/test_clutter.py",

@@ -5,6 +5,7 @@ from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .fixed_noise import FixedNoise as FixedNoise
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
@@ -25,6 +26,7 @@ __all__ = [
     "AbstractSolver",
     "Annealed",
     "FixedDraws",
+    "FixedNoise",
     "IndicatorMeanField",
     "Info",
     "Laplace",
