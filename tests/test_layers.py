@@ -20,10 +20,11 @@ LAYERS = [
     {"solvers"},
     {"loop"},
     {"certify"},
-    {"report", "summary", "storage", "datatree", "progress"},
-    {"compare"},
+    {"report", "summary", "storage", "datatree", "progress", "posterior"},
+    {"compare", "compare_estimators"},
     {"default", "ladder"},
     {"fit"},
+    {"batch_fit", "fit_batch", "update"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

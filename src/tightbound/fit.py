@@ -9,11 +9,12 @@ Approximate this target, within this family, in this sense of closeness, by this
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import datatree, report, storage, summary
+from . import datatree, posterior, report, storage, summary
 from ._numerics import host_algebra, key_words, to_device, to_host, x64
 from ._types import Budget, Estimate
 from .certify.base import Certificate
@@ -27,8 +28,8 @@ from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
-from .targets.base import AbstractTarget, Density
-from .targets.batched import batched
+from .targets.base import AbstractTarget, Density, Simulator
+from .targets.batched import evaluations_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +74,35 @@ class Fit:
         """The integer that summaries derive their keys from."""
         return int(np.random.SeedSequence(list(self.key)).generate_state(1)[0])
 
-    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False) -> Any:
+    def at(self, x: Any) -> Any:
+        """The posterior of the data `x`, of an amortised fit: with `sample`, `log_prob`, `check`, `summary` and `report`.
+
+        A batch of data sets, with one leading axis more than `simulate` returns, gives all of them at once.
+
+        Raises:
+            ValueError: x has another structure or shape than the simulations, or is not finite.
+            PairingError: the fit is not amortised.
+        """
+        return posterior.at(self, x)
+
+    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False, replace: bool = True) -> Any:
         """`n` draws of the user's named, constrained values (derived ones included): a pytree with leading axis n.
 
         `corrected=True` resamples with the smoothed importance weights where the certificate finds that they correct
-        more than their own Monte Carlo error, and returns plain draws of q otherwise.
+        more than their own Monte Carlo error, and returns plain draws of q otherwise. `replace=False` resamples without
+        replacement: no draw comes twice.
         """
-        return summary.sample(self, key, n, corrected=corrected)
+        return summary.sample(self, key, n, corrected=corrected, replace=replace)
+
+    def expect(self, function: Callable[[Any], Any], *, key: Any = None) -> Any:
+        """Posterior mean and sd of any function of the named values, each with its Monte Carlo error (pandas.DataFrame).
+
+        `function` takes the values of one draw and returns a pytree of numbers, such as
+        `lambda p: {"odds": p["theta"] / (1 - p["theta"])}`; JAX traces it. From importance-weighted draws where the weights
+        can be used, else from q's own (column `draws`); errors by the delta method. For q too far off for weights, see
+        `tb.linear_response`.
+        """
+        return summary.expect(self, function, self.seed if key is None else key)
 
     def summary(self) -> Any:
         """A table (pandas.DataFrame): mean, sd, 5 %, 50 % and 95 % of each value, and whether the row is corrected."""
@@ -175,10 +198,23 @@ def _search(
     inside = int(first.trace.evaluations[-1]) if chosen.solver.compiled and first.steps else 0  # compiled with the solver
     seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
-    if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
+    if solver is None and first.q.space == "native":  # no ladder above exact updates: judged as it is
+        return _judged(fitted)
+    default_path = solver is None and objective is None and first.result.usable and first.result is not Result.interrupted
+    if default_path and isinstance(target, Simulator):
+        return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
+    if default_path:
         fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
         used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
+
+
+def _judged(fitted: Fit) -> Fit:
+    """A product of factors with its certificate."""
+    rung = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
+    if not fitted.result.usable or fitted.result is Result.interrupted:
+        return dataclasses.replace(fitted, rung=rung)
+    return dataclasses.replace(fitted, rung=rung, checked=check(fitted, key=fitted.seed))
 
 
 def load(path: Any, target: AbstractTarget) -> Fit:
@@ -222,7 +258,7 @@ def _left(budget: Budget, started: float, evaluations: int) -> Budget:
 
 
 def _host_evaluations(target: Any) -> int:
-    return batched(target).evaluations if isinstance(target, Density) else 0
+    return evaluations_of(target)
 
 
 def _check_arguments(
@@ -265,7 +301,7 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
             raise PairingError(f"fit: `{name}` must be {wanted}, or None for the default; got {got}.")
     if q is None:
         return
-    if isinstance(target, Density) and q.dim != target.dim:
+    if isinstance(target, Density) and q.space == "unconstrained" and q.dim != target.dim:
         raise PairingError(
             f"fit: `q` has {q.dim} dimensions, but the target has {target.dim} unconstrained coordinates: "
             f"{', '.join(target.coordinate_names[:8])}{', ...' if target.dim > 8 else ''}."
@@ -276,7 +312,8 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
-    default = plan(target, q, key=key, starts=starts)
+    own = None if solver is None or q is not None else solver.own_start(target, key, starts)
+    default = plan(target, q, key=key, starts=starts) if own is None else Plan(own, None, solver)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()

@@ -1,6 +1,13 @@
 """Question 1: which family? `tb.families.Gaussian.full(dim)` and its relatives."""
 
+from . import encoders as encoders
+from . import heads as heads
+from .amortised import amortised as amortised
 from .base import AbstractFamily as AbstractFamily
+from .conditional import Conditional as Conditional
+from .conditional import Conditioned as Conditioned
+from .conditional import Ensemble as Ensemble
+from .conditional import Scaling as Scaling
 from .empirical import Empirical as Empirical
 from .exponential.base import AbstractExponentialFamily as AbstractExponentialFamily
 from .exponential.chain import DiscreteMarkovChain as DiscreteMarkovChain
@@ -21,6 +28,7 @@ from .exponential.wishart import Wishart as Wishart
 from .flow import Flow as Flow
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
+from .implicit import implicit as implicit
 from .log_linear import LogLinear as LogLinear
 from .low_rank import LowRank as LowRank
 from .mixture import Mixture as Mixture
@@ -29,4 +37,5 @@ from .scales import AbstractScale as AbstractScale
 from .scales import Diagonal as Diagonal
 from .scales import Full as Full
 from .student import StudentT as StudentT
+from .transported import Transported as Transported
 from .warped import Warped as Warped

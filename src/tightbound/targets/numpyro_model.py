@@ -6,6 +6,7 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -282,6 +283,8 @@ def _as_argument(leaf: Any) -> Any:
     """NumPy scalars as Python numbers (sizes, say, which must not be traced), floating arrays in float64."""
     if isinstance(leaf, np.generic):
         return leaf.item()
+    if isinstance(leaf, jax.core.Tracer):  # one of many data sets in a compiled program
+        return leaf
     if isinstance(leaf, (np.ndarray, jax.Array)) and jnp.issubdtype(leaf.dtype, jnp.floating):
         leaf = np.array(leaf, np.float64) if isinstance(leaf, np.ndarray) else jnp.asarray(np.asarray(leaf, np.float64))
     return leaf

@@ -207,7 +207,7 @@ def refuse_nan(name: str, data: Any) -> None:
 
 def has_nan(leaf: Any) -> bool:
     """Whether `leaf` is a floating array or number with NaN in it."""
-    if not isinstance(leaf, (np.ndarray, np.generic, jax.Array, float)):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, (np.ndarray, np.generic, jax.Array, float)):
         return False
     dtype = getattr(leaf, "dtype", np.dtype(float))
     return bool(jnp.issubdtype(dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any())
