@@ -58,6 +58,7 @@ ELSEWHERE = {
     "VonMises": "families/test_exponential.py",
     "DiscreteMarkovChain": "families/test_exponential.py",
     "Product": "families/test_exponential.py",
+    "FixedNoise": "families/test_warped.py",
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
     "Annealed": "targets/test_clutter.py",

@@ -8,6 +8,7 @@ from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .fixed_noise import FixedNoise as FixedNoise
 from .gibbs import Gibbs as Gibbs
 from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
@@ -36,6 +37,7 @@ __all__ = [
     "BatchAndMatch",
     "CoordinateAscent",
     "FixedDraws",
+    "FixedNoise",
     "Gibbs",
     "HeldOut",
     "IndicatorMeanField",
