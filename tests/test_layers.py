@@ -20,7 +20,7 @@ LAYERS = [
     {"solvers"},
     {"loop"},
     {"certify"},
-    {"report", "summary", "storage", "datatree", "progress"},
+    {"report", "summary", "storage", "datatree", "progress", "posterior"},
     {"compare"},
     {"default", "ladder"},
     {"fit"},

@@ -31,14 +31,44 @@ from .results import FitError as FitError
 from .results import PairingError as PairingError
 from .results import Result as Result
 from .results import TargetError as TargetError
+from .targets import from_expected_log_joint as from_expected_log_joint
 from .targets import from_log_density as from_log_density
 from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
+from .targets import from_simulations as from_simulations
+from .targets import from_simulator as from_simulator
 
 __all__ = [
-    "BatchFit", "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError",
-    "Result", "TargetError", "Verdict", "certify", "check", "compare", "estimators", "families", "fit", "fit_batch",
-    "from_log_density", "from_numpyro", "from_rows", "linear_response", "load", "objectives", "solvers", "targets",
+    "BatchFit",
+    "Budget",
+    "Certificate",
+    "Comparison",
+    "Estimate",
+    "Finding",
+    "Fit",
+    "FitError",
+    "PairingError",
+    "Result",
+    "TargetError",
+    "Verdict",
+    "certify",
+    "check",
+    "compare",
+    "estimators",
+    "families",
+    "fit",
+    "fit_batch",
+    "from_expected_log_joint",
+    "from_log_density",
+    "from_numpyro",
+    "from_rows",
+    "from_simulations",
+    "from_simulator",
+    "linear_response",
+    "load",
+    "objectives",
+    "solvers",
+    "targets",
 ]  # fmt: skip
 
 

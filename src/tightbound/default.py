@@ -1,7 +1,8 @@
 """What `fit()` chooses when you choose nothing: an ordered table, ability -> plan; the first row that fits is used."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,25 @@ from ._numerics import host_rng
 from ._types import Budget
 from .estimators.fixed_design import FixedDesign
 from .estimators.gauss_hermite import GaussHermite
+from .families.amortised import amortised
 from .families.gaussian import Gaussian
 from .loop import run
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
-from .results import TargetError
+from .objectives.forward_kl import ForwardKL
+from .results import PairingError, TargetError
 from .solvers.annealed import anneal
 from .solvers.base import AbstractSolver
+from .solvers.broad import broad_start
+from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
+from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Density
+from .targets.base import Conjugate, Density, Simulator
 from .targets.batched import batched
 from .targets.sites import Contaminated, Kernels
 
@@ -34,6 +40,7 @@ _RANK = 20
 _NARROW = 0.5  # of the noise variance: below it a contaminated posterior with one mode has one optimum
 _ROUGH = 0.1  # posterior sds: enough to rank the ends of several starts
 _FEW_STEPS = 40
+_MOST_NODES = {1: 161, 2: 41}  # per axis, to start with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +61,7 @@ def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
     """
     for ability, choose in TABLE:
         if isinstance(target, ability):
-            return choose(target, key, _STARTS if starts is None else starts) if q is None else continue_from(q)
+            return choose(target, key, starts) if q is None else continue_from(q)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}.")
 
@@ -63,10 +70,14 @@ _CONTINUE = {"full": NaturalGradient, "diagonal": NaturalGradient, "low_rank": F
 
 
 def continue_from(q: Any) -> Plan:
-    """The solver that moves a given q: by the structure of its scale, else stochastic gradients.
+    """The solver that moves a given q: by the structure of its scale, else stochastic gradients; of networks, training.
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
+    if q.space == "native":
+        return Plan(q, ELBO(), CoordinateAscent())
+    if q.conditional:
+        return Plan(q, ForwardKL(), HeldOut())
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -76,12 +87,23 @@ def continue_from(q: Any) -> Plan:
     return Plan(q, ELBO(), _CONTINUE.get(structure, StochasticGradient)())
 
 
-def _gaussian(target: Any, key: Any, starts: int) -> Plan:
+def _conjugate(target: Any, key: Any, starts: int | None) -> Plan:
+    """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
+    solver, q = CoordinateAscent(), target.start(key)
+    try:
+        solver.check(target, q, ELBO())
+    except PairingError:
+        return Plan(q, ELBO(), NaturalGradient())
+    return Plan(best_start(target, key, _STARTS if starts is None else starts), ELBO(), solver)
+
+
+def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
     """Full-rank Gaussian by natural gradient from the best of several starts; low rank above some hundred dimensions."""
+    starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
         points, rng = _points(target, key, starts), host_rng(key, "probes")
-        near = [] if (example := getattr(target, "example_point", None)) is None else [example[None]]
-        start = next(filter(None, (find_start_large(batched(target), tried, rng) for tried in (points, *near))), None)
+        starts_found = (find_start_large(batched(target), tried, rng) for tried in _tries(target, points))
+        start = next((found for found in starts_found if found is not None), None)
         if start is None:
             raise explain_no_start(batched(target), points, target.coordinate_names)
         mean, sd = start
@@ -96,19 +118,28 @@ def starts_of(target: Any, key: Any, starts: int) -> list[LocalGaussian]:
     evaluate, dim = batched(target), target.dim
     points = _points(target, key, starts)
     design = host_rng(key, "start design").standard_normal((_START_PAIRS, dim))
+    broad = functools.cache(lambda: broad_start(target, key))
+    for tried in _tries(target, points):
+        if found := find_start(evaluate, tried, design, broad):
+            return found
+    raise explain_no_start(evaluate, points, target.coordinate_names)
+
+
+def _tries(target: Any, points: np.ndarray) -> Iterator[np.ndarray]:
+    """Sets of points to search from, each only where those before are nowhere finite; the user's example is the last."""
+    yield points
+    yield 0.1 * points
     example = getattr(target, "example_point", None)
-    near = [] if example is None else [example + scale * points for scale in (0.0, 1e-2)]
-    found = next(filter(None, (find_start(evaluate, tried, design) for tried in (points, 0.1 * points, *near))), None)
-    if not found:
-        raise explain_no_start(evaluate, points, target.coordinate_names)
-    return found
+    if example is not None:
+        yield example[None]
+        yield example + 1e-2 * points
 
 
 def _points(target: Any, key: Any, starts: int) -> np.ndarray:
     return dispersed_points(host_rng(key, "starts"), max(starts, 1), target.dim)
 
 
-def _contaminated(target: Any, key: Any, starts: int) -> Plan:
+def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     """Contaminated data: anneal the kernels in closed form to find the basin, then polish by quadrature or on a design.
 
     Where the annealed q is as wide as a kernel, or the posterior has several modes, it is polished from each of them as
@@ -116,20 +147,26 @@ def _contaminated(target: Any, key: Any, starts: int) -> Plan:
     """
     if target.dim > FULL_RANK_UP_TO:
         return _gaussian(target, key, starts)
-    solver, kernels, annealed = NaturalGradient(polisher(target.dim)), target.kernels(), anneal(target)
+    kernels, annealed = target.kernels(), anneal(target)
     found = modes(kernels)
     if len(found) == 1 and _width(kernels, annealed) < _NARROW:
-        return Plan(annealed, ELBO(), solver)
+        return Plan(annealed, ELBO(), NaturalGradient(_polisher(target.dim, 0.0)))
     at_modes = starts_at_modes(kernels, found)
-    tried = [annealed, *at_modes[:-1][: max(starts, 1)], at_modes[-1]]
+    tried = [annealed, *at_modes[:-1][: _STARTS if starts is None else starts], at_modes[-1]]
+    solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
     return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]))
 
 
-def polisher(dim: int) -> Any:
-    """How moments of a contaminated posterior are computed: nodes where they are few, else a design."""
-    return GaussHermite() if dim <= 2 else FixedDesign()
+def _polisher(dim: int, width: float) -> Any:
+    """How moments of a contaminated posterior are computed: nodes where they are few, else a design.
+
+    Nodes must not step over kernels: 5 + 14 sqrt(v / vg) of them resolve q's of that width.
+    """
+    if dim > 2:
+        return FixedDesign()
+    return GaussHermite(int(np.clip(5.0 + 14.0 * np.sqrt(width), 15, _MOST_NODES[dim])))
 
 
 def _polished(target: Any, q: Gaussian, solver: Any, key: Any) -> LocalGaussian:
@@ -148,4 +185,14 @@ def _width(kernels: Kernels, q: Gaussian) -> float:
     return float(np.linalg.svd(white, compute_uv=False)[0] ** 2 / kernels.median_scale)
 
 
-TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [(Contaminated, _contaminated), (Density, _gaussian)]
+def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
+    """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
+    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
+
+
+TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
+    (Simulator, _simulator),
+    (Contaminated, _contaminated),
+    (Conjugate, _conjugate),
+    (Density, _gaussian),
+]

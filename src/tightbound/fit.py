@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from . import datatree, report, storage, summary
+from . import datatree, posterior, report, storage, summary
 from ._numerics import host_algebra, key_words, to_device, to_host, x64
 from ._types import Budget, Estimate
-from .certify.base import Certificate
+from .certify.base import Certificate, Verdict
 from .certify.check import check, with_propriety
 from .default import Plan, plan
 from .families.base import AbstractFamily
-from .families.gaussian import Gaussian
 from .ladder import climb
 from .loop import Run, Trace, is_finite, run
 from .objectives.base import AbstractObjective
@@ -29,8 +28,10 @@ from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
-from .targets.base import AbstractTarget, Density
-from .targets.batched import batched
+from .targets.base import AbstractTarget, Density, Simulator
+from .targets.batched import evaluations_of
+
+_REFUSED = {"fail": (Verdict.FAIL,), "caution": (Verdict.FAIL, Verdict.CAUTION)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,17 @@ class Fit:
     def seed(self) -> int:
         """The integer that summaries derive their keys from."""
         return int(np.random.SeedSequence(list(self.key)).generate_state(1)[0])
+
+    def at(self, x: Any) -> Any:
+        """The posterior of the data `x`, of an amortised fit: with `sample`, `log_prob`, `check`, `summary` and `report`.
+
+        A batch of data sets, with one leading axis more than `simulate` returns, gives all of them at once.
+
+        Raises:
+            ValueError: x has another structure or shape than the simulations, or is not finite.
+            PairingError: the fit is not amortised.
+        """
+        return posterior.at(self, x)
 
     def sample(self, key: Any, n: int = 1000, *, corrected: bool = False, replace: bool = True) -> Any:
         """`n` draws of the user's named, constrained values (derived ones included): a pytree with leading axis n.
@@ -133,7 +145,7 @@ def fit(
     starts: int | None = None,
     dtype: Any = None,
     progress: bool | None = None,
-    throw: bool = True,
+    throw: bool | str = True,
 ) -> Fit:
     """Approximate `target` and say how far off the approximation is.
 
@@ -153,22 +165,35 @@ def fit(
         starts: number of L-BFGS paths the default starts from.
         dtype: "float64" (default), or "float32" for solvers that survive it (StochasticGradient).
         progress: True or False; None shows a display on long runs in a terminal.
-        throw: raise FitError when no usable approximation exists; else return the Fit, whose `result` says so.
+        throw: True raises FitError when no usable approximation exists; False returns the Fit, whose `result` says so.
+            For pipelines: "fail" raises FitError also when the certificate's verdict is "fail", "caution" when it is not
+            "pass"; where you chose the solver the certificate is computed for it.
 
     Raises:
         TargetError: the log density is finite at no start (it names the parameter), or the target is not one.
         PairingError: target, q, objective and solver do not fit together; before anything is compiled.
-        FitError: no usable approximation exists and `throw` is true; `.fit` holds what there is.
+        FitError: what `throw` refuses; `.fit` holds what there is.
         TypeError: `key` is of the wrong kind.
     """
+    if not isinstance(throw, bool) and throw not in _REFUSED:
+        raise ValueError(f'fit: `throw` must be True, False, "caution" or "fail", got {throw!r}.')
     _check_arguments(target, tol, max_steps, starts, dtype, budget)
     _check_parts(target, q, objective, solver)
     how = {"tol": tol, "max_steps": max_steps}
     with x64(), host_algebra(), display(progress, "tightbound", max_steps) as show:
         fitted = _search(target, q, objective, solver, key, starts, dtype, budget or Budget(), {**how, "progress": show})
-    if throw and not fitted.result.usable:
-        raise FitError(str(fitted.result), fitted)
+    _refuse(fitted, throw)
     return fitted
+
+
+def _refuse(fitted: Fit, throw: bool | str) -> None:
+    """Raise the FitError that `throw` asks for."""
+    if throw is False:
+        return
+    if not fitted.result.usable:
+        raise FitError(str(fitted.result), fitted)
+    if throw in _REFUSED and fitted.certificate.verdict in _REFUSED[throw]:
+        raise FitError(f"fit(throw={throw!r}) refuses this fit. {fitted.certificate.explain()}", fitted)
 
 
 def _search(
@@ -188,10 +213,23 @@ def _search(
     inside = int(first.trace.evaluations[-1]) if chosen.solver.compiled and first.steps else 0  # compiled with the solver
     seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
-    if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
+    if solver is None and first.q.space == "native":  # no ladder above exact updates: judged as it is
+        return _judged(fitted)
+    default_path = solver is None and objective is None and first.result.usable and first.result is not Result.interrupted
+    if default_path and isinstance(target, Simulator):
+        return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
+    if default_path:
         fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
         used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
+
+
+def _judged(fitted: Fit) -> Fit:
+    """A product of factors with its certificate."""
+    rung = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
+    if not fitted.result.usable or fitted.result is Result.interrupted:
+        return dataclasses.replace(fitted, rung=rung)
+    return dataclasses.replace(fitted, rung=rung, checked=check(fitted, key=fitted.seed))
 
 
 def load(path: Any, target: AbstractTarget) -> Fit:
@@ -235,7 +273,7 @@ def _left(budget: Budget, started: float, evaluations: int) -> Budget:
 
 
 def _host_evaluations(target: Any) -> int:
-    return batched(target).evaluations if isinstance(target, Density) else 0
+    return evaluations_of(target)
 
 
 def _check_arguments(
@@ -278,7 +316,7 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
             raise PairingError(f"fit: `{name}` must be {wanted}, or None for the default; got {got}.")
     if q is None:
         return
-    if isinstance(target, Density) and q.dim != target.dim:
+    if isinstance(target, Density) and q.space == "unconstrained" and q.dim != target.dim:
         raise PairingError(
             f"fit: `q` has {q.dim} dimensions, but the target has {target.dim} unconstrained coordinates: "
             f"{', '.join(target.coordinate_names[:8])}{', ...' if target.dim > 8 else ''}."
@@ -289,10 +327,8 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
-    if q is None and getattr(solver, "starts_itself", False) and isinstance(target, Density):
-        default = Plan(Gaussian.full(target.dim), None, solver)
-    else:
-        default = plan(target, q, key=key, starts=starts)
+    own = None if solver is None or q is not None else solver.own_start(target, key, starts)
+    default = plan(target, q, key=key, starts=starts) if own is None else Plan(own, None, solver)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()

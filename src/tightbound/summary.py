@@ -9,6 +9,7 @@ from ._numerics import host_rng, key_words, to_host, x64
 from .certify.check import fresh_sample
 from .certify.corrections import MomentTable, expectations, resample, value_table, weighted_quantiles
 from .certify.draws import FreshDraws
+from .certify.factors import viewed
 from .targets.values import constrain_batch, flatten_values
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -20,7 +21,7 @@ def sample(fit: Any, key: Any, n: int, *, corrected: bool, replace: bool = True)
         raise ValueError(f"sample: `n` must be a positive integer, got {n!r}.")
     key_words(key)
     if not corrected:
-        return constrain_batch(fit.target, fit.q.draw(int(n), key)[0])
+        return constrain_batch(fit.target, viewed(fit).q.draw(int(n), key)[0])
     pool = fresh_sample(fit, key, max(4000, 4 * int(n)))
     if not weights_usable(pool):
         return constrain_batch(fit.target, pool.z[:n])

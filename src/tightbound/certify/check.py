@@ -11,18 +11,21 @@ from .._numerics import host_algebra, key_words, x64
 from .._types import Fitted
 from ..families.base import AbstractFamily
 from ..results import Result
-from ..targets.base import Density, require
+from ..targets.base import Density, Simulator, require
 from ..targets.batched import batched
 from ..targets.sites import Contaminated
 from . import findings
+from .amortised import check_amortised
 from .base import Certificate, Finding, Verdict
 from .chains import check_chains
 from .contaminated import contaminated
 from .corrections import coordinate_table, value_table
 from .coverage import coverage
 from .draws import FreshDraws, fresh_draws
+from .factors import check_factors, viewed
 from .optima import optima
 from .proper import improper, widest
+from .stein import stein
 
 _DRAWS = 4000
 _MAX_DRAWS = 16_000
@@ -52,6 +55,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         ValueError: when `draws` < 100 or `starts` < 16.
         PairingError: when the target has no log density on R^d.
     """
+    if isinstance(fitted.target, Simulator) and fitted.q.conditional:
+        return check_amortised(fitted, key=_check_key(key))
     if draws < 100:
         raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")
     if starts < 16:
@@ -61,6 +66,9 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
     if not fitted.q.has_density:
         with host_algebra():
             return check_chains(fitted, key=_check_key(key), starts=starts)
+    if fitted.q.space == "native":
+        with host_algebra():
+            return check_factors(fitted, lambda view: check(view, key=key, draws=draws, starts=starts))
     require("check", fitted.target, Density)
     started, before = time.perf_counter(), batched(fitted.target).evaluations
     with host_algebra():
@@ -83,7 +91,8 @@ def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...
     worst.append(findings.tails(sample, *tables[-1]))  # of what the summary prints: a log scale has long tails of its own
     own = [finding for ability, find in OF_ABILITIES if isinstance(sample.target, ability) for finding in find(q, sample)]
     of_sample = [f(sample) for f in (findings.finite, findings.converged, findings.khat, findings.evidence)]
-    return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample), *own)
+    beyond_weights = (coverage(sample, q, _check_key(key)), stein(sample, _check_key(key)))
+    return (*of_sample, *worst, *beyond_weights, findings.precision(sample), *own)
 
 
 def certify(
@@ -135,6 +144,7 @@ def _has_own_values(sample: FreshDraws) -> bool:
 
 def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS, *, extend: bool = True) -> FreshDraws:
     """The draws that the findings and the summaries share: four times as many where few of them are effective."""
+    fitted = viewed(fitted)
     key, dim = _check_key(key), fitted.q.dim
     sample = fresh_draws(fitted, key, max(_LEAST_DRAWS, min(draws, _MAX_NUMBERS // dim // 2 * 2)))
     more = min(_MAX_DRAWS, _MAX_NUMBERS // dim // 2 * 2)

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._numerics import host_rng
 from ..estimators.fixed_design import moment_matched
+from ..solvers.broad import broad_start
 from ..solvers.lbfgs import Evaluate, Path, ascend
 from ..solvers.start import LocalGaussian, dispersed_points, local_gaussians
 from ..targets.batched import batched
@@ -23,6 +24,7 @@ _UNCOVERED = 8.0  # nats of KL(rival || q): two unit Gaussians four sds apart
 _PER_DIMENSION = 0.05  # nats of KL that sampling error in the whitening and unfinished searches add per dimension
 _BETTER = 2.0  # nats by which a rival's ELBO must exceed q's to say that q sits on the wrong optimum
 _MAX_RIVALS = 4
+_MOST_BROAD = 300  # dimensions up to which the ELBO is climbed from far out as well
 _MOST_DIMENSIONS = 500  # up to which the curvature at an end is looked at
 _MAX_NUMBERS = 4_000_000  # curvature pairs x starts x dim held by the searches
 _INFLATION = (2.0, 4.0, 6.0, 8.0)
@@ -82,6 +84,8 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
     if draws.z.shape[1] > _MOST_DIMENSIONS:
         return _of_many_dimensions(paths, white, draws.target.coordinate_names)
     found = _local_rivals(density, _distinct(paths), white, rng)
+    if evaluate is None and len(white.mean) <= _MOST_BROAD:
+        found += [g for g in _broad_rival(draws, white, key) if all(_another(g, other) for other in found)]
     close = [
         g for g in found if g.elbo > elbo.value - _RIVAL and _kl_to_standard(g) > _UNCOVERED + _PER_DIMENSION * len(g.mean)
     ]
@@ -147,6 +151,23 @@ def _local_rivals(density, ends: list[np.ndarray], white: Whitening, rng: np.ran
         if g.mean.tobytes() not in best or best[g.mean.tobytes()].elbo < g.elbo:
             best[g.mean.tobytes()] = g
     return list(best.values())
+
+
+def _broad_rival(draws: FreshDraws, white: Whitening, key) -> list[LocalGaussian]:
+    """Where the ELBO itself leads from far out, in whitened coordinates.
+
+    Searches up the density end where a scale collapses to zero, if it can; that end is no place for q, and hides the rest.
+    """
+    found = broad_start(draws.target, key)
+    if found is None:
+        return []
+    root = np.linalg.solve(white.root, found.root)
+    return [dataclasses.replace(found, mean=white.to_u(found.mean[None])[0], root=root)]
+
+
+def _another(new: LocalGaussian, old: LocalGaussian) -> bool:
+    """Whether `new` is centred outside `old`: farther than two of its sds in the rms over directions."""
+    return bool(np.linalg.norm(np.linalg.solve(old.root, new.mean - old.mean)) > 2.0 * np.sqrt(len(new.mean)))
 
 
 def _kl_to_standard(g: LocalGaussian) -> float:

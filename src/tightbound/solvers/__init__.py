@@ -3,8 +3,11 @@
 from .annealed import Annealed as Annealed
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
+from .batch_and_match import BatchAndMatch as BatchAndMatch
+from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
 from .natural import NaturalGradient as NaturalGradient
@@ -15,16 +18,22 @@ from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
 from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
+from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
+from .svi import SVI as SVI
 
 __all__ = [
     "EP",
     "HMC",
     "NUTS",
+    "SVI",
     "AbstractSampler",
     "AbstractSolver",
     "Annealed",
+    "BatchAndMatch",
+    "CoordinateAscent",
     "FixedDraws",
+    "HeldOut",
     "IndicatorMeanField",
     "Info",
     "Laplace",
@@ -33,5 +42,6 @@ __all__ = [
     "NaturalGradient",
     "Nested",
     "Pathfinder",
+    "RobbinsMonro",
     "StochasticGradient",
 ]

@@ -30,11 +30,9 @@ class AbstractSolver(eqx.Module):
 
     `compiled`: the loop scans `step` under jit in blocks (True), or calls it from Python with NumPy arrays on the host
     (False); guard, stopping, trace, progress and budget are the same around both.
-    `starts_itself`: whether the solver looks for its own start, so that without a `q` no search is made for it.
     """
 
     compiled: ClassVar[bool] = True
-    starts_itself: ClassVar[bool] = False
 
     @abc.abstractmethod
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
@@ -42,6 +40,10 @@ class AbstractSolver(eqx.Module):
 
     def default_objective(self) -> AbstractObjective | None:
         """What `objective=None` means for this solver; None for solvers with an objective of their own."""
+        return None
+
+    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+        """The q to start from where the caller gave none, for solvers that need one of their own; None for the default's."""
         return None
 
     @abc.abstractmethod

@@ -18,7 +18,8 @@ from ..estimators.fixed_design import FixedDesign, moment_matched
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
-from ..targets.base import Density, require
+from ..targets.base import Conjugate, Density, require
+from . import damped_factors
 from .base import AbstractSolver, Info
 
 _TRUST = 4.0  # a precision may change by this factor in one step, up or down
@@ -108,6 +109,8 @@ class NaturalGradient(AbstractSolver):
     The default solver up to some hundreds of dimensions. Each step evaluates the design once and moves mean and
     covariance together; a step that lowers the ELBO is shortened. When q has settled to within the design's own error and
     that error is above `tol` posterior sds, the design is drawn anew, two to four times larger.
+    For a tb.families.Product on a conjugate target the same rule moves each factor's natural parameters, with exact
+    expectations and a step that is shortened until the ELBO does not fall: it takes models that CoordinateAscent refuses.
     Not for: minibatches or noisy densities (StochasticGradient), low-rank scales (FixedDraws), dim above about 2,000.
 
     Arguments:
@@ -128,13 +131,20 @@ class NaturalGradient(AbstractSolver):
     def default_objective(self) -> AbstractObjective:
         return ELBO()
 
+    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+        """Of a conjugate target the start of its factors; else the default's."""
+        return target.start(host_rng(key, "start").integers(2**31)) if isinstance(target, Conjugate) else None
+
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        require(self, target, Density)
+        require(self, target, Conjugate if _has_factors(q) else Density)
         if not isinstance(objective, ELBO):
             raise PairingError(
                 f"NaturalGradient maximises the ELBO and nothing else, got {type(objective).__name__}; leave `objective` "
                 "out, or use StochasticGradient."
             )
+        if _has_factors(q):
+            damped_factors.check(target, q)
+            return
         if not hasattr(self.estimator, "moments"):
             raise PairingError(
                 "NaturalGradient needs an estimator of E_q[grad log p] and E_q[hess log p]; "
@@ -147,7 +157,9 @@ class NaturalGradient(AbstractSolver):
                 "tb.families.Gaussian.full(dim), or another solver (FixedDraws, StochasticGradient)."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> NaturalState:
+    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> Any:
+        if _has_factors(q):
+            return damped_factors.init(target, q, tol)
         design = self.estimator.prepare(target, q, key)
         mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
         moments = self.estimator.moments(target, mean, root, design)
@@ -174,7 +186,9 @@ class NaturalGradient(AbstractSolver):
             result=result,
         )
 
-    def step(self, target: Any, q: Any, objective: Any, state: NaturalState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(self, target: Any, q: Any, objective: Any, state: Any, key: Any) -> tuple[Any, Any, Any, Info]:
+        if _has_factors(q):
+            return target, *damped_factors.step(q, state)
         if state.result is not None:
             return target, q, state, _info(state, 0.0, 0)
         structure = _structure(q)
@@ -192,7 +206,7 @@ class NaturalGradient(AbstractSolver):
         q = type(q)(ended.mean, type(q.scale).from_root(ended.root))
         return target, q, ended, _info(ended, change, used + extra)
 
-    def done(self, state: NaturalState) -> Result | None:
+    def done(self, state: Any) -> Result | None:
         return state.result
 
     def _ascend(self, target: Any, rule: Any, state: NaturalState, model: NewtonModel) -> tuple[NaturalState | None, int]:
@@ -324,6 +338,11 @@ def _improvement(new: NaturalState, old: NaturalState) -> float:
 
 def _info(state: NaturalState, change: float, evaluations: int) -> Info:
     return Info(np.float64(-state.moments.elbo), np.float64(change), evaluations)
+
+
+def _has_factors(q: Any) -> bool:
+    """Whether q is a product of exponential-family factors, whose expectations are exact (damped_factors.py)."""
+    return hasattr(q, "factors")
 
 
 def _structure(q: Any) -> str:

@@ -168,7 +168,6 @@ class Pathfinder(AbstractSolver):
     draws: int = 32
     max_iterations: int = 200
     compiled: ClassVar[bool] = False
-    starts_itself: ClassVar[bool] = True
 
     def __check_init__(self):
         for name, least in (("paths", 1), ("draws", 2), ("max_iterations", 1)):
@@ -186,6 +185,11 @@ class Pathfinder(AbstractSolver):
                 f"Pathfinder returns full covariances, too large for {target.dim} dimensions (2,000 at most); use "
                 "tb.solvers.FixedDraws with tb.families.Gaussian.low_rank(dim, rank)."
             )
+
+    def own_start(self, target: Any, key: Any, starts: int | None) -> Gaussian:
+        """N(0, I), whose draws the paths start at: no search is made for a start."""
+        self.check(target, None, None)
+        return Gaussian.full(target.dim)
 
     def init(self, target: Any, q: AbstractFamily, objective: Any, key: Any, tol: float) -> PathfinderState:
         starts, _ = q.draw(self.paths + self.paths % 2, host_rng(key, "paths").integers(2**31))

@@ -6,6 +6,7 @@ Algorithm 1), with the local curvature from differences of scores (2 d of them) 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,11 +31,17 @@ class LocalGaussian:
     spread: float
 
 
-def find_start(evaluate: Evaluate, points: np.ndarray, design: np.ndarray) -> list[LocalGaussian]:
+def find_start(
+    evaluate: Evaluate,
+    points: np.ndarray,
+    design: np.ndarray,
+    broad: Callable[[], LocalGaussian | None] = lambda: None,
+) -> list[LocalGaussian]:
     """Local Gaussians at the distinct ends of L-BFGS paths from `points [starts, d]`, best ELBO first.
 
-    The ends are polished by Newton steps. Where none looks like a Gaussian, the best path is searched for an earlier
-    iterate that does (at scales 1 and 0.3). `design [m, d]`: standardised draws, some tens of them.
+    The ends are polished by Newton steps. Where none looks like a Gaussian, `broad` is asked for a start that no path finds
+    (`solvers/broad.py`), and where that does not look like one either, the best paths are searched for an earlier iterate
+    that does (at scales 1 and 0.3). `design [m, d]`: standardised draws, some tens of them.
     """
     paths = ascend(evaluate, points, max_iterations=_MAX_ITERATIONS)
     if not paths:
@@ -44,15 +51,22 @@ def find_start(evaluate: Evaluate, points: np.ndarray, design: np.ndarray) -> li
     tips = np.stack([p.points[-1] for p in ends])
     roots = local_roots(evaluate, tips, guess)
     tips, pull = _polished(evaluate, tips, roots)
-    found = _with_elbo(evaluate, tips, roots, design, (1.0,))
+    found = with_elbo(evaluate, tips, roots, design, (1.0,))
     best = max(found, key=lambda g: g.elbo, default=None)
-    if best is None or best.spread > _CLEAN * np.sqrt(points.shape[1]) or np.min(pull) > _AT_MODE:
-        for path in ends[:2]:
+    if not _is_clean(best) or np.min(pull) > _AT_MODE:
+        wide = broad()
+        found += [] if wide is None else [wide]
+        for path in ends[:2] if not _is_clean(wide) else ():
             iterates = _iterates(path)
             roots = local_roots(evaluate, iterates, passes=1)
-            tried = _with_elbo(evaluate, iterates, roots, design, _SCALES)
+            tried = with_elbo(evaluate, iterates, roots, design, _SCALES)
             found += sorted(tried, key=lambda g: -g.elbo)[:1]
     return sorted(found, key=lambda g: -g.elbo) or [_last_resort(ends[0])]
+
+
+def _is_clean(found: LocalGaussian | None) -> bool:
+    """Whether it looks like the posterior: the log weights on its design spread by at most a nat per sqrt(dim)."""
+    return found is not None and bool(found.spread <= _CLEAN * np.sqrt(len(found.mean)))
 
 
 def _last_resort(path: Path) -> LocalGaussian:
@@ -100,12 +114,13 @@ def local_gaussians(
     evaluate: Evaluate, points: np.ndarray, design: np.ndarray, scales: tuple[float, ...]
 ) -> list[LocalGaussian]:
     """Laplace-like Gaussians at `points [n, d]`, each at all `scales`; those with a finite ELBO on the design."""
-    return _with_elbo(evaluate, points, local_roots(evaluate, points), design, scales)
+    return with_elbo(evaluate, points, local_roots(evaluate, points), design, scales)
 
 
-def _with_elbo(
+def with_elbo(
     evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None], design: np.ndarray, scales: tuple[float, ...]
 ) -> list[LocalGaussian]:
+    """Those of N(point, (scale root)(scale root)') that have a finite ELBO on the design."""
     candidates = [(x, s * r) for x, r in zip(points, roots, strict=True) if r is not None for s in scales]
     if not candidates:
         return []

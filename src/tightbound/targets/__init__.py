@@ -1,39 +1,72 @@
 """What we want to know: targets, made from a log density, rows of data, or a NumPyro model; and the zoo of known ones."""
 
-from . import zoo
+from . import conjugate, zoo
 from .base import AbstractTarget, Conjugate, Density, Joint, Observed, Predictive, Rows, Simulator, Sites, require
 from .clutter import Clutter
+from .conjugate import (
+    AbstractCollapsedTarget,
+    AbstractConjugateTarget,
+    CollapsedModel,
+    ConjugateModel,
+    FactorAnalysis,
+    GaussianMixture,
+    HiddenMarkovModel,
+    HierarchicalNormal,
+    LatentDirichletAllocation,
+    LinearRegressionARD,
+    NormalSample,
+    from_expected_log_joint,
+)
 from .layout import Layout
 from .log_density import LogDensity, from_log_density
 from .named import AbstractNamedTarget
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
 from .rows import IndependentRows, from_rows
+from .simulator import SimulatedModel, SimulatorPosterior, StoredSimulations, from_simulations, from_simulator
 from .sites import Contaminated, GaussianSites, LinearSites
 
 __all__ = [
+    "AbstractCollapsedTarget",
+    "AbstractConjugateTarget",
     "AbstractNamedTarget",
     "AbstractNumPyroTarget",
     "AbstractTarget",
     "Clutter",
+    "CollapsedModel",
     "Conjugate",
+    "ConjugateModel",
     "Contaminated",
     "Density",
+    "FactorAnalysis",
+    "GaussianMixture",
     "GaussianSites",
+    "HiddenMarkovModel",
+    "HierarchicalNormal",
     "IndependentRows",
     "Joint",
+    "LatentDirichletAllocation",
     "Layout",
+    "LinearRegressionARD",
     "LinearSites",
     "LogDensity",
+    "NormalSample",
     "NumPyroModel",
     "NumPyroRows",
     "Observed",
     "Predictive",
     "Rows",
+    "SimulatedModel",
     "Simulator",
+    "SimulatorPosterior",
     "Sites",
+    "StoredSimulations",
+    "conjugate",
+    "from_expected_log_joint",
     "from_log_density",
     "from_numpyro",
     "from_rows",
+    "from_simulations",
+    "from_simulator",
     "require",
     "zoo",
 ]

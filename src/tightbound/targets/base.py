@@ -136,20 +136,64 @@ class Conjugate(AbstractTarget):
     """Ability: the expected log joint as a function of the factors' moments: what coordinate ascent derives updates from."""
 
     ability: ClassVar[str] = "conjugate"
-    offered_by: ClassVar[str] = "the conjugate models under tb.targets"
+    offered_by: ClassVar[str] = (
+        "tb.from_expected_log_joint, the models under tb.targets.conjugate, and tb.from_numpyro for conjugate models"
+    )
 
     @abc.abstractmethod
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: float = 1.0) -> jax.Array: ...
+    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: float = 1.0) -> jax.Array:
+        """E_q[log p] under a product q, as a function of its factors' moments alone: a scalar in nats.
+
+        Affine in the mean parameters of each factor that coordinate ascent moves. Everything that belongs to a row of data
+        (its likelihood, the prior of its local factors) is counted `scale` times.
+
+        Arguments:
+            moments: by factor, its mean parameters; those of local factors on the given rows only.
+            rows: some rows of data, like `data_rows`; None for all of them.
+            scale: N / B where B of the N rows are given.
+        """
+
+    @abc.abstractmethod
+    def start(self, key: Any) -> Any:
+        """A tb.families.Product to start from: its factors say the names, shapes and supports of the unknowns."""
+
+    @property
+    def data_rows(self) -> PyTree:
+        """All rows of data, arrays with a leading axis of length N; None for a model that has no rows to subsample."""
+        return None
 
 
 class Simulator(AbstractTarget):
-    """Ability: draws of (parameters, data) from the joint: what forward KL trains on."""
+    """Ability: draws of (parameters, data) from the joint: what forward KL trains on.
 
+    `circular`: which coordinates are angles in [-pi, pi]: mapped to no line, and q must be periodic in them.
+    """
+
+    circular: eqx.AbstractVar[tuple[bool, ...]]
     ability: ClassVar[str] = "simulator"
-    offered_by: ClassVar[str] = "tb.from_simulator"
+    offered_by: ClassVar[str] = "tb.from_simulator, tb.from_simulations"
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Number of unconstrained coordinates."""
 
     @abc.abstractmethod
-    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]: ...
+    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]:
+        """One draw (z, x) of the joint: z `[dim]` unconstrained, x a pytree of floating arrays of fixed shapes."""
+
+    @property
+    def num_simulations(self) -> int | None:
+        """How many simulations there are, where they are stored ones; None where more can be made."""
+        return None
+
+    def take(self, index: Array) -> tuple[Array, PyTree]:
+        """The stored simulations at `index [B]`: z `[B, dim]` and x with a leading axis B."""
+        raise PairingError(f"{type(self).__name__} makes its simulations on the fly; there are no stored ones to take.")
+
+    def at(self, x: PyTree) -> AbstractTarget:
+        """The posterior of given data, with the ability `density` where the prior and the likelihood are known."""
+        raise PairingError(f"{type(self).__name__} knows no density, so that data cannot be fixed in it.")
 
 
 def require(part: Any, target: Any, ability: type[AbstractTarget]) -> None:

@@ -10,7 +10,7 @@ import scipy.special as sp
 
 from .._types import Array
 from ..results import TargetError
-from .sites import Contaminated, Kernels, finite_array, log_normal, root_of, vector_of
+from .sites import Contaminated, Kernels, finite_array, inverses, log_dets, log_normal, root_of, vector_of
 from .tracing import host_unless_traced
 
 if TYPE_CHECKING:
@@ -165,10 +165,10 @@ class Clutter(Contaminated):
         """
         noise = np.asarray(self.noise_root) @ np.asarray(self.noise_root).T
         total = covs + self.noise_scale[index][:, None, None] * noise
-        inverse = np.linalg.inv(total)
+        inverse = inverses(total)
         d = self.x[index] - means
         u = np.einsum("kde,ke->kd", inverse, d)
-        log_det = np.linalg.slogdet(total)[1]
+        log_det = log_dets(total)
         inlier = np.log1p(-self.w[index]) - 0.5 * (np.sum(d * u, axis=1) + log_det + self.dim * _LOG_2PI)
         outlier = np.log(self.w[index]) + self.log_clutter[index]
         r = sp.expit(inlier - outlier)

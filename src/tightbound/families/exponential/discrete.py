@@ -23,7 +23,9 @@ class Probs(NamedTuple):
 
 
 class Bernoulli(AbstractExponentialFamily):
-    """Bernoulli(sigmoid(logits)): zero or one. Pathwise gradients do not exist; use Score or Enumerate.
+    """The Bernoulli distribution, with p = sigmoid(logits): zero or one.
+
+    Pathwise gradients do not exist; use Score or Enumerate.
 
         q(z) = p^z (1 - p)^(1 - z),   t = z,  eta = log p / (1 - p),  h = 1,  A = log(1 + exp eta)
 
@@ -78,7 +80,9 @@ class Bernoulli(AbstractExponentialFamily):
 
 
 class Categorical(AbstractExponentialFamily):
-    """Categorical(softmax(logits)) on 0, ..., K - 1. Pathwise gradients do not exist; use Score, Enumerate or Relaxed.
+    """The categorical distribution, p = softmax(logits), on 0, ..., K - 1.
+
+    Pathwise gradients do not exist; use Score, Enumerate or Relaxed.
 
         q(z) = p_z,   t = one_hot(z),  eta = logits (up to a constant),  h = 1,  A = log sum_k exp eta_k
 
@@ -133,7 +137,7 @@ class Categorical(AbstractExponentialFamily):
 
 
 class Poisson(AbstractExponentialFamily):
-    """Poisson(rate): counts. Pathwise gradients do not exist; use Score or MeasureValued.
+    """The Poisson distribution: counts. Pathwise gradients do not exist; use Score or MeasureValued.
 
         q(z) = rate^z exp(-rate) / z!,   t = z,  eta = log rate,  h = 1 / z!,  A = exp eta
 

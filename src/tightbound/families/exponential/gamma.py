@@ -33,7 +33,7 @@ class Value(NamedTuple):
 
 
 class Gamma(AbstractExponentialFamily):
-    """Gamma(shape, rate): precisions and rates. Not for values that the posterior pushes onto zero with several modes.
+    """The gamma distribution: precisions and rates. Not for values that the posterior pushes onto zero with several modes.
 
         q(z) = rate^shape z^(shape - 1) exp(-rate z) / Gamma(shape)
         t = (log z, z),  eta = (shape, -rate),  h = 1/z,  A = log Gamma(shape) - shape log rate
@@ -97,7 +97,7 @@ class Gamma(AbstractExponentialFamily):
 
 
 class InverseGamma(AbstractExponentialFamily):
-    """InverseGamma(shape, scale): variances. 1/z is Gamma(shape, rate=scale). Has a mean for shape above 1 only.
+    """The inverse gamma distribution: variances. 1/z is Gamma(shape, rate=scale). Has a mean for shape above 1 only.
 
         q(z) = scale^shape z^(-shape - 1) exp(-scale / z) / Gamma(shape)
         t = (log z, 1/z),  eta = (-shape, -scale),  h = 1/z,  A = log Gamma(shape) - shape log scale
@@ -158,7 +158,7 @@ class InverseGamma(AbstractExponentialFamily):
 
 
 class Exponential(AbstractExponentialFamily):
-    """Exponential(rate): a positive number whose density falls from zero on. For anything with a mode, Gamma.
+    """The exponential distribution: a positive number whose density falls from zero on. For anything with a mode, Gamma.
 
         q(z) = rate exp(-rate z),   t = z,  eta = -rate,  h = 1,  A = -log rate
 

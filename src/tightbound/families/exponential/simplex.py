@@ -27,7 +27,7 @@ class Logs(NamedTuple):
 
 
 class Beta(AbstractExponentialFamily):
-    """Beta(a, b): a probability. Not for one that may be exactly 0 or 1.
+    """The beta distribution: a probability. Not for one that may be exactly 0 or 1.
 
         q(z) = z^(a - 1) (1 - z)^(b - 1) / B(a, b)
         t = (log z, log(1 - z)),  eta = (a, b),  h = 1 / (z (1 - z)),  A = log B(a, b)
@@ -95,7 +95,7 @@ class Beta(AbstractExponentialFamily):
 
 
 class Dirichlet(AbstractExponentialFamily):
-    """Dirichlet(concentration): K probabilities that sum to one. Not for correlated ones (a logistic normal is).
+    """The Dirichlet distribution: K probabilities that sum to one. Not for correlated ones (a logistic normal is).
 
         q(z) = prod_k z_k^(a_k - 1) / B(a)   with respect to the first K - 1 entries
         t = log z,  eta = a,  h = prod_k 1 / z_k,  A = sum_k log Gamma(a_k) - log Gamma(sum_k a_k)

@@ -23,7 +23,7 @@ class CosAndSin(NamedTuple):
 
 
 class VonMises(AbstractExponentialFamily):
-    """VonMises(mean, concentration) on (-pi, pi]: one angle with one mode. Not for axes (z and z + pi alike).
+    """The von Mises distribution, on (-pi, pi]: one angle with one mode. Not for axes (z and z + pi alike).
 
         q(z) = exp(k cos(z - mean)) / (2 pi I_0(k)),   t = (cos z, sin z),  eta = k (cos mean, sin mean),  h = 1
         A = log 2 pi I_0(|eta|)

@@ -35,7 +35,7 @@ class NormalWishartStatistics(NamedTuple):
 
 
 class Wishart(AbstractExponentialFamily):
-    """Wishart(df, scale^-1): precision matrices P with mean df scale. Not for sparse ones, and df must exceed d - 1.
+    """The Wishart distribution: precision matrices P with mean df scale. Not for sparse ones, and df must exceed d - 1.
 
         q(P) = |P|^((df - d - 1)/2) exp(-tr(scale^-1 P)/2) |scale^-1|^(df/2) / (2^(df d/2) Gamma_d(df/2))
         t = (log|P|, P),  eta = (df/2, -scale^-1/2),  h = |P|^(-(d + 1)/2)
