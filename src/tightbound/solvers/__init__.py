@@ -20,6 +20,7 @@ from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
 from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
+from .subsampled import Subsampled as Subsampled
 from .svi import SVI as SVI
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",
+    "Subsampled",
 ]
