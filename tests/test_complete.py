@@ -30,6 +30,8 @@ KINDS = {
 ELSEWHERE = {
     "Gibbs": "solvers/test_conjugate_form.py",
     "FoundModel": "solvers/test_conjugate_form.py",
+    "Subsampled": "solvers/test_subsampled.py",
+    "Pathfinder": "solvers/test_pathfinder.py",
     "Transported": "solvers/test_coordinate_ascent.py",
     "NormalSample": "solvers/test_coordinate_ascent.py",
     "LinearRegressionARD": "solvers/test_coordinate_ascent.py",
@@ -42,7 +44,6 @@ ELSEWHERE = {
     "CollapsedModel": "solvers/test_coordinate_ascent.py",
     "SVI": "solvers/test_coordinate_ascent.py",
     "CoordinateAscent": "solvers/test_coordinate_ascent.py",
-    "Pathfinder": "solvers/test_pathfinder.py",
     "Gamma": "families/test_exponential.py",
     "InverseGamma": "families/test_exponential.py",
     "Exponential": "families/test_exponential.py",

@@ -30,10 +30,12 @@ from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Conjugate, Density, Simulator
+from .solvers.subsampled import Subsampled
+from .targets.base import Conjugate, Density, Rows, Simulator
 from .targets.batched import batched
 from .targets.sites import Contaminated, Kernels, Reweighted
 
+MANY_ROWS = 300_000  # rows from which a fit starts on a sample of them
 FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than the gradients
 _STARTS = 4
 _START_PAIRS = 32
@@ -134,6 +136,13 @@ def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
     return Plan(Gaussian.from_root(found[0].mean, found[0].root), ELBO(), NaturalGradient(), tuple(found[1:]))
 
 
+def _many_rows(target: Any, key: Any, starts: int | None) -> Plan:
+    """A sample of the rows, corrected by a few gradients of all of them, where these are what the time goes into."""
+    if target.num_rows < MANY_ROWS or target.dim > FULL_RANK_UP_TO:
+        return _gaussian(target, key, starts)
+    return Plan(Gaussian.full(target.dim), ELBO(), Subsampled())
+
+
 def starts_of(target: Any, key: Any, starts: int) -> list[LocalGaussian]:
     """Local Gaussians to start from, best ELBO first; an explained error where the density is finite nowhere."""
     evaluate, dim = batched(target), target.dim
@@ -224,5 +233,6 @@ TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
     (Contaminated, _contaminated),
     (Reweighted, _regression),
     (Conjugate, _conjugate),
+    (Rows, _many_rows),
     (Density, _gaussian),
 ]

@@ -189,6 +189,11 @@ class Pathfinder(AbstractSolver):
                 "tb.solvers.FixedDraws with tb.families.Gaussian.low_rank(dim, rank)."
             )
 
+    def own_start(self, target: Any, key: Any, starts: int | None) -> Gaussian:
+        """N(0, I), whose draws the paths start at: no search is made for a start."""
+        self.check(target, None, None)
+        return Gaussian.full(target.dim)
+
     def init(self, target: Any, q: AbstractFamily, objective: Any, key: Any, tol: float) -> PathfinderState:
         starts, _ = q.draw(self.paths + self.paths % 2, host_rng(key, "paths").integers(2**31))
         paths = ascend(batched(target), starts[: self.paths], max_iterations=self.max_iterations, memory=_MEMORY)
