@@ -11,23 +11,26 @@ from ._numerics import host_rng
 from ._types import Budget
 from .estimators.fixed_design import FixedDesign
 from .estimators.gauss_hermite import GaussHermite
+from .families.amortised import amortised
 from .families.gaussian import Gaussian
 from .loop import run
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
+from .objectives.forward_kl import ForwardKL
 from .results import PairingError, TargetError
 from .solvers.annealed import anneal
 from .solvers.base import AbstractSolver
 from .solvers.broad import broad_start
 from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
+from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
 from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Conjugate, Density
+from .targets.base import Conjugate, Density, Simulator
 from .targets.batched import batched
 from .targets.sites import Contaminated, Kernels, Reweighted
 
@@ -59,7 +62,7 @@ def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
     """
     for ability, choose in TABLE:
         if isinstance(target, ability):
-            return choose(target, key, _STARTS if starts is None else starts) if q is None else continue_from(q)
+            return choose(target, key, starts) if q is None else continue_from(q)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}.")
 
@@ -68,12 +71,14 @@ _CONTINUE = {"full": NaturalGradient, "diagonal": NaturalGradient, "low_rank": F
 
 
 def continue_from(q: Any) -> Plan:
-    """The solver that moves a given q: by the structure of its scale, else stochastic gradients.
+    """The solver that moves a given q: by the structure of its scale, else stochastic gradients; of networks, training.
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
     if q.space == "native":
         return Plan(q, ELBO(), CoordinateAscent())
+    if q.conditional:
+        return Plan(q, ForwardKL(), HeldOut())
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -83,18 +88,19 @@ def continue_from(q: Any) -> Plan:
     return Plan(q, ELBO(), _CONTINUE.get(structure, StochasticGradient)())
 
 
-def _conjugate(target: Any, key: Any, starts: int) -> Plan:
+def _conjugate(target: Any, key: Any, starts: int | None) -> Plan:
     """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
     solver, q = CoordinateAscent(), target.start(key)
     try:
         solver.check(target, q, ELBO())
     except PairingError:
         return Plan(q, ELBO(), NaturalGradient())
-    return Plan(best_start(target, key, starts), ELBO(), solver)
+    return Plan(best_start(target, key, _STARTS if starts is None else starts), ELBO(), solver)
 
 
-def _gaussian(target: Any, key: Any, starts: int) -> Plan:
+def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
     """Full-rank Gaussian by natural gradient from the best of several starts; low rank above some hundred dimensions."""
+    starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
         points, rng = _points(target, key, starts), host_rng(key, "probes")
         starts_found = (find_start_large(batched(target), tried, rng) for tried in _tries(target, points))
@@ -134,12 +140,13 @@ def _points(target: Any, key: Any, starts: int) -> np.ndarray:
     return dispersed_points(host_rng(key, "starts"), max(starts, 1), target.dim)
 
 
-def _contaminated(target: Any, key: Any, starts: int) -> Plan:
+def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     """Contaminated data: anneal the kernels in closed form to find the basin, then polish by quadrature or on a design.
 
     Where the annealed q is as wide as a kernel, or the posterior has several modes, it is polished from each of them as
     well, and from the moments of all of them together; the best ELBO is where the fit begins.
     """
+    starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
         return _gaussian(target, key, starts)
     kernels, annealed = target.kernels(), anneal(target)
@@ -147,7 +154,7 @@ def _contaminated(target: Any, key: Any, starts: int) -> Plan:
     if len(found) == 1 and _width(kernels, annealed) < _NARROW:
         return Plan(annealed, ELBO(), NaturalGradient(_polisher(target.dim, 0.0)))
     at_modes = starts_at_modes(kernels, found)
-    tried = [annealed, *at_modes[:-1][: max(starts, 1)], at_modes[-1]]
+    tried = [annealed, *at_modes[:-1][: _STARTS if starts is None else starts], at_modes[-1]]
     solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
@@ -180,14 +187,20 @@ def _width(kernels: Kernels, q: Gaussian) -> float:
     return float(np.linalg.svd(white, compute_uv=False)[0] ** 2 / kernels.median_scale)
 
 
-def _regression(target: Any, key: Any, starts: int) -> Plan:
+def _regression(target: Any, key: Any, starts: int | None) -> Plan:
     """Regression with outliers: from annealed reweighted least squares."""
     if target.dim > FULL_RANK_UP_TO:
         return _gaussian(target, key, starts)
     return Plan(anneal_reweighted(target), ELBO(), NaturalGradient())
 
 
-TABLE: list[tuple[type, Callable[[Any, Any, int], Plan]]] = [
+def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
+    """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
+    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
+
+
+TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
+    (Simulator, _simulator),
     (Contaminated, _contaminated),
     (Reweighted, _regression),
     (Conjugate, _conjugate),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import datatree, report, storage, summary
+from . import datatree, posterior, report, storage, summary
 from ._numerics import host_algebra, key_words, to_device, to_host, x64
 from ._types import Budget, Estimate
 from .certify.base import Certificate
@@ -28,7 +28,7 @@ from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
-from .targets.base import AbstractTarget, Density
+from .targets.base import AbstractTarget, Density, Simulator
 from .targets.batched import evaluations_of
 
 
@@ -73,6 +73,17 @@ class Fit:
     def seed(self) -> int:
         """The integer that summaries derive their keys from."""
         return int(np.random.SeedSequence(list(self.key)).generate_state(1)[0])
+
+    def at(self, x: Any) -> Any:
+        """The posterior of the data `x`, of an amortised fit: with `sample`, `log_prob`, `check`, `summary` and `report`.
+
+        A batch of data sets, with one leading axis more than `simulate` returns, gives all of them at once.
+
+        Raises:
+            ValueError: x has another structure or shape than the simulations, or is not finite.
+            PairingError: the fit is not amortised.
+        """
+        return posterior.at(self, x)
 
     def sample(self, key: Any, n: int = 1000, *, corrected: bool = False, replace: bool = True) -> Any:
         """`n` draws of the user's named, constrained values (derived ones included): a pytree with leading axis n.
@@ -189,7 +200,10 @@ def _search(
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
     if solver is None and first.q.space == "native":  # no ladder above exact updates: judged as it is
         return _judged(fitted)
-    if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
+    default_path = solver is None and objective is None and first.result.usable and first.result is not Result.interrupted
+    if default_path and isinstance(target, Simulator):
+        return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
+    if default_path:
         fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
         used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)

@@ -13,6 +13,7 @@ class Result(enum.Enum):
 
     converged = "The fit converged."
     stationary = "The stochastic fit is stationary: averaging its iterates no longer improves it by more than the tolerance."
+    held_out = "The loss on held-out simulations no longer falls."
     max_steps = (
         "The fit stopped at `max_steps` before it converged. Pass a larger `max_steps`, or continue with "
         "tb.fit(target, fit.q)."
@@ -51,7 +52,7 @@ class Result(enum.Enum):
     @property
     def ok(self) -> bool:
         """Whether the run reached the optimum that it looked for."""
-        return self in (Result.converged, Result.stationary, Result.mixed)
+        return self in (Result.converged, Result.stationary, Result.mixed, Result.held_out)
 
     @property
     def usable(self) -> bool:

@@ -34,6 +34,7 @@ from .results import Result
 _FORMAT = 1  # raise it when a file of the old kind can no longer be read
 _ENTRY = "fit.json"
 _FAMILIES = "tightbound.families"
+_LAYERS = "equinox.nn."  # of the networks inside amortised families: plain records of arrays and numbers
 _RECORDS: dict[str, Any] = {c.__name__: c for c in (Certificate, Finding, Trace, Estimate, Result, Verdict)}
 _TAG = "is"  # the key that marks an encoded object; user's dicts are stored as lists of pairs, so it cannot clash
 
@@ -156,6 +157,8 @@ class _Encoder:
         cls = type(value)
         if cls.__module__.startswith(_FAMILIES + ".") and isinstance(value, eqx.Module):
             name = f"{cls.__module__.removeprefix(_FAMILIES + '.')}.{cls.__qualname__}"
+        elif getattr(eqx.nn, cls.__name__, None) is cls:
+            name = _LAYERS + cls.__name__
         elif _RECORDS.get(cls.__name__) is cls:
             name = cls.__name__
         else:
@@ -207,6 +210,8 @@ class _Decoder:
 def _family(name: str) -> type:
     """A class by its name below tightbound.families; nothing else is ever imported or called for a file."""
     module, _, cls = name.rpartition(".")
+    if name.startswith(_LAYERS) and isinstance(layer := getattr(eqx.nn, cls, None), type) and issubclass(layer, eqx.Module):
+        return layer
     try:
         found = getattr(importlib.import_module(f"{_FAMILIES}.{module}"), cls, None)
     except ImportError:

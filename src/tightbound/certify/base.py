@@ -99,9 +99,9 @@ class Certificate(Mapping[str, Finding]):
         for level in order[:-1]:
             lines += [f"  - {f.why}" for f in self.findings if f.verdict is level]
         if self.verdict is Verdict.PASS:
-            lines.append(f"  {self['khat' if 'khat' in self else 'ess'].why}")
+            lines += [f"  {self[name].why}" for name in ("khat", "ess", "global optimum") if name in self][:1]
         lower, upper = self.log_evidence
-        if math.isfinite(upper) or "khat" in self:
+        if math.isfinite(upper) or "khat" in self:  # chains, and amortised fits, have none
             lines.append(f"  The log evidence lies between {lower:.3f} and {upper:.3f} nats.")
         return "\n".join(lines)
 

@@ -11,10 +11,11 @@ from .._numerics import host_algebra, key_words, x64
 from .._types import Fitted
 from ..families.base import AbstractFamily
 from ..results import Result
-from ..targets.base import Density, require
+from ..targets.base import Density, Simulator, require
 from ..targets.batched import batched
 from ..targets.sites import Contaminated
 from . import findings
+from .amortised import check_amortised
 from .base import Certificate, Finding, Verdict
 from .chains import check_chains
 from .contaminated import contaminated
@@ -53,6 +54,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         ValueError: when `draws` < 100 or `starts` < 16.
         PairingError: when the target has no log density on R^d.
     """
+    if isinstance(fitted.target, Simulator) and fitted.q.conditional:
+        return check_amortised(fitted, key=_check_key(key))
     if draws < 100:
         raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")
     if starts < 16:
@@ -141,6 +144,8 @@ def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS, *, extend: bool 
     """The draws that the findings and the summaries share: four times as many where few of them are effective."""
     fitted = viewed(fitted)
     key, dim = _check_key(key), fitted.q.dim
+    if not isinstance(fitted.target, Density):  # nothing is weighed: a few hundred draws show what q is
+        draws = min(draws, 2 * _LEAST_DRAWS)
     sample = fresh_draws(fitted, key, max(_LEAST_DRAWS, min(draws, _MAX_NUMBERS // dim // 2 * 2)))
     more = min(_MAX_DRAWS, _MAX_NUMBERS // dim // 2 * 2)
     if extend and 2000 <= draws < more and 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0:

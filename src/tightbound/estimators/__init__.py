@@ -5,6 +5,7 @@ from .base import Moments as Moments
 from .doubly import DoublyReparam as DoublyReparam
 from .enumerate import Enumerate as Enumerate
 from .fixed_design import FixedDesign as FixedDesign
+from .from_model import FromModel as FromModel
 from .gauss_hermite import GaussHermite as GaussHermite
 from .local_quadratic import LocalQuadratic as LocalQuadratic
 from .measure_valued import MeasureValued as MeasureValued

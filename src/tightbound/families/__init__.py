@@ -1,6 +1,13 @@
 """Question 1: which family? `tb.families.Gaussian.full(dim)` and its relatives."""
 
+from . import encoders as encoders
+from . import heads as heads
+from .amortised import amortised as amortised
 from .base import AbstractFamily as AbstractFamily
+from .conditional import Conditional as Conditional
+from .conditional import Conditioned as Conditioned
+from .conditional import Ensemble as Ensemble
+from .conditional import Scaling as Scaling
 from .empirical import Empirical as Empirical
 from .exponential.base import AbstractExponentialFamily as AbstractExponentialFamily
 from .exponential.chain import DiscreteMarkovChain as DiscreteMarkovChain

@@ -29,6 +29,7 @@ class AbstractFamily(eqx.Module):
     `space` says where q lives: "unconstrained" (R^dim of the target's `density`) or "native" (the target's values).
     `reparameterised` says whether `_sample` is a differentiable function of the leaves, and `has_density` whether there is a
     `log_prob` at all: a sampler's draws have none, and are checked as chains.
+    `conditional` says whether q is a posterior only for given data x (an amortised family).
 
     Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random draws), `retract` and
     `monitored` (steps and errors in posterior sds, so that a stochastic solver needs no tuning).
@@ -37,6 +38,7 @@ class AbstractFamily(eqx.Module):
     space: ClassVar[str] = "unconstrained"
     reparameterised: ClassVar[bool] = True
     has_density: ClassVar[bool] = True
+    conditional: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -50,6 +52,10 @@ class AbstractFamily(eqx.Module):
     @abc.abstractmethod
     def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
         """Log density of one point `[dim]`, normalised, in nats."""
+
+    def _log_prob_to_train(self, z: jax.Array, x: PyTree = None) -> jax.Array:
+        """`_log_prob`, or where the parameters may leave their domain a concave continuation: what forward KL maximises."""
+        return self._log_prob(z, x)
 
     @property
     def noise_dim(self) -> int | None:

@@ -7,6 +7,8 @@ from .base import Source as Source
 from .classic import ELBO as ELBO
 from .classic import IWELBO as IWELBO
 from .fisher import Fisher as Fisher
+from .forward_kl import ForwardKL as ForwardKL
+from .forward_kl import SoftmaxWeighted as SoftmaxWeighted
 from .inclusive import WakePhase as WakePhase
 from .renyi import VRIWAE as VRIWAE
 from .renyi import ChiUpper as ChiUpper

@@ -8,11 +8,14 @@ from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .gibbs import Gibbs as Gibbs
+from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
 from .learn_clutter import LearnClutter as LearnClutter
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .pathfinder import Pathfinder as Pathfinder
 from .samplers import HMC as HMC
 from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
@@ -33,6 +36,8 @@ __all__ = [
     "BatchAndMatch",
     "CoordinateAscent",
     "FixedDraws",
+    "Gibbs",
+    "HeldOut",
     "IndicatorMeanField",
     "Info",
     "Laplace",
@@ -41,6 +46,7 @@ __all__ = [
     "Moves",
     "NaturalGradient",
     "Nested",
+    "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",
     "annealed_start",

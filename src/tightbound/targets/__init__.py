@@ -21,6 +21,7 @@ from .conjugate import (
     CollapsedModel,
     ConjugateModel,
     FactorAnalysis,
+    FoundModel,
     GaussianMixture,
     HiddenMarkovModel,
     HierarchicalNormal,
@@ -35,6 +36,7 @@ from .log_density import LogDensity, from_log_density
 from .named import AbstractNamedTarget
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
 from .rows import IndependentRows, from_rows
+from .simulator import SimulatedModel, SimulatorPosterior, StoredSimulations, from_simulations, from_simulator
 from .sites import Contaminated, GaussianSites, LearnableNoise, LinearSites, Reweighted
 from .updated import UpdatedRows
 
@@ -51,6 +53,7 @@ __all__ = [
     "Contaminated",
     "Density",
     "FactorAnalysis",
+    "FoundModel",
     "GaussianMixture",
     "GaussianSites",
     "HiddenMarkovModel",
@@ -72,14 +75,19 @@ __all__ = [
     "Reweighted",
     "Rows",
     "Sequential",
+    "SimulatedModel",
     "Simulator",
+    "SimulatorPosterior",
     "Sites",
+    "StoredSimulations",
     "UpdatedRows",
     "conjugate",
     "from_expected_log_joint",
     "from_log_density",
     "from_numpyro",
     "from_rows",
+    "from_simulations",
+    "from_simulator",
     "require",
     "zoo",
 ]

@@ -176,13 +176,36 @@ class Conjugate(AbstractTarget):
 
 
 class Simulator(AbstractTarget):
-    """Ability: draws of (parameters, data) from the joint: what forward KL trains on."""
+    """Ability: draws of (parameters, data) from the joint: what forward KL trains on.
 
+    `circular`: which coordinates are angles in [-pi, pi]: mapped to no line, and q must be periodic in them.
+    """
+
+    circular: eqx.AbstractVar[tuple[bool, ...]]
     ability: ClassVar[str] = "simulator"
-    offered_by: ClassVar[str] = "tb.from_simulator"
+    offered_by: ClassVar[str] = "tb.from_simulator, tb.from_simulations"
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Number of unconstrained coordinates."""
 
     @abc.abstractmethod
-    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]: ...
+    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]:
+        """One draw (z, x) of the joint: z `[dim]` unconstrained, x a pytree of floating arrays of fixed shapes."""
+
+    @property
+    def num_simulations(self) -> int | None:
+        """How many simulations there are, where they are stored ones; None where more can be made."""
+        return None
+
+    def take(self, index: Array) -> tuple[Array, PyTree]:
+        """The stored simulations at `index [B]`: z `[B, dim]` and x with a leading axis B."""
+        raise PairingError(f"{type(self).__name__} makes its simulations on the fly; there are no stored ones to take.")
+
+    def at(self, x: PyTree) -> AbstractTarget:
+        """The posterior of given data, with the ability `density` where the prior and the likelihood are known."""
+        raise PairingError(f"{type(self).__name__} knows no density, so that data cannot be fixed in it.")
 
 
 def require(part: Any, target: Any, ability: type[AbstractTarget]) -> None:

@@ -1,0 +1,67 @@
+"""An encoder: from one standardised data set x to a vector `[size]`."""
+
+import abc
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from ..._types import Array, PyTree
+
+
+class AbstractEncoder(eqx.Module):
+    """A network from one standardised data set to a vector. Implementing one: `__call__`, for one data set.
+
+    Give its layers biases: without a constant input a ReLU network cannot tell x from -x but linearly, and the kernel that
+    governs its training is singular (`tb.certify.ntk`).
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: PyTree) -> Array:
+        """The output `[size]` for one x."""
+
+
+def flatten(x: PyTree) -> Array:
+    """All numbers of a pytree of arrays in one vector."""
+    return jnp.concatenate([jnp.reshape(leaf, (-1,)) for leaf in jax.tree.leaves(x)])
+
+
+def the_array(x: PyTree, part: str) -> Array:
+    """The one array that x consists of.
+
+    Raises:
+        ValueError: x holds several.
+    """
+    leaves = jax.tree.leaves(x)
+    if len(leaves) != 1:
+        raise ValueError(
+            f"{part} takes x as one array, but `simulate` returns {len(leaves)}. Return one array, or use the encoder MLP, "
+            "which flattens whatever it is given."
+        )
+    return leaves[0]
+
+
+def scaled(layer: eqx.nn.Linear, factor: float) -> eqx.nn.Linear:
+    """A linear layer with its weights multiplied and its bias at zero: a last layer that starts out small."""
+    weight = layer.weight * jnp.asarray(factor, layer.weight.dtype)
+    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, jnp.zeros_like(layer.bias)))
+
+
+def stack(widths: list[int], key: Any, dtype: Any = float) -> tuple[eqx.nn.Linear, ...]:
+    """Linear layers from each width to the next."""
+    pairs = list(itertools.pairwise(widths))
+    return tuple(eqx.nn.Linear(*pair, dtype=dtype, key=jr.fold_in(key, i)) for i, pair in enumerate(pairs))
+
+
+def through(layers: tuple[eqx.nn.Linear, ...], h: Array, activation: Callable[[Array], Array]) -> Array:
+    """The layers one after the other, the activation after each."""
+    for layer in layers:
+        h = activation(layer(h))
+    return h
+
+
+__all__ = ["AbstractEncoder", "flatten", "scaled", "stack", "the_array", "through"]
