@@ -204,7 +204,7 @@ def _search(
     if default_path and isinstance(target, Simulator):
         return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
     if default_path:
-        fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
+        fitted = _climbed(fitted, first, chosen, run_solver, _left(budget, started, spent), started)
         used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
 
@@ -226,7 +226,7 @@ def load(path: Any, target: AbstractTarget) -> Fit:
     return Fit(**storage.load_parts(path, target))
 
 
-def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budget, started: float) -> Fit:
+def _climbed(fitted: Fit, first: Run, chosen: Plan, run_solver: Any, budget: Budget, started: float) -> Fit:
     """The fit at the rung of the ladder that it came to stand on, with its certificate."""
 
     def run_or_stop(q: Any, solver: Any, left: Budget) -> Run:
@@ -236,7 +236,8 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
         return ran
 
     try:
-        end = climb(first, others, run_or_stop, key=fitted.seed, budget=budget, started=time.perf_counter())
+        clock = {"budget": budget, "started": time.perf_counter()}
+        end = climb(first, chosen.others, run_or_stop, key=fitted.seed, rival=chosen.rival, **clock)
         ran = end.attempt.run
         seconds = time.perf_counter() - started - end.certificate.seconds
         climbed = dataclasses.replace(
