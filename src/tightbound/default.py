@@ -25,6 +25,7 @@ from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
 from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
+from .solvers.mixture_at_modes import mixture_at_modes
 from .solvers.natural import NaturalGradient
 from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
@@ -53,6 +54,7 @@ class Plan:
     """The three choices, and what was found on the way to the start.
 
     `settled`: why no ladder stands above this plan, where none does; the fit is then certified as it is.
+    `rival`: a member of another family, to be judged as well.
     """
 
     q: Any
@@ -60,6 +62,7 @@ class Plan:
     solver: AbstractSolver
     others: tuple[LocalGaussian, ...] = ()
     settled: str = ""
+    rival: Any = None
 
 
 def plan(target: Any, q: Any = None, *, key: Any, starts: int | None, factors: bool = True) -> Plan:
@@ -173,7 +176,8 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     """Contaminated data: anneal the kernels in closed form to find the basin, then polish by quadrature or on a design.
 
     Where the annealed q is as wide as a kernel, or the posterior has several modes, it is polished from each of them as
-    well, and from the moments of all of them together; the best ELBO is where the fit begins.
+    well, and from the moments of all of them together; the best ELBO is where the fit begins. The ladder compares it with
+    a mixture over the modes.
     """
     starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
@@ -187,7 +191,8 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
-    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]))
+    mixture = mixture_at_modes(target, kernels, found, host_rng(key, "mixture at modes"))
+    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]), mixture)
 
 
 def _polisher(dim: int, width: float) -> Any:

@@ -217,7 +217,7 @@ def _search(
     if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
         if chosen.settled:
             return dataclasses.replace(fitted, rung=chosen.settled, checked=check(fitted, key=fitted.seed))
-        fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
+        fitted = _climbed(fitted, first, chosen, run_solver, _left(budget, started, spent), started)
         used = evaluations_of(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
 
@@ -231,7 +231,7 @@ def load(path: Any, target: AbstractTarget) -> Fit:
     return Fit(**storage.load_parts(path, target))
 
 
-def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budget, started: float) -> Fit:
+def _climbed(fitted: Fit, first: Run, chosen: Plan, run_solver: Any, budget: Budget, started: float) -> Fit:
     """The fit at the rung of the ladder that it came to stand on, with its certificate."""
 
     def run_or_stop(q: Any, solver: Any, left: Budget) -> Run:
@@ -241,7 +241,8 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
         return ran
 
     try:
-        end = climb(first, others, run_or_stop, key=fitted.seed, budget=budget, started=time.perf_counter())
+        clock = {"budget": budget, "started": time.perf_counter()}
+        end = climb(first, chosen.others, run_or_stop, key=fitted.seed, rival=chosen.rival, **clock)
         ran = end.attempt.run
         seconds = time.perf_counter() - started - end.certificate.seconds
         climbed = dataclasses.replace(
