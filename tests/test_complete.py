@@ -235,6 +235,7 @@ NAMES = [
     "families.Conditional",
     "families.amortised",
     "Fit.at",
+    "refine",
     "Fit.certificate",
     "Fit.elbo",
     "Fit.sample",

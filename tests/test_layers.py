@@ -24,6 +24,7 @@ LAYERS = [
     {"compare"},
     {"default", "ladder"},
     {"fit"},
+    {"refine"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

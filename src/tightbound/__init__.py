@@ -24,6 +24,7 @@ from .compare import compare as compare
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
+from .refine import refine as refine
 from .results import FitError as FitError
 from .results import PairingError as PairingError
 from .results import Result as Result
@@ -39,7 +40,7 @@ __all__ = [
     "TargetError", "Verdict",
     "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows",
     "from_simulations", "from_simulator", "load",
-    "objectives", "solvers", "targets",
+    "objectives", "refine", "solvers", "targets",
 ]  # fmt: skip
 
 
