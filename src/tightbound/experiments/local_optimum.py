@@ -108,7 +108,7 @@ def _divergences(log_p: np.ndarray, mode: float) -> dict[str, float]:
     }
 
 
-def _forward_kl(clean: Any, x: Any, steps: int, batch: int, log_p: np.ndarray) -> tuple[float, list[dict[str, Any]]]:
+def _forward_kl(clean: Any, x: Any, steps: int, batch: int, log_p: np.ndarray) -> tuple[float, list[Any]]:
     """The mode of q at x after training on simulations with the same z and fresh noise, and the way there."""
     count, side = clean.shape[:2]
     how: dict[str, Any] = {"channels": (4, 16, 32), "width": 128, "images": True, "dtype": jnp.float32}

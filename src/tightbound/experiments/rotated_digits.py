@@ -86,13 +86,13 @@ def simulate(decoder: Any, key: Any, theta: Any, count: int) -> Any:
     return clean + NOISE * jr.normal(b, clean.shape, jnp.float32)
 
 
-def _forward_kl(decoder: Any, x: Any, starts: np.ndarray, steps: int) -> list[list[dict[str, float]]]:
+def _forward_kl(decoder: Any, x: Any, starts: np.ndarray, steps: int) -> list[Any]:
     count, side = x.shape[:2]
     how: dict[str, Any] = {"channels": (4, 16, 32), "width": 128, "images": True, "dtype": jnp.float32}
     inner = encoders.ConvNet.make((count, side, side), 2, jr.key(5), **how)
     scaling = Scaling.none(np.zeros(x.shape, np.float32), 1, np.float32)
     networks = [Conditional(Turned(inner, np.float32(a)), heads.VonMises(), scaling) for a in starts]
-    looks: list[list[dict[str, float]]] = []
+    looks: list[Any] = []
 
     def loss(q, _, key):
         a, b = jr.split(key)
@@ -110,13 +110,13 @@ def _forward_kl(decoder: Any, x: Any, starts: np.ndarray, steps: int) -> list[li
     return looks
 
 
-def _bound(decoder: Any, x: Any, starts: np.ndarray, steps: int, particles: int, batch: int) -> list[list[dict[str, float]]]:
+def _bound(decoder: Any, x: Any, starts: np.ndarray, steps: int, particles: int, batch: int) -> list[Any]:
     """IWELBO(particles) of theta as a model parameter; one joint weight for all images of a minibatch, as published."""
     side = x.shape[-1]
     how: dict[str, Any] = {"channels": (2, 4, 8), "width": 64, "depth": 1, "dtype": jnp.float32}
     encoder = encoders.ConvNet.make((side, side), 2 * LATENT, jr.key(7), **how)
     networks = [Proposal(np.float32(a), encoder) for a in starts]
-    looks: list[list[dict[str, float]]] = []
+    looks: list[Any] = []
 
     def loss(p, _, key):
         pick, noise = jr.split(key)
