@@ -288,6 +288,7 @@ NAMES = [
     "families.Conditional",
     "families.amortised",
     "Fit.at",
+    "refine",
     "Fit.certificate",
     "Fit.elbo",
     "Fit.sample",
