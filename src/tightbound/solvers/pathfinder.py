@@ -174,9 +174,6 @@ class Pathfinder(AbstractSolver):
             if getattr(self, name) < least:
                 raise ValueError(f"Pathfinder: `{name}` must be at least {least}, got {getattr(self, name)}.")
 
-    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
-        return Gaussian.full(target.dim) if isinstance(target, Density) else None
-
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, Density)
         if objective is not None:
