@@ -29,6 +29,7 @@ from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
 from .fit_batch import fit_batch as fit_batch
+from .refine import refine as refine
 from .results import FitError as FitError
 from .results import PairingError as PairingError
 from .results import Result as Result
@@ -39,6 +40,7 @@ from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 from .targets import from_simulations as from_simulations
 from .targets import from_simulator as from_simulator
+from .update import update as update
 
 __all__ = [
     "BatchFit",
@@ -71,8 +73,10 @@ __all__ = [
     "linear_response",
     "load",
     "objectives",
+    "refine",
     "solvers",
     "targets",
+    "update",
 ]  # fmt: skip
 
 

@@ -118,7 +118,6 @@ def _reason_against(target: AbstractNumPyroTarget, factors: dict[str, Any], name
     factor, anchors = factors[name], anchors_around(factors[name])
     base = _values(factors, jr.key(1))
     points = [_values({name: factor}, jr.key(2 + i))[name] for i in range(2)]
-    members = int(np.prod(factor.plate, dtype=int))
     sites = _sites(target)
     for index, site in enumerate(sites):
         depends = _dependence(target, index, base, name, factor)
@@ -226,7 +225,7 @@ def tabulated(target: AbstractNumPyroTarget, factors: dict[str, Any]) -> FoundMo
         if all(np.all(member == member[0]) for member in members.values()):  # one member of each: the elements add up
             table, members = table.sum(axis=-1, keepdims=True), {name: member[:1] for name, member in members.items()}
         terms.append(Term(table, tuple(members.values()), tuple(members), site))
-    return FoundModel(Product(**factors), target.layout, to_host(anchors), tuple(terms))
+    return FoundModel(family=Product(**factors), layout=target.layout, anchors=to_host(anchors), terms=tuple(terms))
 
 
 __all__ = ["FoundModel", "find", "tabulated"]
