@@ -5,7 +5,7 @@ import pytest
 
 import tightbound as tb
 from tightbound.compare_estimators import candidates, refusal
-from tightbound.estimators import Enumerate, MeasureValued, Pathwise, Relaxed, Score, StickTheLanding
+from tightbound.estimators import Enumerate, Pathwise, Relaxed, Score, StickTheLanding
 from tightbound.families import Bernoulli, Gaussian, Product
 from tightbound.objectives import ELBO, IWELBO
 
@@ -81,13 +81,12 @@ def test_the_picture_is_written(compared, tmp_path):
 def test_discrete_latents():
     """A pair of coins: Enumerate has no noise and comes first; Relaxed is named as biased, Pathwise as impossible."""
     coins = tb.from_log_density(lambda v: 0.7 * v["b"][0] * v["b"][1], {"b": np.zeros(2)})
-    some = ("Enumerate", "Score", "MeasureValued", "Pathwise", "Relaxed")
+    some = ("Enumerate", "Score", "Pathwise", "Relaxed")
     named = {name: e for name, e in candidates(16, ELBO()).items() if name in some}
     found = tb.compare_estimators(coins, Product(b=Bernoulli(np.array([0.3, -0.5]))), estimators=named, repeats=50)
     assert found.table.index[0] == "Enumerate"
     assert found.table.loc["Enumerate", "evaluations"] == 4
-    assert {"Score", "MeasureValued"} <= set(found.table.index)
-    assert isinstance(found.estimators["MeasureValued"], MeasureValued)
+    assert isinstance(found.estimators["Score"], Score)
     assert "cannot be reparameterised" in found.refused["Pathwise"]
     assert found.refused["Relaxed"] == "it is biased for every objective."
 

@@ -170,7 +170,7 @@ def test_enumeration_is_the_sum_by_hand(q, target, objectives):
         np.testing.assert_allclose(gradient.logits, truth.logits, rtol=1e-10, atol=1e-14)
 
 
-UNBIASED = (Score(8), Score(8, baseline="optimal"), MeasureValued(4))
+UNBIASED = (Score(8), MeasureValued(4))
 
 
 @pytest.mark.parametrize("estimator", UNBIASED, ids=repr)
@@ -301,7 +301,7 @@ def test_enumeration_of_a_product_of_coins_and_labels(as_a_user):
     with pytest.raises(PairingError, match="labels, with nothing in between"):
         Relaxed(4).check(target, q, ELBO())
     with jax.enable_x64(True):
-        loss = Enumerate().surrogate(ELBO(), target, to_device(q), None, jr.key(0))[0]
+        loss = eqx.filter_jit(Enumerate().surrogate)(ELBO(), target, to_device(q), None, jr.key(0))[0]
     heads, labels = 1 / (1 + np.exp(-np.array([0.3, -0.8]))), np.exp([0.1, 0.5, -0.4])
     labels /= labels.sum()
     expected = 0.0

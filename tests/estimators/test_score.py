@@ -127,7 +127,8 @@ def test_wake_phase_gradients_are_the_self_normalised_ones():
     """-sum (w_i / sum w - 1/n) grad log q(z_i): by hand from the draws, in the mean of a standard normal, where grad = z."""
     target = GaussianTarget(Gaussian(np.array([1.0]), Gaussian.diagonal(1).scale))
     q, estimator = to_device(Gaussian.diagonal(1)), Score(6, baseline="none")
-    gradient = eqx.filter_grad(lambda q: estimator.surrogate(WakePhase(), target, q, (None, None), jr.key(4))[0])(q)
+    loss = lambda q: estimator.surrogate(WakePhase(), target, q, (None, None), jr.key(4))[0]  # noqa: E731
+    gradient = eqx.filter_jit(eqx.filter_grad(loss))(q)
     z = np.asarray(jr.normal(jr.key(4), (6, 1)))[:, 0]
     share = np.exp(z) / np.exp(z).sum()  # log w = z - 1/2
     np.testing.assert_allclose(gradient.mean, [-np.sum((share - 1 / 6) * z)], rtol=1e-12)
