@@ -21,10 +21,10 @@ LAYERS = [
     {"loop"},
     {"certify"},
     {"report", "summary", "storage", "datatree", "progress", "posterior"},
-    {"compare"},
+    {"compare", "compare_estimators"},
     {"default", "ladder"},
     {"fit"},
-    {"batch_fit", "fit_batch"},
+    {"batch_fit", "fit_batch", "update"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

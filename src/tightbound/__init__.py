@@ -23,6 +23,8 @@ from .certify.check import check as check
 from .certify.linear_response import linear_response as linear_response
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .compare_estimators import EstimatorComparison as EstimatorComparison
+from .compare_estimators import compare_estimators as compare_estimators
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
@@ -37,6 +39,7 @@ from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 from .targets import from_simulations as from_simulations
 from .targets import from_simulator as from_simulator
+from .update import update as update
 
 __all__ = [
     "BatchFit",
@@ -44,6 +47,7 @@ __all__ = [
     "Certificate",
     "Comparison",
     "Estimate",
+    "EstimatorComparison",
     "Finding",
     "Fit",
     "FitError",
@@ -54,6 +58,7 @@ __all__ = [
     "certify",
     "check",
     "compare",
+    "compare_estimators",
     "estimators",
     "families",
     "fit",
@@ -69,6 +74,7 @@ __all__ = [
     "objectives",
     "solvers",
     "targets",
+    "update",
 ]  # fmt: skip
 
 

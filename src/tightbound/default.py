@@ -26,13 +26,14 @@ from .solvers.fixed_draws import FixedDraws
 from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
+from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
 from .solvers.subsampled import Subsampled
 from .targets.base import Conjugate, Density, Rows, Simulator
 from .targets.batched import batched
-from .targets.sites import Contaminated, Kernels
+from .targets.sites import Contaminated, Kernels, Reweighted
 
 MANY_ROWS = 300_000  # rows from which a fit starts on a sample of them
 FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than the gradients
@@ -154,6 +155,7 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     Where the annealed q is as wide as a kernel, or the posterior has several modes, it is polished from each of them as
     well, and from the moments of all of them together; the best ELBO is where the fit begins.
     """
+    starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
         return _gaussian(target, key, starts)
     kernels, annealed = target.kernels(), anneal(target)
@@ -194,6 +196,13 @@ def _width(kernels: Kernels, q: Gaussian) -> float:
     return float(np.linalg.svd(white, compute_uv=False)[0] ** 2 / kernels.median_scale)
 
 
+def _regression(target: Any, key: Any, starts: int | None) -> Plan:
+    """Regression with outliers: from annealed reweighted least squares."""
+    if target.dim > FULL_RANK_UP_TO:
+        return _gaussian(target, key, starts)
+    return Plan(anneal_reweighted(target), ELBO(), NaturalGradient())
+
+
 def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
     """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
     return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
@@ -202,6 +211,7 @@ def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
 TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
     (Simulator, _simulator),
     (Contaminated, _contaminated),
+    (Reweighted, _regression),
     (Conjugate, _conjugate),
     (Rows, _many_rows),
     (Density, _gaussian),

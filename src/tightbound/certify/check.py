@@ -146,6 +146,8 @@ def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS, *, extend: bool 
     """The draws that the findings and the summaries share: four times as many where few of them are effective."""
     fitted = viewed(fitted)
     key, dim = _check_key(key), fitted.q.dim
+    if not isinstance(fitted.target, Density):  # nothing is weighed: a few hundred draws show what q is
+        draws = min(draws, 2 * _LEAST_DRAWS)
     sample = fresh_draws(fitted, key, max(_LEAST_DRAWS, min(draws, _MAX_NUMBERS // dim // 2 * 2)))
     more = min(_MAX_DRAWS, _MAX_NUMBERS // dim // 2 * 2)
     if extend and 2000 <= draws < more and 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0:

@@ -12,10 +12,10 @@ import numpy as np
 from .._numerics import to_device, x64
 from .._types import Estimate, Fitted
 from ..families.exponential.product import Product
+from ..solvers.conjugate_form import as_conjugate
 from ..solvers.factor_rule import distance, elbo, order, sweep
 from ..targets.base import Density
 from ..targets.conjugate.base import judged
-from ..targets.conjugate.found import as_conjugate
 from .base import Certificate, Finding, Verdict
 
 _MOVE = 0.05  # sds that the updates may still move a member of a factor

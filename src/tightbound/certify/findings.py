@@ -15,6 +15,7 @@ _CORRECTION = 0.1  # posterior sds in the mean, or relative in the sd, that a co
 _ENOUGH = 400  # effective draws
 _TOO_FEW = 60  # effective draws below which corrected summaries are noise
 _NEARLY_ALL = 0.95  # share of effective draws from which on the shape of the weights' tail does not matter
+_ALL_BUT_ALL = 0.99  # the same for k-hat above 1, where the sample does not show what the tail holds: a t with three degrees
 _HEAVY = 10.0  # kurtosis from which the tail of a value is looked at; 3 is Gaussian, 9 the t with five degrees
 
 
@@ -135,7 +136,8 @@ def judge_weights(khat: float, ess: float, count: int) -> Verdict:
     if khat < khat_threshold(count) and ess >= _ENOUGH:
         return Verdict.PASS
     if (khat <= 1.0 and ess >= _TOO_FEW) or ess >= 0.5 * count:
-        return Verdict.PASS if ess >= _NEARLY_ALL * count else Verdict.CAUTION
+        enough = _NEARLY_ALL if khat <= 1.0 else _ALL_BUT_ALL
+        return Verdict.PASS if ess >= enough * count else Verdict.CAUTION
     return Verdict.FAIL
 
 

@@ -43,12 +43,14 @@ class AbstractEstimator(eqx.Module):
     """A way of computing expectations under q, and the gradient in q's leaves of an objective.
 
     `unbiased_for`: the objectives whose gradient it estimates without bias (the battery checks each).
+    `exact`: whether it sums over all of q's mass and draws nothing, so that it serves functions of averages as well.
     `draws_from`: whose draws it makes; must equal the objective's `drawn_from`.
     """
 
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = ()
     draws_from: ClassVar[Source] = Source.q
     needs_reparameterised: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     @property
     def zero_variance_at_optimum(self) -> bool:

@@ -33,6 +33,7 @@ class Enumerate(AbstractEstimator):
     """
 
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO, IWELBO, VRIWAE, Renyi, ChiUpper, WakePhase)
+    exact: ClassVar[bool] = True
 
     @property
     def zero_variance_at_optimum(self) -> bool:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import host_rng
-from ..objectives.base import AbstractObjective, Draws
+from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO, IWELBO
 from ..targets.batched import batched
 from .base import AbstractEstimator, Moments
+from .draws import evaluate
 
 
 class FixedDesign(AbstractEstimator):
@@ -50,8 +51,7 @@ class FixedDesign(AbstractEstimator):
     def surrogate(self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any) -> tuple[Any, Any]:
         noise = jnp.concatenate([jnp.asarray(state), -jnp.asarray(state)])
         z = eqx.filter_vmap(q._from_noise)(noise)
-        log_p, log_q = eqx.filter_vmap(target.log_density)(z), eqx.filter_vmap(q._log_prob)(z)
-        return objective.loss(Draws(log_p, log_q)), state
+        return objective.loss(evaluate(objective, target, q, z)), state
 
     def moments(self, target: Any, mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> Moments:
         """Whitened moments of the target under N(mean, root root') over the design `[m, d]`."""

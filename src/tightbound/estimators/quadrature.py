@@ -38,6 +38,7 @@ class Quadrature(AbstractEstimator):
     k: int = eqx.field(default=20, static=True)
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO, Fisher)
     needs_reparameterised: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.k < 1:

@@ -315,7 +315,7 @@ def _panel(axes: Any, result: Result, parameter: str, cost: Cost, colours: dict[
         axes.plot([r["k"] for r in curve], [r["variance"] for r in curve], color=colour, lw=1.4, label=name)
         axes.plot([r["k"] for r in dots], [r["variance"] for r in dots], "o", color=colour, ms=4)
         if not curve:
-            axes.annotate(f"{name}: zero", (0.98, 0.04), xycoords="axes fraction", ha="right", color=colour)
+            axes.annotate(f"{name}: zero", (0.02, 0.04), xycoords="axes fraction", color=colour)
     axes.set_yscale("log")
     if cost.ks[0] > 0:
         axes.set_xscale("log")

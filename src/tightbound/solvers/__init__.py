@@ -1,15 +1,18 @@
 """Question 3b: how is the closest member found?"""
 
 from .annealed import Annealed as Annealed
+from .annealed_start import annealed_start as annealed_start
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .gibbs import Gibbs as Gibbs
 from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
+from .learn_clutter import LearnClutter as LearnClutter
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
 from .pathfinder import Pathfinder as Pathfinder
@@ -34,10 +37,12 @@ __all__ = [
     "BatchAndMatch",
     "CoordinateAscent",
     "FixedDraws",
+    "Gibbs",
     "HeldOut",
     "IndicatorMeanField",
     "Info",
     "Laplace",
+    "LearnClutter",
     "Metropolis",
     "Moves",
     "NaturalGradient",
@@ -46,4 +51,5 @@ __all__ = [
     "RobbinsMonro",
     "StochasticGradient",
     "Subsampled",
+    "annealed_start",
 ]

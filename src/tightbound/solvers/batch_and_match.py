@@ -15,7 +15,7 @@ from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
 
-_FIRST_WINDOW = 16
+_FIRST_WINDOW = 64
 _MOST_SKIPPED = 50  # batches in a row without two finite scores
 
 

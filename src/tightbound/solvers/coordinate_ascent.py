@@ -13,8 +13,8 @@ from ..families.exponential.product import Product
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
-from ..targets.conjugate.found import as_conjugate
 from .base import AbstractSolver, Info
+from .conjugate_form import as_conjugate
 from .factor_rule import check_product, curved_factors, distance, elbo, order, sweep, valid
 
 _SHARE = 0.1  # of tol that the way still to go may amount to

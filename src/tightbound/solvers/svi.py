@@ -14,8 +14,8 @@ from ..families.exponential.product import Product
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
-from ..targets.conjugate.found import as_conjugate
 from .base import AbstractSolver, Info
+from .conjugate_form import as_conjugate
 from .coordinate_ascent import best_start
 from .factor_rule import check_product, curved_factors, distance, elbo, sweep, valid
 
@@ -145,9 +145,8 @@ class SVI(AbstractSolver):
         count, q, total = _num_rows(state.target), state.q, 0.0
         shared = float(_shared_part(state.target, q))
         for start in range(0, count, self.batch_size):
-            index = jnp.asarray(np.arange(start, start + self.batch_size) % count)
-            fresh = jnp.asarray(np.arange(start, start + self.batch_size) < count)
-            q, value = _settled_rows(state.target, q, index, fresh)
+            index = jnp.asarray(np.arange(start, min(start + self.batch_size, count)))
+            q, value = _settled_rows(state.target, q, index)
             total += float(value)
         return q, shared + total
 
@@ -220,19 +219,13 @@ def _stepped(target: Any, q: Product, index: jax.Array, rho: Any, scale: Any) ->
 
 
 @eqx.filter_jit
-def _settled_rows(target: Any, q: Product, index: jax.Array, fresh: jax.Array) -> tuple[Product, jax.Array]:
-    """Local factors of some rows settled, and what those of them that are `fresh` add to the ELBO."""
+def _settled_rows(target: Any, q: Product, index: jax.Array) -> tuple[Product, jax.Array]:
+    """Local factors of some rows settled, and what those rows add to the ELBO."""
     part, rows = _batch(target, q, index)
     part = _settle(target, part, rows)
 
-    def of_row(i):
-        one = part.take(i[None])
-        row = jax.tree.map(lambda leaf: leaf[i][None], rows)
-        with_row, without = elbo(target, one, row, 1.0), elbo(target, one, row, 0.0)
-        return with_row - without
-
-    each = jax.vmap(of_row)(jnp.arange(index.shape[0]))
-    return _with_rows(q, index, part), jnp.sum(jnp.where(fresh, each, 0.0))
+    added = elbo(target, part, rows, 1.0) - elbo(target, part, rows, 0.0)
+    return _with_rows(q, index, part), added
 
 
 @eqx.filter_jit

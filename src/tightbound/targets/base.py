@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from .._types import Array, Key, PyTree
 from ..results import PairingError
@@ -130,6 +131,17 @@ class Sites(Density):
 
     @abc.abstractmethod
     def log_site(self, i: jax.Array, z: jax.Array) -> jax.Array: ...
+
+
+class Sequential(AbstractTarget):
+    """Ability: the same model with a Gaussian prior and new data in place of the old: what `tb.update` asks for."""
+
+    ability: ClassVar[str] = "new data"
+    offered_by: ClassVar[str] = "tb.from_rows, tb.targets.Clutter, tb.targets.LinearClutter"
+
+    @abc.abstractmethod
+    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> "Sequential":
+        """The model with prior N(mean `[dim]`, cov `[dim, dim]`) on the unconstrained scale, and `new_data` alone."""
 
 
 class Conjugate(AbstractTarget):

@@ -13,16 +13,17 @@ import numpy as np
 from .._numerics import x64
 from .._types import Array, PyTree
 from ..results import TargetError
-from .base import Observed, Rows
+from .base import Observed, Rows, Sequential
 from .layout import Layout, named_leaves
 from .named import AbstractNamedTarget, check_derived, check_reads
 from .tracing import Traced, explained, host_unless_traced, scalar, trace, vector
+from .updated import UpdatedRows
 
 _CHUNK = 64  # draws whose likelihoods are computed together: bounds the memory
 
 
 @final
-class IndependentRows(AbstractNamedTarget, Rows, Observed):
+class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
     """log p(z) = log_prior(values) + log|J| + scale * sum over rows of log_likelihood(values, row); by `tb.from_rows`.
 
     Attributes:
@@ -66,6 +67,15 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed):
     @host_unless_traced
     def take(self, index: Array) -> "IndependentRows":
         return dataclasses.replace(self, data=self.rows_at(index), scale=self.scale * self.num_rows / np.size(index))
+
+    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> UpdatedRows:
+        """The new rows under a Gaussian prior on the unconstrained scale; `log_prior` is not used again."""
+        rows = as_rows(new_data)
+        old = {name: np.shape(leaf)[1:] for name, leaf in named_leaves(self.data).items()}
+        new = {name: np.shape(leaf)[1:] for name, leaf in named_leaves(rows).items()}
+        if old != new:
+            raise TargetError(f"update: new rows have names and shapes {new}, those of the model {old}; they must agree.")
+        return UpdatedRows(dataclasses.replace(self, data=rows, scale=1.0), mean, np.linalg.cholesky(cov))
 
     def observed(self) -> dict[str, Any]:
         return {name: np.asarray(leaf) for name, leaf in named_leaves(self.data).items()}

@@ -3,7 +3,7 @@
 from .base import AbstractCollapsedTarget as AbstractCollapsedTarget
 from .base import AbstractConjugateTarget as AbstractConjugateTarget
 from .factor_analysis import FactorAnalysis as FactorAnalysis
-from .found import as_conjugate as as_conjugate
+from .found import FoundModel as FoundModel
 from .gaussian_mixture import GaussianMixture as GaussianMixture
 from .hidden_markov import HiddenMarkovModel as HiddenMarkovModel
 from .hierarchical_normal import HierarchicalNormal as HierarchicalNormal
