@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/scaling.py [--dims D ...] [--rows N ...] [--out DIR]
 
-Dimensions: a chain of correlated Gaussians, whose means and sds are known (of a mean-field fit: the best mean-field sds); full rank
-up to 300, then mean-field and low rank. Rows: logistic regression with ten coefficients against Newton's method on all rows.
+Dimensions: a chain of correlated Gaussians, whose means and sds are known (of a mean-field fit: the best mean-field sds);
+full rank up to 300, low rank above, and mean-field. Rows: logistic regression with ten coefficients against Newton's method
+on all rows.
 The certificate is not part of it. With --out and matplotlib, a figure as well.
 """
 
@@ -98,11 +99,11 @@ def by_rows(rows: list[int]) -> list[dict[str, Any]]:
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     print(f"\n{title}\n\n| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for one in rows:
-        print(
-            "| "
-            + " | ".join(f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in one.values())
-            + " |"
-        )
+        print("| " + " | ".join(map(shown, one.values())) + " |")
+
+
+def shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def figure(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> None:

@@ -28,10 +28,10 @@ KINDS = {
 # Parts whose battery cannot be that of test_batteries.py, because they run on targets of one kind or have an optimum of
 # their own; each has known truth in the file named here.
 ELSEWHERE = {
-    "Gibbs": "solvers/test_conjugate_form.py",
-    "FoundModel": "solvers/test_conjugate_form.py",
     "Subsampled": "solvers/test_subsampled.py",
     "Pathfinder": "solvers/test_pathfinder.py",
+    "Gibbs": "solvers/test_conjugate_form.py",
+    "FoundModel": "solvers/test_conjugate_form.py",
     "Transported": "solvers/test_coordinate_ascent.py",
     "NormalSample": "solvers/test_coordinate_ascent.py",
     "LinearRegressionARD": "solvers/test_coordinate_ascent.py",

@@ -223,8 +223,8 @@ def _search_from(
 def _sampling_error(parts: tuple[np.ndarray, ...], scores: np.ndarray, noise: np.ndarray) -> float:
     """Root-mean-square standard error of the means in posterior sds: spread of S g over pairs, as a Newton step moves.
 
-    Of a mean-field q at least a fifth of the precisions' relative error, as in `NaturalGradient`: a posterior without skew has
-    no error in the means on antithetic draws, however wrong the sds are.
+    Of a mean-field q at least a fifth of the precisions' relative error, as in `NaturalGradient`: a posterior without skew
+    has no error in the means on antithetic draws, however wrong the sds are.
     """
     _, diagonal, factor = parts
     pairs = len(scores) // 2
