@@ -7,7 +7,7 @@ import tightbound as tb
 from tightbound._numerics import host_algebra, scoped
 from tightbound.default import plan
 from tightbound.estimators import FixedDesign, GaussHermite
-from tightbound.experiments.clutter import best_gaussian, draw
+from tightbound.experiments.clutter_methods import best_gaussian, draw
 from tightbound.loop import run
 from tightbound.solvers import NaturalGradient
 from tightbound.solvers.annealed import anneal

@@ -105,3 +105,28 @@ def test_the_same_key_gives_the_same_draws():
         a, b, c = (fit.sample(key, 50, corrected=corrected)["z"] for key in (1, 1, 2))
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
+
+
+def test_the_expectation_of_any_function_with_its_errors():
+    """E log x and sd of log x under Gamma(4, 2): digamma(4) - log 2 and sqrt(trigamma(4)), from a q that is off."""
+    import scipy.special as sp
+
+    table = laplace(GAMMA, Gaussian(np.array([0.7]), tb.families.Diagonal(np.log([0.8])))).expect(
+        lambda p: {"log": jnp.log(p["x"]), "large": p["x"] > 2.0}
+    )
+    assert list(table.index) == ["large", "log"]
+    assert set(table["draws"]) == {"corrected"}
+    row = table.loc["log"]
+    assert row["mean"] == pytest.approx(sp.digamma(4) - np.log(2), abs=4 * row["mean_error"])
+    assert row["sd"] == pytest.approx(np.sqrt(sp.polygamma(1, 4)), abs=4 * row["sd_error"])
+    assert row["mean_error"] < 0.02
+    large = table.loc["large"]
+    assert large["mean"] == pytest.approx(TRUTH.sf(2.0), abs=4 * large["mean_error"])
+
+
+def test_resampled_without_replacement_no_draw_comes_twice():
+    fit = laplace(NORMAL, Gaussian.full(2).moved(np.zeros(2), 0.85))
+    once = fit.sample(1, 1000, corrected=True, replace=False)["z"]
+    assert len(np.unique(once[:, 0])) == 1000
+    assert len(np.unique(fit.sample(1, 1000, corrected=True)["z"][:, 0])) < 1000
+    np.testing.assert_allclose(once.std(axis=0), 1.0, atol=0.1)

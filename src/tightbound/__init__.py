@@ -15,32 +15,68 @@ from . import solvers as solvers
 from . import targets as targets
 from ._types import Budget as Budget
 from ._types import Estimate as Estimate
+from .batch_fit import BatchFit as BatchFit
 from .certify.base import Certificate as Certificate
 from .certify.base import Finding as Finding
 from .certify.base import Verdict as Verdict
 from .certify.check import check as check
+from .certify.linear_response import linear_response as linear_response
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .compare_estimators import EstimatorComparison as EstimatorComparison
+from .compare_estimators import compare_estimators as compare_estimators
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
+from .fit_batch import fit_batch as fit_batch
 from .refine import refine as refine
 from .results import FitError as FitError
 from .results import PairingError as PairingError
 from .results import Result as Result
 from .results import TargetError as TargetError
+from .targets import from_expected_log_joint as from_expected_log_joint
 from .targets import from_log_density as from_log_density
 from .targets import from_numpyro as from_numpyro
 from .targets import from_rows as from_rows
 from .targets import from_simulations as from_simulations
 from .targets import from_simulator as from_simulator
+from .update import update as update
 
 __all__ = [
-    "Budget", "Certificate", "Comparison", "Estimate", "Finding", "Fit", "FitError", "PairingError", "Result",
-    "TargetError", "Verdict",
-    "certify", "check", "compare", "estimators", "families", "fit", "from_log_density", "from_numpyro", "from_rows",
-    "from_simulations", "from_simulator", "load",
-    "objectives", "refine", "solvers", "targets",
+    "BatchFit",
+    "Budget",
+    "Certificate",
+    "Comparison",
+    "Estimate",
+    "EstimatorComparison",
+    "Finding",
+    "Fit",
+    "FitError",
+    "PairingError",
+    "Result",
+    "TargetError",
+    "Verdict",
+    "certify",
+    "check",
+    "compare",
+    "compare_estimators",
+    "estimators",
+    "families",
+    "fit",
+    "fit_batch",
+    "from_expected_log_joint",
+    "from_log_density",
+    "from_numpyro",
+    "from_rows",
+    "from_simulations",
+    "from_simulator",
+    "linear_response",
+    "load",
+    "objectives",
+    "refine",
+    "solvers",
+    "targets",
+    "update",
 ]  # fmt: skip
 
 

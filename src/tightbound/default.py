@@ -17,48 +17,61 @@ from .loop import run
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
 from .objectives.forward_kl import ForwardKL
-from .results import TargetError
+from .results import PairingError, TargetError
 from .solvers.annealed import anneal
 from .solvers.base import AbstractSolver
 from .solvers.broad import broad_start
+from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
 from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
 from .solvers.natural import NaturalGradient
+from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Density, Simulator
+from .targets.base import Conjugate, Density, Simulator
 from .targets.batched import batched
-from .targets.sites import Contaminated, Kernels
+from .targets.sites import Contaminated, Kernels, Reweighted
 
 FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than the gradients
 _STARTS = 4
 _START_PAIRS = 32
 _RANK = 20
+_FACTORS = "{}: chosen for a product of exponential-family factors"
+_TRAINED = "amortised: trained on simulations until those held out gained no more"
 _NARROW = 0.5  # of the noise variance: below it a contaminated posterior with one mode has one optimum
 _ROUGH = 0.1  # posterior sds: enough to rank the ends of several starts
 _FEW_STEPS = 40
+_MOST_NODES = {1: 161, 2: 41}  # per axis, to start with
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The three choices, and what was found on the way to the start."""
+    """The three choices, and what was found on the way to the start.
+
+    `settled`: why no ladder stands above this plan, where none does; the fit is then certified as it is.
+    """
 
     q: Any
     objective: AbstractObjective | None
     solver: AbstractSolver
     others: tuple[LocalGaussian, ...] = ()
+    settled: str = ""
 
 
-def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
+def plan(target: Any, q: Any = None, *, key: Any, starts: int | None, factors: bool = True) -> Plan:
     """The default for `target`: the first row of the table whose ability it has; with a `q`, how to continue from it.
+
+    `factors`: whether a product of factors will do (not for a solver or an objective that wants a law on R^d).
 
     Raises:
         TargetError: when the log density is finite at no start; it names the parameter where one decides.
     """
+    if q is not None and q.space == "native":
+        return _of_factors(q, _factor_solver(target, q))
     for ability, choose in TABLE:
-        if isinstance(target, ability):
+        if isinstance(target, ability) and (factors or ability is not Conjugate):
             return choose(target, key, starts) if q is None else continue_from(q)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}.")
@@ -73,7 +86,7 @@ def continue_from(q: Any) -> Plan:
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
     if q.conditional:
-        return Plan(q, ForwardKL(), HeldOut())
+        return Plan(q, ForwardKL(), HeldOut(), settled=_TRAINED)
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -81,6 +94,28 @@ def continue_from(q: Any) -> Plan:
     if structure == "diagonal" and q.dim > FULL_RANK_UP_TO:
         structure = "low_rank"
     return Plan(q, ELBO(), _CONTINUE.get(structure, StochasticGradient)())
+
+
+def _conjugate(target: Any, key: Any, starts: int | None) -> Plan:
+    """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
+    q = target.start(key)
+    solver = _factor_solver(target, q)
+    if isinstance(solver, CoordinateAscent):
+        q = best_start(target, key, _STARTS if starts is None else starts)
+    return _of_factors(q, solver)
+
+
+def _of_factors(q: Any, solver: AbstractSolver) -> Plan:
+    return Plan(q, ELBO(), solver, settled=_FACTORS.format(type(solver).__name__))
+
+
+def _factor_solver(target: Any, q: Any) -> AbstractSolver:
+    """Coordinate ascent; natural gradients where the target refuses it, being conjugate in some factors only."""
+    try:
+        CoordinateAscent().check(target, q, ELBO())
+    except PairingError:
+        return NaturalGradient() if isinstance(target, Conjugate) else CoordinateAscent()
+    return CoordinateAscent()
 
 
 def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
@@ -134,20 +169,26 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
         return _gaussian(target, key, starts)
-    solver, kernels, annealed = NaturalGradient(polisher(target.dim)), target.kernels(), anneal(target)
+    kernels, annealed = target.kernels(), anneal(target)
     found = modes(kernels)
     if len(found) == 1 and _width(kernels, annealed) < _NARROW:
-        return Plan(annealed, ELBO(), solver)
+        return Plan(annealed, ELBO(), NaturalGradient(_polisher(target.dim, 0.0)))
     at_modes = starts_at_modes(kernels, found)
-    tried = [annealed, *at_modes[:-1][: max(starts, 1)], at_modes[-1]]
+    tried = [annealed, *at_modes[:-1][: _STARTS if starts is None else starts], at_modes[-1]]
+    solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
     return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]))
 
 
-def polisher(dim: int) -> Any:
-    """How moments of a contaminated posterior are computed: nodes where they are few, else a design."""
-    return GaussHermite() if dim <= 2 else FixedDesign()
+def _polisher(dim: int, width: float) -> Any:
+    """How moments of a contaminated posterior are computed: nodes where they are few, else a design.
+
+    Nodes must not step over kernels: 5 + 14 sqrt(v / vg) of them resolve q's of that width.
+    """
+    if dim > 2:
+        return FixedDesign()
+    return GaussHermite(int(np.clip(5.0 + 14.0 * np.sqrt(width), 15, _MOST_NODES[dim])))
 
 
 def _polished(target: Any, q: Gaussian, solver: Any, key: Any) -> LocalGaussian:
@@ -166,13 +207,22 @@ def _width(kernels: Kernels, q: Gaussian) -> float:
     return float(np.linalg.svd(white, compute_uv=False)[0] ** 2 / kernels.median_scale)
 
 
+def _regression(target: Any, key: Any, starts: int | None) -> Plan:
+    """Regression with outliers: from annealed reweighted least squares."""
+    if target.dim > FULL_RANK_UP_TO:
+        return _gaussian(target, key, starts)
+    return Plan(anneal_reweighted(target), ELBO(), NaturalGradient())
+
+
 def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
     """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
-    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
+    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut(), settled=_TRAINED)
 
 
 TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
     (Simulator, _simulator),
     (Contaminated, _contaminated),
+    (Reweighted, _regression),
+    (Conjugate, _conjugate),
     (Density, _gaussian),
 ]

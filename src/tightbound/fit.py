@@ -9,6 +9,7 @@ Approximate this target, within this family, in this sense of closeness, by this
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,13 @@ from .families.base import AbstractFamily
 from .ladder import climb
 from .loop import Run, Trace, is_finite, run
 from .objectives.base import AbstractObjective
+from .objectives.classic import ELBO
 from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
-from .targets.base import AbstractTarget, Density, Simulator
-from .targets.batched import batched
+from .targets.base import AbstractTarget, Density
+from .targets.batched import evaluations_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +86,24 @@ class Fit:
         """
         return posterior.at(self, x)
 
-    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False) -> Any:
+    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False, replace: bool = True) -> Any:
         """`n` draws of the user's named, constrained values (derived ones included): a pytree with leading axis n.
 
         `corrected=True` resamples with the smoothed importance weights where the certificate finds that they correct
-        more than their own Monte Carlo error, and returns plain draws of q otherwise.
+        more than their own Monte Carlo error, and returns plain draws of q otherwise. `replace=False` resamples without
+        replacement: no draw comes twice.
         """
-        return summary.sample(self, key, n, corrected=corrected)
+        return summary.sample(self, key, n, corrected=corrected, replace=replace)
+
+    def expect(self, function: Callable[[Any], Any], *, key: Any = None) -> Any:
+        """Posterior mean and sd of any function of the named values, each with its Monte Carlo error (pandas.DataFrame).
+
+        `function` takes the values of one draw and returns a pytree of numbers, such as
+        `lambda p: {"odds": p["theta"] / (1 - p["theta"])}`; JAX traces it. From importance-weighted draws where the weights
+        can be used, else from q's own (column `draws`); errors by the delta method. For q too far off for weights, see
+        `tb.linear_response`.
+        """
+        return summary.expect(self, function, self.seed if key is None else key)
 
     def summary(self) -> Any:
         """A table (pandas.DataFrame): mean, sd, 5 %, 50 % and 95 % of each value, and whether the row is corrected."""
@@ -173,9 +186,9 @@ def _search(
     target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: Any, dtype: Any, budget: Budget, how: dict[str, Any]
 ) -> Fit:
     """Complete the choices, run them, and climb where nothing was chosen; `how` goes to the loop."""
-    words, started, before = key_words(key), time.perf_counter(), _host_evaluations(target)
+    words, started, before = key_words(key), time.perf_counter(), evaluations_of(target)
     chosen = _complete(target, q, objective, solver, key, starts, dtype)
-    spent = _host_evaluations(target) - before
+    spent = evaluations_of(target) - before
     chosen.solver.check(target, chosen.q, chosen.objective)
 
     def run_solver(q: Any, solver: Any, left: Budget) -> Run:
@@ -184,14 +197,13 @@ def _search(
 
     first = run_solver(chosen.q, chosen.solver, _left(budget, started, spent))
     inside = int(first.trace.evaluations[-1]) if chosen.solver.compiled and first.steps else 0  # compiled with the solver
-    seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
+    seconds, used = time.perf_counter() - started, evaluations_of(target) - before + inside
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
-    default_path = solver is None and objective is None and first.result.usable and first.result is not Result.interrupted
-    if default_path and isinstance(target, Simulator):
-        return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
-    if default_path:
+    if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
+        if chosen.settled:
+            return dataclasses.replace(fitted, rung=chosen.settled, checked=check(fitted, key=fitted.seed))
         fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
-        used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
+        used = evaluations_of(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
 
 
@@ -235,10 +247,6 @@ def _left(budget: Budget, started: float, evaluations: int) -> Budget:
     return Budget(seconds, None if budget.evaluations is None else max(budget.evaluations - evaluations, 1))
 
 
-def _host_evaluations(target: Any) -> int:
-    return batched(target).evaluations if isinstance(target, Density) else 0
-
-
 def _check_arguments(
     target: Any, tol: float, max_steps: int | None, starts: int | None, dtype: Any, budget: Budget | None
 ) -> None:
@@ -279,7 +287,7 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
             raise PairingError(f"fit: `{name}` must be {wanted}, or None for the default; got {got}.")
     if q is None:
         return
-    if isinstance(target, Density) and q.dim != target.dim:
+    if isinstance(target, Density) and q.space == "unconstrained" and q.dim != target.dim:
         raise PairingError(
             f"fit: `q` has {q.dim} dimensions, but the target has {target.dim} unconstrained coordinates: "
             f"{', '.join(target.coordinate_names[:8])}{', ...' if target.dim > 8 else ''}."
@@ -290,7 +298,12 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
-    default = plan(target, q, key=key, starts=starts)
+    own = None if solver is None or q is not None else solver.own_start(target, key, starts)
+    if own is None or solver is None:
+        factors = solver is None and (objective is None or isinstance(objective, ELBO))
+        default = plan(target, q, key=key, starts=starts, factors=factors)
+    else:
+        default = Plan(own, None, solver)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()

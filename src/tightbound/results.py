@@ -52,7 +52,7 @@ class Result(enum.Enum):
     @property
     def ok(self) -> bool:
         """Whether the run reached the optimum that it looked for."""
-        return self in (Result.converged, Result.stationary, Result.held_out, Result.mixed)
+        return self in (Result.converged, Result.stationary, Result.mixed, Result.held_out)
 
     @property
     def usable(self) -> bool:

@@ -2,29 +2,45 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
-from ._numerics import host_rng, key_words
+from ._numerics import host_rng, key_words, to_host, x64
 from .certify.check import fresh_sample
-from .certify.corrections import MomentTable, resample, value_table, weighted_quantiles
+from .certify.corrections import MomentTable, expectations, resample, value_table, weighted_quantiles
 from .certify.draws import FreshDraws
-from .targets.values import constrain_batch
+from .certify.factors import viewed
+from .targets.values import constrain_batch, flatten_values
 
-_QUANTILES = (0.05, 0.5, 0.95)
+QUANTILES = (0.05, 0.5, 0.95)
 
 
-def sample(fit: Any, key: Any, n: int, *, corrected: bool) -> Any:
+def sample(fit: Any, key: Any, n: int, *, corrected: bool, replace: bool = True) -> Any:
     """`n` named draws; see `Fit.sample`."""
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"sample: `n` must be a positive integer, got {n!r}.")
     key_words(key)
     if not corrected:
-        return constrain_batch(fit.target, fit.q.draw(int(n), key)[0])
+        return constrain_batch(fit.target, viewed(fit).q.draw(int(n), key)[0])
     pool = fresh_sample(fit, key, max(4000, 4 * int(n)))
     if not weights_usable(pool):
         return constrain_batch(fit.target, pool.z[:n])
-    index = resample(host_rng(key, "resample"), pool.smoothed.weights, int(n))
+    index = resample(host_rng(key, "resample"), pool.smoothed.weights, int(n), replace=replace)
     return constrain_batch(fit.target, pool.z[index])
+
+
+def expect(fit: Any, function: Any, key: Any) -> Any:
+    """The table of `Fit.expect`."""
+    draws = fresh_sample(fit, key)
+    with x64():
+        names, x = flatten_values(to_host(jax.jit(jax.vmap(function))(draws.named)))
+    use = weights_usable(draws)
+    weights = draws.smoothed.weights if use else np.full(len(x), 1.0 / len(x))
+    import xarray as xr
+
+    data = {name: ("parameter", column) for name, column in expectations(names, x, weights).items()}
+    data["draws"] = ("parameter", np.full(len(names), "corrected" if use else "q", dtype=object))
+    return xr.Dataset(data, coords={"parameter": list(names)}).to_dataframe()
 
 
 def summary(fit: Any) -> Any:
@@ -45,19 +61,38 @@ def summary_of(draws: FreshDraws) -> Any:
 
 def corrected_columns(draws: FreshDraws, table: MomentTable) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """mean, sd and quantiles per value, and which values are corrected, `[P]`."""
-    _, x = draws.values
     use = table.believed & weights_usable(draws)
-    plain = np.quantile(x, _QUANTILES, axis=0)
-    weighted = weighted_quantiles(x, draws.smoothed.weights, _QUANTILES) if use.any() else plain
+    return columns_of(draws.values[1], draws.smoothed.weights, table, use), use
+
+
+def columns_of(x: np.ndarray, weights: np.ndarray, table: MomentTable, use: np.ndarray) -> dict[str, np.ndarray]:
+    """mean, sd and quantiles of the columns of `x [S, P]`, by `weights [S]` where `use [P]` says so."""
+    plain = np.quantile(x, QUANTILES, axis=0)
+    weighted = weighted_quantiles(x, weights, QUANTILES) if use.any() else plain
     columns = {"mean": np.where(use, table.corrected_mean, table.mean), "sd": np.where(use, table.corrected_sd, table.sd)}
-    for level, a, b in zip(_QUANTILES, weighted, plain, strict=True):
+    for level, a, b in zip(QUANTILES, weighted, plain, strict=True):
         columns[f"{level:.0%}"] = np.where(use, a, b)
-    return columns, use
+    return columns
 
 
 def weights_usable(draws: FreshDraws) -> bool:
     """Whether importance weights repair more than they break: a k-hat of at most 1, and some effective draws."""
-    return draws.smoothed.khat <= 1.0 and draws.smoothed.ess >= 20
+    return usable_weights(draws.smoothed.khat, draws.smoothed.ess, len(draws.z))
 
 
-__all__ = ["corrected_columns", "sample", "summary", "summary_of", "weights_usable"]
+def usable_weights(khat: float, ess: float, count: int) -> bool:
+    """The same, of the numbers; of nearly equal weights the shape of the tail does not matter."""
+    return bool((khat <= 1.0 and ess >= 20) or ess >= 0.95 * count)
+
+
+__all__ = [
+    "QUANTILES",
+    "columns_of",
+    "corrected_columns",
+    "expect",
+    "sample",
+    "summary",
+    "summary_of",
+    "usable_weights",
+    "weights_usable",
+]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats as st
 
-from tightbound.certify.psis import fit_generalised_pareto, khat_of, khat_threshold, smooth, tail_size
+from tightbound.certify.psis import fit_generalised_pareto, khat_of, khat_threshold, smooth, smooth_many, tail_size
 
 
 @pytest.mark.parametrize("shape", [-0.3, 0.1, 0.5, 0.9])
@@ -89,3 +89,23 @@ def test_published_thresholds():
     assert khat_threshold(4000) == 0.7
     assert tail_size(4000) == 189
     assert tail_size(100) == 20
+
+
+def test_rows_are_smoothed_as_each_alone():
+    rng = np.random.default_rng(6)
+    log_w = np.stack([s * rng.standard_normal(1000) for s in (0.0, 0.01, 1.0, 5.0)] + [np.full(1000, -np.inf)])
+    weights, khat, ess = smooth_many(log_w)
+    for i, row in enumerate(log_w):
+        one = smooth(row)
+        np.testing.assert_allclose(weights[i], one.weights, rtol=1e-12)
+        assert (khat[i], ess[i]) == pytest.approx((one.khat, one.ess))
+
+
+def test_a_pile_up_of_nearly_equal_weights_is_not_taken_for_a_tail():
+    """log w = -.05 (z^3 - 3 z) has a local maximum at z = 1, where draws pile up just below the cut: k is fitted above 1."""
+    z = np.random.default_rng(0).standard_normal(4000)
+    log_w = -0.05 * (z**3 - 3 * z)
+    result = smooth(log_w)
+    assert result.khat > 1.0
+    raw = np.exp(log_w)
+    np.testing.assert_allclose(result.weights, raw / raw.sum(), rtol=1e-10)

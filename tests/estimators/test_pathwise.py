@@ -135,7 +135,7 @@ PAIRINGS = {
     ),
     "pairs inside a group": (Pathwise(4, noise="antithetic"), Gaussian.full(2), IWELBO(4), "multiple of 8 antithetic"),
     "no normal noise": (Pathwise(4, noise="sobol"), Exponential(np.zeros(2)), ELBO(), 'use noise="independent"'),
-    "draws that do not move": (Pathwise(4), Rounded(np.zeros(2)), ELBO(), "use Score, MeasureValued or Enumerate"),
+    "draws that do not move": (Pathwise(4), Rounded(np.zeros(2)), ELBO(), "Use Score, MeasureValued or Enumerate"),
     "too many coordinates": (Pathwise(4, noise="sobol"), Gaussian.diagonal(30_000), ELBO(), "at most 21201 coordinates"),
 }
 

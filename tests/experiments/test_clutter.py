@@ -1,5 +1,7 @@
 """The clutter reproduction meets its claims, and says so in the form that the command line prints."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -7,14 +9,18 @@ import tightbound as tb
 from tightbound.experiments import REGISTRY, run
 from tightbound.experiments.clutter import PUBLISHED
 from tightbound.experiments.clutter import run as run_clutter
+from tightbound.experiments.clutter_methods import best_gaussian
 from tightbound.experiments.result import Result, agrees, below
+from tightbound.targets import Clutter
 
 KEYS = {"claim", "source", "published", "measured", "tolerance", "ok"}
 
 
 @pytest.fixture(scope="module")
 def result():
-    return run("clutter", fast=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tightbound.experiments.clutter.EVIDENCE_SETS", 40)
+        yield run("clutter", fast=True)
 
 
 @pytest.mark.slow
@@ -30,6 +36,36 @@ def test_the_whole_table_is_there_where_the_data_are(result):
         pytest.skip(result.note)
     assert len([c for c in result.claims if c["claim"].startswith("KL(q || p) of")]) == 20
     assert [row["n"] for row in result.tables["kl"]] == list(PUBLISHED)
+
+
+TINY = {
+    "clutter-stress": ("clutter_stress", {"SIZES": (1, 12, 100), "SHARES": (0.5,), "PLACES": (2.0, 5.0)}),
+    "clutter-scaling": ("clutter_scaling", {"SIZES": (20, 10_000, 30_000), "LINEAR_FROM": 10_000, "SETS": {100: (4, 4)}}),
+    "clutter-2d": ("clutter_2d", {"SETS": {100: (2, 2)}, "HIGHER": {5: 40}, "HIGHER_SETS": (2, 2)}),
+}
+TIMED = "exponent of n"  # a busy machine bends it
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_forms_meet_their_claims_and_draw(name, monkeypatch):
+    """A few data sets of each reproduction; `tightbound reproduce` runs the published sizes."""
+    file, sizes = TINY[name]
+    module = importlib.import_module(f"tightbound.experiments.{file}")
+    for constant, value in sizes.items():
+        monkeypatch.setattr(module, constant, value)
+    found = run(name, fast=True)
+    assert len(found.claims) >= 5
+    assert [c["claim"] for c in found.claims if not c["ok"] and TIMED not in c["claim"]] == []
+    assert all(set(claim) == KEYS for claim in found.claims)
+    drawn = module.figures(found)
+    assert all(figure.get_axes() for figure in drawn.values())
+
+
+def test_the_best_gaussian_is_the_spec_s():
+    """Clutter spec, section 4.1: mean and variance of VB-opt at n = 5."""
+    best = best_gaussian(Clutter([-3.6048, 1.1717, 2.9157, 0.3442, 2.2250]))
+    assert best.mean[0] == pytest.approx(1.7609, abs=5e-5)
+    assert best.cov[0, 0] == pytest.approx(0.8276, abs=5e-5)
 
 
 def test_claims():

@@ -136,3 +136,26 @@ def test_every_chunk_size_gives_the_same_numbers(name):
     assert evaluate.chunk == {"irregular": 4, "one by one": 1}[name]
     exact = {"irregular": -np.sum(points[:, index] ** 2, 1), "one by one": -9e-2 * np.sum(points**2, 1) ** 2}[name]
     np.testing.assert_allclose(evaluate(points)[0], exact, rtol=1e-12)
+
+
+def test_a_sum_over_twenty_thousand_rows_is_right():
+    """jaxlib 0.10.2 is wrong by hundreds of nats here unless told otherwise (jax issue 39103)."""
+    rng = np.random.default_rng(0)
+    x, y, z = rng.standard_normal((20_000, 5)), rng.standard_normal(20_000), rng.standard_normal((4, 5))
+    target = tb.from_log_density(lambda p: jnp.sum(y * (x @ p["b"])) - 0.5 * jnp.sum(p["b"] ** 2), {"b": np.zeros(5)})
+    values, _ = batched(target)(z)
+    np.testing.assert_allclose(values, z @ (x.T @ y) - 0.5 * (z**2).sum(axis=1), rtol=1e-9)
+
+
+def test_hessian_products_equal_the_hessian():
+    target = tb.from_log_density(lambda p: -jnp.sum(jnp.cosh(p["z"])) + p["z"][0] * p["z"][1] ** 2, {"z": np.zeros(3)})
+    rng = np.random.default_rng(0)
+    points, directions = rng.standard_normal((2, 37, 3))
+    evaluator = batched(target)
+    before = evaluator.evaluations
+    products = evaluator.hessian_products(points, directions)
+    assert evaluator.evaluations == before + 2 * 37
+    with jax.enable_x64(True):
+        hessians = jax.vmap(jax.hessian(target.log_density))(jnp.asarray(points))
+    np.testing.assert_allclose(products, np.einsum("nij,nj->ni", hessians, directions), rtol=1e-10, atol=1e-12)
+    assert evaluator.hessian_products(points[:0], directions[:0]).shape == (0, 3)

@@ -192,16 +192,47 @@ def test_a_point_a_million_sds_away_is_ignored_under_wide_clutter(far):
     assert np.isfinite(near.log_evidence)
 
 
-def test_inlier_probabilities():
-    """E_q of the responsibility by quadrature; 4096 draws have an error below .008."""
-    member = Clutter(N20)
-    q = Gaussian.from_root(np.array([1.2]), np.array([[0.6]]))
-    u, w = np.polynomial.hermite_e.hermegauss(61)
-    theta = 1.2 + 0.6 * u
-    inlier = 0.5 * st.norm(theta[:, None], 1.0).pdf(np.array(N20))
-    outlier = 0.5 * st.norm(0, 10**0.5).pdf(np.array(N20))
-    truth = (w / w.sum()) @ (inlier / (inlier + outlier[None, :]))
-    np.testing.assert_allclose(member.inlier_probabilities(q), truth, atol=0.02)
+@pytest.mark.parametrize("member", [Clutter(N20), MEMBERS["2-D full"], MEMBERS["3-D"]], ids=["1-D", "2-D", "3-D"])
+def test_inlier_probabilities(member):
+    """E_q of the responsibility by 61 nodes per axis; beyond two dimensions by draws, within three of their standard errors."""
+    q = Gaussian.from_root(np.full(member.dim, 0.9), 0.4 * np.tri(member.dim))
+    u, w = np.polynomial.hermite_e.hermegauss(61 if member.dim < 3 else 25)
+    grid = np.stack(np.meshgrid(*[u] * member.dim, indexing="ij"), -1).reshape(-1, member.dim)
+    weights = np.prod(np.stack(np.meshgrid(*[w / w.sum()] * member.dim, indexing="ij"), -1).reshape(-1, member.dim), axis=1)
+    theta = q.mean + grid @ np.asarray(q.root).T
+    noise = member.noise_root @ member.noise_root.T
+    truth = []
+    for x, share, s, c in zip(np.asarray(member.x), member.w, member.noise_scale, member.log_clutter, strict=True):
+        inlier = (1 - share) * st.multivariate_normal(x, s * noise).pdf(theta).reshape(-1)
+        truth.append(weights @ (inlier / (inlier + share * np.exp(c))))
+    np.testing.assert_allclose(member.inlier_probabilities(q), truth, atol=1e-6 if member.dim < 3 else 0.024)
+    mixed = Mixture([q, q.moved(np.asarray(q.mean) + 1e-9)])
+    np.testing.assert_allclose(member.inlier_probabilities(mixed), truth, atol=0.024)
+
+
+def test_arrays_may_be_traced():
+    """What tb.fit_batch asks for: the same density and gradient for a target that is made inside vmap."""
+    x, w, z = RNG.standard_normal((3, 5)), RNG.uniform(0.2, 0.8, (3, 5)), np.array([0.4])
+    with jax.enable_x64(True):
+        made = jax.vmap(lambda x, w: Clutter(x, w=w, vg=2.0, log_clutter=-3.0).log_density(jnp.asarray(z)))(x, w)
+        plain = jax.vmap(lambda x: Clutter(x).log_density(jnp.asarray(z)))(x)
+    np.testing.assert_allclose(
+        made, [Clutter(a, w=b, vg=2.0, log_clutter=-3.0).log_density(z) for a, b in zip(x, w, strict=True)], rtol=1e-12
+    )
+    np.testing.assert_allclose(plain, [Clutter(a).log_density(z) for a in x], rtol=1e-12)
+
+
+def test_with_noise_is_the_target_with_those_numbers():
+    member = MEMBERS["2-D full"]
+    changed = member.with_noise(0.3, 1.7, 0.6)
+    fresh = Clutter(X2, w=0.3, vg=1.7 * VG2, vc=0.6 * 4 * VG2, prior_mean=[1.0, -1.0], prior_var=3 * VG2, weights=WEIGHTS)
+    points = RNG.standard_normal((4, 2))
+    np.testing.assert_allclose(changed.log_density_on_host(points), fresh.log_density_on_host(points), rtol=1e-12)
+    assert changed.vg == pytest.approx(1.7 * 1.5)
+    assert changed.vc == pytest.approx(0.6 * 6.0)
+    assert np.isnan(Clutter(N5, log_clutter=-3.0).vc)
+    with pytest.raises(TargetError, match="has no variance"):
+        Clutter(N5, log_clutter=-3.0).background_squares()
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

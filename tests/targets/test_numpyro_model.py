@@ -316,7 +316,7 @@ def test_subsample_statements_and_event_dimensions():
     assert target.log_density(z) == pytest.approx(expected.sum() + scipy.stats.norm.logpdf(z).sum(), rel=1e-13)
 
 
-def test_local_latent_values_keep_all_rows():
+def test_local_latent_values_come_with_their_rows():
     def model(y):
         mu = numpyro.sample("mu", dist.Normal(0, 1))
         with numpyro.plate("N", len(y), subsample_size=4) as index:
@@ -324,13 +324,34 @@ def test_local_latent_values_keep_all_rows():
             numpyro.sample("y", dist.Normal(theta, 1), obs=y[index])
 
     target = tb.from_numpyro(model, Y)
-    assert isinstance(target, NumPyroModel)
+    assert isinstance(target, NumPyroRows)
     assert target.dim == 13
     z = np.linspace(-1, 1, 13)
     expected = (
         scipy.stats.norm.logpdf(z[0]) + scipy.stats.norm.logpdf(z[1:], z[0]).sum() + scipy.stats.norm.logpdf(Y, z[1:]).sum()
     )
     assert target.log_density(z) == pytest.approx(expected, rel=1e-13)
+    index = np.array([7, 2])
+    own = scipy.stats.norm.logpdf(z[1:], z[0]) + scipy.stats.norm.logpdf(Y, z[1:])
+    np.testing.assert_allclose(target.log_likelihood(z, index), own[index], rtol=1e-13)
+    assert target.log_prior(z) == pytest.approx(scipy.stats.norm.logpdf(z[0]), rel=1e-13)
+    part = scipy.stats.norm.logpdf(z[0]) + 6 * own[index].sum()
+    assert target.take(index).log_density(z) == pytest.approx(part, rel=1e-13)
+
+
+def test_local_vectors_inside_a_plate_that_is_not_the_last():
+    def model(x):
+        mu = numpyro.sample("mu", dist.Normal(0, 1).expand([2]).to_event(1))
+        with numpyro.plate("N", 6, subsample_size=2, dim=-2), numpyro.plate("inner", 3, dim=-1):
+            theta = numpyro.sample("theta", dist.Normal(mu, 1).to_event(1))
+            numpyro.sample("x", dist.Normal(theta, 1).to_event(1), obs=numpyro.subsample(x, event_dim=1))
+
+    x = np.arange(36.0).reshape(6, 3, 2) / 10
+    target = tb.from_numpyro(model, x)
+    z = np.linspace(-1, 1, target.dim)
+    theta = z[2:].reshape(6, 3, 2)
+    own = (scipy.stats.norm.logpdf(theta, z[:2]) + scipy.stats.norm.logpdf(x, theta)).sum(axis=(1, 2))
+    np.testing.assert_allclose(target.log_likelihood(z, np.array([4, 0])), own[[4, 0]], rtol=1e-13)
 
 
 def test_numpy_data_that_a_subsampling_model_closes_over():

@@ -101,7 +101,7 @@ class Certificate(Mapping[str, Finding]):
         if self.verdict is Verdict.PASS:
             lines += [f"  {self[name].why}" for name in ("khat", "ess", "global optimum") if name in self][:1]
         lower, upper = self.log_evidence
-        if math.isfinite(upper) or "khat" in self:
+        if math.isfinite(upper) or "khat" in self:  # chains, and amortised fits, have none
             lines.append(f"  The log evidence lies between {lower:.3f} and {upper:.3f} nats.")
         return "\n".join(lines)
 

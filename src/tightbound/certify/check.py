@@ -22,6 +22,7 @@ from .contaminated import contaminated
 from .corrections import coordinate_table, value_table
 from .coverage import coverage
 from .draws import FreshDraws, fresh_draws
+from .factors import check_factors, viewed
 from .optima import optima
 from .proper import improper, widest
 
@@ -64,6 +65,9 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
     if not fitted.q.has_density:
         with host_algebra():
             return check_chains(fitted, key=_check_key(key), starts=starts)
+    if fitted.q.space == "native":
+        with host_algebra():
+            return check_factors(fitted, lambda view: check(view, key=key, draws=draws, starts=starts))
     require("check", fitted.target, Density)
     started, before = time.perf_counter(), batched(fitted.target).evaluations
     with host_algebra():
@@ -138,7 +142,10 @@ def _has_own_values(sample: FreshDraws) -> bool:
 
 def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS, *, extend: bool = True) -> FreshDraws:
     """The draws that the findings and the summaries share: four times as many where few of them are effective."""
+    fitted = viewed(fitted)
     key, dim = _check_key(key), fitted.q.dim
+    if not isinstance(fitted.target, Density):  # nothing is weighed: a few hundred draws show what q is
+        draws = min(draws, 2 * _LEAST_DRAWS)
     sample = fresh_draws(fitted, key, max(_LEAST_DRAWS, min(draws, _MAX_NUMBERS // dim // 2 * 2)))
     more = min(_MAX_DRAWS, _MAX_NUMBERS // dim // 2 * 2)
     if extend and 2000 <= draws < more and 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0:

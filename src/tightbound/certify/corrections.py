@@ -100,11 +100,40 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray, levels: tuple[float, 
     return np.stack([np.array([np.interp(p, cumulative[:, j], ranked[:, j]) for j in range(x.shape[1])]) for p in levels])
 
 
-def resample(rng: np.random.Generator, weights: np.ndarray, n: int) -> np.ndarray:
-    """Indices `[n]` drawn with probability proportional to `weights`, by systematic resampling (least added noise)."""
+def resample(rng: np.random.Generator, weights: np.ndarray, n: int, *, replace: bool = True) -> np.ndarray:
+    """Indices `[n]` drawn with probability proportional to `weights`, by systematic resampling (least added noise).
+
+    `replace=False`: n different ones, drawn one after the other without replacement (the n largest of log w plus Gumbel
+    noise): nearer to the target than the draws were, never twice the same point, but biased towards q as n grows.
+
+    Raises:
+        ValueError: without replacement, when fewer than n weights are positive.
+    """
+    if not replace:
+        if n > np.count_nonzero(weights > 0):
+            raise ValueError(f"{n} different draws were asked for, but only {np.count_nonzero(weights > 0)} have weight.")
+        with np.errstate(divide="ignore"):
+            return np.argsort(-(np.log(weights) + rng.gumbel(size=len(weights))))[:n]
     positions = (rng.random() + np.arange(n)) / n
     index = np.searchsorted(np.cumsum(weights), positions * weights.sum(), side="right")
     return rng.permutation(np.minimum(index, len(weights) - 1))
+
+
+def expectations(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """mean and sd of the columns of `x [S, P]` under `weights [S]`, each with its Monte Carlo standard error.
+
+    By the delta method for the ratio of sums that a weighted mean is: the influence of draw s on the mean is w_s (x_s -
+    mean), on the variance w_s ((x_s - mean)^2 - variance), and half the relative error of the variance is that of the sd.
+
+    Source: Owen 2013, Monte Carlo theory, methods and examples, eq. 9.8 (self-normalised importance sampling).
+    """
+    mean = weights @ x
+    squares = (x - mean) ** 2
+    variance = weights @ squares
+    sd = np.sqrt(variance)
+    mean_error = np.sqrt(weights**2 @ squares)
+    sd_error = 0.5 * np.sqrt(weights**2 @ (squares - variance) ** 2) / _positive(sd)
+    return {"mean": mean, "sd": sd, "mean_error": mean_error, "sd_error": sd_error}
 
 
 def _positive(x: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._types import Estimate, Fitted
+from ..targets.base import Density
 from ..targets.batched import batched
 from ..targets.values import constrain_batch, flatten_values
 from .psis import SmoothedWeights, smooth
@@ -62,5 +63,7 @@ class FreshDraws:
 def fresh_draws(fitted: Fitted, key: Any, draws: int) -> FreshDraws:
     """Draw from `fitted.q` and evaluate the target there: `draws` gradients of the log density."""
     z, log_q = fitted.q.draw(draws, key)
+    if not isinstance(fitted.target, Density):  # nothing weighs them: all weights are equal
+        return FreshDraws(fitted.target, z, log_q, log_q.copy(), np.zeros_like(z), 0)
     log_p, scores = batched(fitted.target)(z)
     return FreshDraws(fitted.target, z, log_q, log_p, scores, draws)

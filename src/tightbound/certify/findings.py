@@ -15,6 +15,7 @@ _CORRECTION = 0.1  # posterior sds in the mean, or relative in the sd, that a co
 _ENOUGH = 400  # effective draws
 _TOO_FEW = 60  # effective draws below which corrected summaries are noise
 _NEARLY_ALL = 0.95  # share of effective draws from which on the shape of the weights' tail does not matter
+_ALL_BUT_ALL = 0.99  # the same for k-hat above 1, where the sample does not show what the tail holds: a t with three degrees
 _HEAVY = 10.0  # kurtosis from which the tail of a value is looked at; 3 is Gaussian, 9 the t with five degrees
 
 
@@ -117,12 +118,7 @@ def khat(draws: FreshDraws) -> Finding:
     """
     s = draws.smoothed
     count, threshold = len(draws.log_w), khat_threshold(len(draws.log_w))
-    if s.khat < threshold and s.ess >= _ENOUGH:
-        verdict = Verdict.PASS
-    elif (s.khat <= 1.0 and s.ess >= _TOO_FEW) or s.ess >= 0.5 * count:
-        verdict = Verdict.PASS if s.ess >= _NEARLY_ALL * count else Verdict.CAUTION
-    else:
-        verdict = Verdict.FAIL
+    verdict = judge_weights(s.khat, s.ess, count)
     tail = {
         Verdict.PASS: "q covers the posterior and the weights can be trusted"
         if s.khat < threshold
@@ -133,6 +129,16 @@ def khat(draws: FreshDraws) -> Finding:
     why = f"Importance weights: k-hat {s.khat:.2f} (limit {threshold:.2f}), {s.ess:.0f} of {count} draws effective: {tail}."
     source = "Vehtari et al. 2024, sections 2-3"
     return Finding("khat", float(s.khat), float(s.khat_stderr), threshold, verdict, why, source, detail={"ess": s.ess})
+
+
+def judge_weights(khat: float, ess: float, count: int) -> Verdict:
+    """What k-hat and the effective sample size of `count` weights say together."""
+    if khat < khat_threshold(count) and ess >= _ENOUGH:
+        return Verdict.PASS
+    if (khat <= 1.0 and ess >= _TOO_FEW) or ess >= 0.5 * count:
+        enough = _NEARLY_ALL if khat <= 1.0 else _ALL_BUT_ALL
+        return Verdict.PASS if ess >= enough * count else Verdict.CAUTION
+    return Verdict.FAIL
 
 
 def parameter_khat(draws: FreshDraws, table: MomentTable, x: np.ndarray) -> Finding:

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 
+from .._numerics import scoped
 from .._types import Array, PyTree
 from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective, Source
 from ..results import PairingError
-from ..targets.base import AbstractTarget, Density, require
+from ..targets.base import AbstractTarget, Density, Joint, require
 
 
 class Moments(eqx.Module):
@@ -42,31 +43,38 @@ class AbstractEstimator(eqx.Module):
     """A way of computing expectations under q, and the gradient in q's leaves of an objective.
 
     `unbiased_for`: the objectives whose gradient it estimates without bias (the battery checks each).
+    `exact`: whether it sums over all of q's mass and draws nothing, so that it serves functions of averages as well.
     `draws_from`: whose draws it makes; must equal the objective's `drawn_from`.
-    `zero_variance_at_optimum`: whether the gradient has no noise left where q equals the posterior (tested likewise).
     """
 
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = ()
     draws_from: ClassVar[Source] = Source.q
     needs_reparameterised: ClassVar[bool] = False
-    zero_variance_at_optimum: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
+    @property
+    def zero_variance_at_optimum(self) -> bool:
+        """Whether the gradient of the ELBO has no noise left where q equals the posterior (the battery checks it)."""
+        return False
+
+    @scoped
     def check(self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         """Refuse a pairing that cannot work, before anything is compiled.
 
         Raises:
             PairingError: naming the two parts that disagree, and what fits instead.
         """
-        require(self, target, Density)
+        require(self, target, Joint if q.space == "native" else Density)
         if objective is not None and objective.drawn_from is not self.draws_from:
             raise PairingError(
                 f"{type(objective).__name__} is an expectation under {objective.drawn_from.value}, but "
                 f"{type(self).__name__} draws from {self.draws_from.value}; use {_suggestion(objective)}."
             )
         if self.needs_reparameterised and not q.reparameterised:
+            why = getattr(q, "smooth_draws_no", "") or "its draws do not vary smoothly with its parameters"
             raise PairingError(
-                f"{type(self).__name__} differentiates through the draws, but {type(q).__name__} draws values that do not "
-                "vary smoothly with its parameters; use Score, MeasureValued or Enumerate."
+                f"{type(self).__name__} differentiates through the draws of q, but {type(q).__name__} cannot be "
+                f"reparameterised: {why}. Use Score, MeasureValued or Enumerate (unbiased), or Relaxed (biased)."
             )
         self._check_draws(q, objective)
 
@@ -86,6 +94,10 @@ class AbstractEstimator(eqx.Module):
     def evaluations_per_step(self, target: AbstractTarget) -> float:
         """Gradients of the full log density that one call of `surrogate` uses (a minibatch of B rows counts B/N each)."""
         return 1.0
+
+    def evaluations_used(self, target: AbstractTarget, state: PyTree) -> Array | float:
+        """The same of the call that returned `state`, where not every one costs as much; under jit."""
+        return self.evaluations_per_step(target)
 
 
 def frozen(q: AbstractFamily) -> AbstractFamily:

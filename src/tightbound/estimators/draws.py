@@ -60,11 +60,16 @@ def check_draws(noise: str, n: int, part: str, q: Any, objective: AbstractObject
 
 def prepare_noise(noise: str, n: int, q: Any, key: Any) -> jax.Array | None:
     """What stays fixed over a run: for Sobol noise its scrambled points, as integers `[n, noise_dim]`."""
-    if noise != "sobol":
+    return prepare_points(noise, n, q.noise_dim, key)
+
+
+def prepare_points(noise: str, n: int, dim: int | None, key: Any) -> jax.Array | None:
+    """`prepare_noise` for any number of normals per draw."""
+    if noise != "sobol" or dim is None:  # `check` refuses Sobol noise to a family without normals
         return None
     from scipy.stats import qmc
 
-    engine = qmc.Sobol(q.noise_dim, bits=_BITS, rng=host_rng(key, "sobol"))
+    engine = qmc.Sobol(dim, bits=_BITS, rng=host_rng(key, "sobol"))
     return jnp.asarray(np.floor(engine.random(n) * 2.0**_BITS).astype(np.uint32))
 
 
@@ -72,7 +77,12 @@ def draw(q: Any, noise: str, points: Any, n: int, group: int, key: jax.Array) ->
     """`n` draws `[n, dim]`, differentiable in q; each run of `group` consecutive draws is independent within itself."""
     if q.noise_dim is None:
         return jax.vmap(q._sample)(jr.split(key, n))
-    return jax.vmap(q._from_noise)(_NOISES[noise](points, n, group, q.noise_dim, q.dtype, key))
+    return jax.vmap(q._from_noise)(noise_of(noise, points, n, group, q.noise_dim, q.dtype, key))
+
+
+def noise_of(noise: str, points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array) -> jax.Array:
+    """`n` standard normal rows `[n, dim]` of the given kind."""
+    return _NOISES[noise](points, n, group, dim, dtype, key)
 
 
 def _independent(points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array) -> jax.Array:
@@ -103,14 +113,34 @@ _NOISES: dict[str, Callable[..., jax.Array]] = {
 
 def evaluate(objective: AbstractObjective, target: Any, q: Any, z: jax.Array) -> Draws:
     """Everything that `objective` needs at the draws `[n, dim]`, with log q that of the `q` given here."""
+    log_p = log_p_of(target, q)
     fields: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "log_p": target.log_density,
+        "log_p": log_p,
         "log_q": q._log_prob,
-        "score_p": jax.grad(target.log_density),
+        "score_p": jax.grad(log_p),
         "score_q": jax.grad(q._log_prob),
     }
     values = {name: jax.vmap(fields[name])(z) for name in objective.needs}
     return Draws(values.pop("log_p", None), values.pop("log_q"), **values)
 
 
-__all__ = ["Noise", "check_draws", "check_noise", "draw", "evaluate", "prepare_noise"]
+def log_p_of(target: Any, q: Any) -> Callable[[jax.Array], jax.Array]:
+    """log p as a function of one flat draw `[dim]` of q, in the space where q lives."""
+    if q.space == "native":
+        return lambda z: target.log_joint(q.values(z))
+    return target.log_density
+
+
+def check_scores(part: str, objective: AbstractObjective | None, instead: str) -> None:
+    """Refuse an objective that needs derivatives in z, which discrete draws do not have (PairingError)."""
+    if objective is not None and "score_p" in objective.needs:
+        raise PairingError(
+            f"{type(objective).__name__} compares derivatives in z, which the discrete draws of {part} do not have; "
+            f"use {instead}."
+        )
+
+
+__all__ = [
+    "Noise", "check_draws", "check_noise", "check_scores", "draw", "evaluate", "log_p_of", "noise_of", "prepare_noise",
+    "prepare_points",
+]  # fmt: skip

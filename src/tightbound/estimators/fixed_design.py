@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import host_rng
-from ..objectives.base import AbstractObjective, Draws
+from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO, IWELBO
 from ..targets.batched import batched
 from .base import AbstractEstimator, Moments
+from .draws import evaluate
 
 
 class FixedDesign(AbstractEstimator):
@@ -36,13 +37,21 @@ class FixedDesign(AbstractEstimator):
             raise ValueError(f"FixedDesign: `pairs` must be at least 1, got {self.pairs}.")
 
     def prepare(self, target: Any, q: Any, key: Any) -> Any:
-        return moment_matched(host_rng(key, "design"), self.pairs or max(q.dim, 32), q.dim)
+        rng, pairs = host_rng(key, "design"), self._pairs(q.dim)
+        if q.noise_dim is None or q.noise_dim == q.dim:
+            return moment_matched(rng, pairs, q.dim)
+        return matched_noise(rng, pairs, q.dim, q.noise_dim - q.dim)
+
+    def evaluations_per_step(self, target: Any) -> float:
+        return 2.0 * self._pairs(target.dim)
+
+    def _pairs(self, dim: int) -> int:
+        return self.pairs or max(dim, 32)
 
     def surrogate(self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any) -> tuple[Any, Any]:
         noise = jnp.concatenate([jnp.asarray(state), -jnp.asarray(state)])
         z = eqx.filter_vmap(q._from_noise)(noise)
-        log_p, log_q = eqx.filter_vmap(target.log_density)(z), eqx.filter_vmap(q._log_prob)(z)
-        return objective.loss(Draws(log_p, log_q)), state
+        return objective.loss(evaluate(objective, target, q, z)), state
 
     def moments(self, target: Any, mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> Moments:
         """Whitened moments of the target under N(mean, root root') over the design `[m, d]`."""
@@ -59,6 +68,21 @@ def moment_matched(rng: np.random.Generator, pairs: int, dim: int) -> np.ndarray
         return z
     eigenvalues, vectors = np.linalg.eigh(z.T @ z / pairs)
     return z @ ((vectors / np.sqrt(eigenvalues)) @ vectors.T)
+
+
+def matched_noise(rng: np.random.Generator, pairs: int, dim: int, rank: int) -> np.ndarray:
+    """Normals `[pairs, dim + rank]`: unit second moments, the last `rank` columns orthogonal to each other and to the rest.
+
+    Without this the factor learns to cancel the diagonal part's noise on these draws, and q comes out too wide. With enough
+    pairs all columns are orthogonal: then the ELBO of every quadratic log density is exact.
+    """
+    if pairs >= dim + rank:
+        return np.linalg.qr(rng.standard_normal((pairs, dim + rank)))[0] * np.sqrt(pairs)
+    own, shared = rng.standard_normal((pairs, dim)), rng.standard_normal((pairs, rank))
+    shared = np.linalg.qr(shared)[0] * np.sqrt(pairs) if rank else shared
+    own -= shared @ (shared.T @ own) / pairs
+    own /= np.sqrt(np.mean(own**2, axis=0))
+    return np.concatenate([own, shared], axis=1)
 
 
 def whitened_moments(design: Any, values: Any, scores: Any, log_det: Any, xp: Any = np) -> Moments:
@@ -88,4 +112,4 @@ def whitened_moments(design: Any, values: Any, scores: Any, log_det: Any, xp: An
     )
 
 
-__all__ = ["FixedDesign", "moment_matched", "whitened_moments"]
+__all__ = ["FixedDesign", "matched_noise", "moment_matched", "whitened_moments"]

@@ -94,13 +94,13 @@ class GaussHermite(AbstractEstimator):
 
 
 @functools.lru_cache(maxsize=32)
-def tensor_rule(count: int, dim: int) -> Nodes:
-    """The tensor rule with `count` nodes per axis, without nodes of weight below 1e-18."""
+def tensor_rule(count: int, dim: int, least: float = _LEAST_WEIGHT) -> Nodes:
+    """The tensor rule with `count` nodes per axis, without nodes of weight up to `least`; 0 keeps the rule's full degree."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     weights = weights / weights.sum()
     grid = np.stack(np.meshgrid(*[nodes] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
     joint = functools.reduce(np.multiply.outer, [weights] * dim).ravel()
-    keep = joint > _LEAST_WEIGHT
+    keep = joint > least
     return Nodes(grid[keep], joint[keep] / joint[keep].sum(), count)
 
 

@@ -9,6 +9,8 @@ import jax
 from .._types import PyTree
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO, IWELBO
+from ..objectives.fisher import Fisher
+from ..objectives.renyi import VRIWAE
 from .base import AbstractEstimator, frozen
 from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_noise
 
@@ -55,7 +57,7 @@ class Pathwise(AbstractPathwise):
 
     n: int = eqx.field(default=8, static=True)
     noise: Noise = eqx.field(default="independent", static=True)
-    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO, IWELBO)
+    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO, IWELBO, VRIWAE, Fisher)
 
     def __check_init__(self):
         check_noise(self.noise, self.n, "Pathwise")
@@ -81,10 +83,13 @@ class StickTheLanding(AbstractPathwise):
     n: int = eqx.field(default=8, static=True)
     noise: Noise = eqx.field(default="independent", static=True)
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO,)
-    zero_variance_at_optimum: ClassVar[bool] = True
 
     def __check_init__(self):
         check_noise(self.noise, self.n, "StickTheLanding")
+
+    @property
+    def zero_variance_at_optimum(self) -> bool:
+        return True
 
     def _density_of(self, q: Any) -> Any:
         return frozen(q)

@@ -28,8 +28,8 @@ class AbstractFamily(eqx.Module):
 
     `space` says where q lives: "unconstrained" (R^dim of the target's `density`) or "native" (the target's values).
     `reparameterised` says whether `_sample` is a differentiable function of the leaves, and `has_density` whether there is a
-    `log_prob` at all: a sampler's draws have none, and are checked as chains. `conditional` says whether q is a posterior
-    only for given data x (an amortised family).
+    `log_prob` at all: a sampler's draws have none, and are checked as chains.
+    `conditional` says whether q is a posterior only for given data x (an amortised family).
 
     Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random draws), `retract` and
     `monitored` (steps and errors in posterior sds, so that a stochastic solver needs no tuning).
@@ -37,8 +37,8 @@ class AbstractFamily(eqx.Module):
 
     space: ClassVar[str] = "unconstrained"
     reparameterised: ClassVar[bool] = True
-    conditional: ClassVar[bool] = False
     has_density: ClassVar[bool] = True
+    conditional: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..storage import write_whole
-from .plots import _STYLE, Figure, _short, matplotlib
+from .plots import STYLE, Figure, _short, matplotlib
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 _MARKS = "osD^v<>"  # colours come round again after seven fits, marks tell in grey too
@@ -19,7 +19,7 @@ def intervals(comparison: Any, path: Any, most: int = 24) -> Path:
     fits = list(dict.fromkeys(moments.columns.get_level_values(0)))
     centre, unit = (moments[(fits[0], what)].to_numpy() for what in ("mean", "sd"))
     unit = np.where(unit > 0, unit, 1.0)
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(7.5, 1.2 + 0.11 * len(moments) * (len(fits) + 1.5)), layout="constrained")
         axes = figure.add_subplot()
         places = np.arange(len(moments), dtype=float)

@@ -1,37 +1,55 @@
 """Question 3b: how is the closest member found?"""
 
 from .annealed import Annealed as Annealed
+from .annealed_start import annealed_start as annealed_start
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
+from .batch_and_match import BatchAndMatch as BatchAndMatch
+from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .fixed_noise import FixedNoise as FixedNoise
+from .gibbs import Gibbs as Gibbs
 from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
 from .laplace import Laplace as Laplace
+from .learn_clutter import LearnClutter as LearnClutter
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .pathfinder import Pathfinder as Pathfinder
 from .samplers import HMC as HMC
 from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
 from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
+from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
+from .svi import SVI as SVI
 
 __all__ = [
     "EP",
     "HMC",
     "NUTS",
+    "SVI",
     "AbstractSampler",
     "AbstractSolver",
     "Annealed",
+    "BatchAndMatch",
+    "CoordinateAscent",
     "FixedDraws",
+    "FixedNoise",
+    "Gibbs",
     "HeldOut",
     "IndicatorMeanField",
     "Info",
     "Laplace",
+    "LearnClutter",
     "Metropolis",
     "Moves",
     "NaturalGradient",
     "Nested",
+    "Pathfinder",
+    "RobbinsMonro",
     "StochasticGradient",
+    "annealed_start",
 ]

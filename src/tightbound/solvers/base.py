@@ -42,6 +42,10 @@ class AbstractSolver(eqx.Module):
         """What `objective=None` means for this solver; None for solvers with an objective of their own."""
         return None
 
+    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+        """The q to start from where the caller gave none, for solvers that need one of their own; None for the default's."""
+        return None
+
     @abc.abstractmethod
     def init(self, target: Any, q: Any, objective: AbstractObjective | None, key: jax.Array | Any, tol: float) -> PyTree:
         """The state before the first step. `tol` is the accuracy asked for, in posterior sds."""

@@ -18,16 +18,20 @@ from .natural import NaturalGradient
 from .start import LocalGaussian, with_elbo
 
 _STEPS = 40
+_WIDE = (100, 3.0, 1.0)  # up to 100 dimensions sds of 3 (at 1 a collapsed optimum attracts half of the starts), above it 1:
+# the farther out, the more steps, and the design grows with the dimension
 _TOL = 0.1  # posterior sds: a start, not an answer
 
 
 def broad_start(target: Any, key: Any, steps: int = _STEPS) -> LocalGaussian | None:
-    """The Gaussian that natural gradients reach from N(0, I) on one small design, converged or not; its ELBO on another.
+    """The Gaussian that natural gradients reach from far out on one small design, converged or not; its ELBO on another.
 
     None where the density is finite on no Gaussian around the origin, however small. Cost: twice the design (the dimension,
     or 32) in gradients for each of at most `steps` steps.
     """
     solver, objective, q = NaturalGradient(max_doublings=0), ELBO(), Gaussian.full(target.dim)
+    few, wide, narrow = _WIDE
+    q = q.moved(np.zeros(target.dim), np.full(target.dim, wide if target.dim <= few else narrow))
     with np.errstate(all="ignore"):
         state = solver.init(target, q, objective, key, _TOL)
         for _ in range(steps):

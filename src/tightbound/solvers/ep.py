@@ -11,7 +11,7 @@ from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
 from ..targets.base import require
-from ..targets.sites import GaussianSites
+from ..targets.sites import GaussianSites, inverses, log_dets
 from .base import AbstractSolver, Info
 
 _PRECISION = 1e-3  # of `tol`: fixed points are reached linearly, and cost little
@@ -118,10 +118,10 @@ def refined(target: Any, index: np.ndarray, precisions: Any, shifts: Any) -> tup
     From G = -d^2 log Z / dm^2 and g = d log Z / dm at the cavity N(m, V): precision (I - G V)^-1 G and shift
     precision (m + V g) + g. Nothing is inverted that a wide cavity makes singular.
     """
-    covs = np.linalg.inv(precisions)
+    covs = inverses(precisions)
     means = np.einsum("kde,ke->kd", covs, shifts)
     log_z, slope, bend = target.tilt(index, means, covs)
-    factor = np.linalg.solve(np.eye(means.shape[1]) - bend @ covs, bend)
+    factor = inverses(np.eye(means.shape[1]) - bend @ covs) @ bend
     factor = 0.5 * (factor + np.swapaxes(factor, 1, 2))
     moved = means + np.einsum("kde,ke->kd", covs, slope)
     return log_z, factor, np.einsum("kde,ke->kd", factor, moved) + slope
@@ -152,8 +152,7 @@ def _sequential_sweep(target: Any, state: EPState) -> EPState:
 def _parallel_sweep(target: Any, state: EPState) -> EPState:
     counts = target.multiplicities
     cavities, cavity_shifts = state.precision - state.site_precisions, state.shift - state.site_shifts
-    good = np.array([is_precision(cavity) for cavity in cavities])
-    index = np.flatnonzero(good)
+    index = np.flatnonzero(are_precisions(cavities))
     skipped = len(counts) - len(index)
     if len(index) == 0:
         return dataclasses.replace(state, skipped=skipped)
@@ -183,7 +182,7 @@ def _with_sites(state: EPState, counts: np.ndarray, sites: np.ndarray, shifts: n
 def ep_log_evidence(target: Any, state: EPState) -> float:
     """EP's estimate of the log evidence at the state's factors, nats; NaN where some cavity is improper."""
     cavities, cavity_shifts = state.precision - state.site_precisions, state.shift - state.site_shifts
-    if not all(is_precision(cavity) for cavity in cavities):
+    if not np.all(are_precisions(cavities)):
         return np.nan
     log_z, _, _ = refined(target, np.arange(len(cavities)), cavities, cavity_shifts)
     here = _log_partition(state.precision, state.shift)
@@ -193,18 +192,24 @@ def ep_log_evidence(target: Any, state: EPState) -> float:
 
 def _log_partition(precision: np.ndarray, shift: np.ndarray) -> Any:
     """A(T, n) = n' T^-1 n / 2 - log |T| / 2 for `[..., d, d]` and `[..., d]`."""
-    mean = np.linalg.solve(precision, shift[..., None])[..., 0]
-    return 0.5 * np.sum(mean * shift, axis=-1) - 0.5 * np.linalg.slogdet(precision)[1]
+    mean = (inverses(precision) @ shift[..., None])[..., 0]
+    return 0.5 * np.sum(mean * shift, axis=-1) - 0.5 * log_dets(precision)
+
+
+def are_precisions(matrices: np.ndarray) -> np.ndarray:
+    """Which of the symmetric `[n, d, d]` are finite and positive definite, with room for rounding."""
+    finite = np.all(np.isfinite(matrices), axis=(1, 2))
+    if matrices.shape[-1] == 1:
+        return finite & (matrices[:, 0, 0] > 1e-12)
+    eigenvalues = np.linalg.eigvalsh(np.where(finite[:, None, None], matrices, 0.0))
+    return finite & (eigenvalues[:, 0] > 1e-12 * np.maximum(1.0, eigenvalues[:, -1]))
 
 
 def is_precision(matrix: np.ndarray) -> bool:
-    """Whether a symmetric matrix is finite and positive definite, with room for rounding."""
-    if not np.all(np.isfinite(matrix)):
-        return False
+    """Whether one symmetric matrix is; quicker than the above for a number."""
     if matrix.shape == (1, 1):
-        return bool(matrix[0, 0] > 1e-12)
-    eigenvalues = np.linalg.eigvalsh(matrix)
-    return bool(eigenvalues[0] > 1e-12 * max(1.0, eigenvalues[-1]))
+        return bool(1e-12 < matrix[0, 0] < np.inf)
+    return bool(are_precisions(matrix[None])[0])
 
 
 def mean_and_root(precision: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Deterministic variational inference: L-BFGS on the ELBO over draws that never change (DADVI), any scale of Gaussian."""
+"""Deterministic variational inference for diagonal and low-rank Gaussians: the ELBO over draws that never change (DADVI)."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .._numerics import host_rng
+from ..estimators.fixed_design import matched_noise
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
@@ -14,10 +15,13 @@ from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
 from .lbfgs import Evaluate, LockstepSearch
+from .mean_field import MeanFieldSearch
 
 _ADVANCES = 10  # evaluations of the design per step of the loop
 _MEMORY = 8
 _FIRST_PAIRS = 32
+_TIGHT = 0.1  # of tol: the square root of the nats that a search may leave on the table
+_FAR_OFF = 2.0  # gradient in a whitened mean or a log sd from which a low-rank start is rescaled first
 _WIDEST = 40.0  # |log of the change of a scale|: a trial step beyond it would overflow
 
 
@@ -69,46 +73,65 @@ def fixed_draw_elbo(
     return float(values.mean() + entropy), gradient, scores
 
 
-def matched_noise(rng: np.random.Generator, pairs: int, dim: int, rank: int) -> np.ndarray:
-    """Normals `[pairs, dim + rank]`: unit second moments, the last `rank` columns orthogonal to each other and to the rest.
+class LowRankSearch:
+    """L-BFGS on mean, diagonal and factor of a low-rank q over fixed draws `[n, d + rank]`."""
 
-    Without this the factor learns to cancel the diagonal part's noise on these draws, and q comes out too wide. With enough
-    pairs all columns are orthogonal: then the ELBO of every quadratic log density is exact.
-    """
-    if pairs >= dim + rank:
-        return np.linalg.qr(rng.standard_normal((pairs, dim + rank)))[0] * np.sqrt(pairs)
-    own, shared = rng.standard_normal((pairs, dim)), rng.standard_normal((pairs, rank))
-    shared = np.linalg.qr(shared)[0] * np.sqrt(pairs) if rank else shared
-    own -= shared @ (shared.T @ own) / pairs
-    own /= np.sqrt(np.mean(own**2, axis=0))
-    return np.concatenate([own, shared], axis=1)
+    def __init__(self, evaluate: Evaluate, at: _Coordinates, x: np.ndarray, noise: np.ndarray, gtol: float):
+        self.at, self.noise, self.density = at, noise, evaluate
+        self._search = LockstepSearch(self._evaluated, x[None], _MEMORY, gtol)
+        self.usable = len(self._search.x) == 1
+        self._start = x
+
+    @property
+    def loss(self) -> float:
+        return float(self._search.f[0]) if self.usable else np.inf
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.parts()[0]
+
+    @property
+    def scores(self) -> np.ndarray:
+        return fixed_draw_elbo(self.density, self.at, self._search.x[0], self.noise)[2]
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(mean, D, U) of q."""
+        return self.at.split(self._search.x[0] if self.usable else self._start)
+
+    def advance(self) -> bool:
+        """A few evaluations; False when the search has ended."""
+        return all(self._search.advance(10_000) for _ in range(_ADVANCES))
+
+    def _evaluated(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [fixed_draw_elbo(self.density, self.at, point, self.noise)[:2] for point in points]
+        return np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedDrawsState:
-    """The search on the current draws, and how many evaluations it has made."""
+    """The search on the current draws; `rescaling` while the mean and the sds alone are sought for a low-rank q."""
 
-    at: _Coordinates
-    noise: np.ndarray
-    search: LockstepSearch
-    evaluations: list[int]
+    search: MeanFieldSearch | LowRankSearch
+    noise: np.ndarray  # [2 pairs, dim + rank]
     tol: float
     rng: np.random.Generator
+    rescaling: bool = False
     result: Result | None = None
 
 
 class FixedDraws(AbstractSolver):
-    """Maximise the ELBO over fixed antithetic draws by L-BFGS: deterministic, so it knows when it has arrived.
+    """Maximise the ELBO over fixed antithetic draws: deterministic, so it knows when it has arrived.
 
-    The default above 300 dimensions (low rank), and a good choice for mean-field fits at any dimension. The number of
-    draws is doubled until the sampling error of the means is below `tol` sds, or `max_pairs` is reached. Memory: about 20
-    copies of the search vector (2 + rank) d, and the draws. Not for full-rank scales (NaturalGradient needs far fewer
-    gradients), nor for noisy densities.
+    The default above 300 dimensions (low rank), and a good choice for mean-field fits at any dimension. A diagonal scale is
+    found by trust-region Newton with truncated conjugate gradients (DADVI), a low-rank one by L-BFGS, after the sds alone
+    where the start's are far off. The number of draws is doubled until the sampling error of the means is below `tol` sds,
+    or `max_pairs` is reached. Memory: the draws and their scores, and for a low-rank scale about 20 copies of the search
+    vector (2 + rank) d. Not for full-rank scales (NaturalGradient needs far fewer gradients), nor for noisy densities.
 
     Arguments:
         max_pairs: most antithetic pairs of draws.
 
-    Source: Giordano, Ingram & Broderick 2023; Burroni, Domke & Sheldon 2024 (batched sample-average approximation).
+    Source: Giordano, Ingram & Broderick 2024 (DADVI); Burroni, Domke & Sheldon 2024 (sample-average approximation).
     """
 
     max_pairs: int = 128
@@ -130,58 +153,76 @@ class FixedDraws(AbstractSolver):
             )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> FixedDrawsState:
-        diagonal, factor = q.scale.parts()
-        at = _Coordinates(np.array(q.mean), np.array(q.sd), factor.shape[1])
-        rng = host_rng(key, "fixed draws")
-        x = at.join(at.mean, np.asarray(diagonal), np.asarray(factor))
-        state = self._on_draws(target, at, x, rng, max(min(_FIRST_PAIRS, self.max_pairs), 2 * at.rank), tol)
-        return state if len(state.search.x) else dataclasses.replace(state, result=Result.nonfinite)
+        diagonal, factor = (np.asarray(part) for part in q.scale.parts())
+        rank, rng = factor.shape[1], host_rng(key, "fixed draws")
+        parts = (np.array(q.mean, dtype=np.float64), np.array(diagonal), factor)
+        pairs = max(min(_FIRST_PAIRS, self.max_pairs), 2 * rank)
+        state = self._on_draws(target, parts, np.array(q.sd), rng, pairs, tol)
+        if not state.search.usable:
+            return dataclasses.replace(state, result=Result.nonfinite)
+        return self._rescaled_first(target, state, np.array(q.sd)) if rank else state
 
-    def _on_draws(self, target: Any, at: _Coordinates, x: np.ndarray, rng: Any, pairs: int, tol: float) -> FixedDrawsState:
-        half = matched_noise(rng, pairs, at.dim, at.rank)
+    def _on_draws(
+        self, target: Any, parts: tuple[np.ndarray, ...], sd: np.ndarray, rng: Any, pairs: int, tol: float
+    ) -> FixedDrawsState:
+        mean, _, factor = parts
+        half = matched_noise(rng, pairs, len(mean), factor.shape[1])
         noise = np.concatenate([half, -half])
-        counter = [0]
+        return FixedDrawsState(_search_from(target, parts, sd, noise, tol), noise, tol, rng)
 
-        def evaluate(points):
-            counter[0] += len(points) * len(noise)
-            parts = [fixed_draw_elbo(batched(target), at, point, noise)[:2] for point in points]
-            return np.array([v for v, _ in parts]), np.stack([g for _, g in parts])
-
-        return FixedDrawsState(at, noise, LockstepSearch(evaluate, x[None], _MEMORY, 0.1 * tol), counter, tol, rng)
+    def _rescaled_first(self, target: Any, state: FixedDrawsState, sd: np.ndarray) -> FixedDrawsState:
+        """The same state, or one that looks for mean and sds alone where they are far off: L-BFGS needs them."""
+        search = MeanFieldSearch(batched(target), state.search.mean, sd, state.noise[:, : len(sd)], _TIGHT * state.tol)
+        if not search.usable or np.abs(search.at.gradient).max() < _FAR_OFF:
+            return state
+        return dataclasses.replace(state, search=search, rescaling=True)
 
     def step(self, target: Any, q: Any, objective: Any, state: FixedDrawsState, key: Any) -> tuple[Any, Any, Any, Info]:
-        before, search = state.evaluations[0], state.search
-        x0 = search.x[0].copy()
-        running = True
-        for _ in range(_ADVANCES):
-            running = search.advance(10_000)
-            if not running:
-                break
-        used = state.evaluations[0] - before
-        x, loss = search.x[0], search.f[0]
+        before, old = batched(target).evaluations, state.search.mean
+        running = state.search.advance()
+        mean, diagonal, factor = state.search.parts()
+        moved = float(np.sqrt(np.mean(((mean - old) / np.sqrt(diagonal**2 + np.sum(factor**2, axis=1))) ** 2)))
+        loss = state.search.loss
+        if state.rescaling:
+            stretch = diagonal / np.asarray(q.sd)
+            own, shared = q.scale.parts()
+            diagonal, factor = stretch * own, stretch[:, None] * shared
+        q = _gaussian(q, mean, diagonal, factor)
         if not running:
-            state, extra = self._settle(target, state, x)
-            used += extra
-        change = float(np.sqrt(np.mean((x - x0)[: state.at.dim] ** 2)))
-        return target, _gaussian(q, *state.at.split(x)), state, Info(np.float64(loss), np.float64(change), used)
+            state = self._settle(target, state, q)
+        return target, q, state, Info(np.float64(loss), np.float64(moved), batched(target).evaluations - before)
 
     def done(self, state: FixedDrawsState) -> Result | None:
         return state.result
 
-    def _settle(self, target: Any, state: FixedDrawsState, x: np.ndarray) -> tuple[FixedDrawsState, int]:
+    def _settle(self, target: Any, state: FixedDrawsState, q: Any) -> FixedDrawsState:
         """The search has arrived on these draws: finish when their own error is small, else draw twice as many."""
-        _, _, scores = fixed_draw_elbo(batched(target), state.at, x, state.noise)
-        pairs, extra = len(state.noise) // 2, len(state.noise)
-        if _sampling_error(state.at, x, scores) < state.tol:
-            return dataclasses.replace(state, result=Result.converged), extra
+        parts = (np.asarray(q.mean), *(np.asarray(part) for part in q.scale.parts()))
+        if state.rescaling:
+            search = _search_from(target, parts, np.asarray(q.sd), state.noise, state.tol)
+            return dataclasses.replace(state, search=search, rescaling=False)
+        pairs = len(state.noise) // 2
+        if _sampling_error(parts, state.search.scores) < state.tol:
+            return dataclasses.replace(state, result=Result.converged)
         if 2 * pairs > self.max_pairs:
-            return dataclasses.replace(state, result=Result.noisy), extra
-        return self._on_draws(target, state.at, x, state.rng, 2 * pairs, state.tol), extra
+            return dataclasses.replace(state, result=Result.noisy)
+        return self._on_draws(target, parts, np.asarray(q.sd), state.rng, 2 * pairs, state.tol)
 
 
-def _sampling_error(at: _Coordinates, x: np.ndarray, scores: np.ndarray) -> float:
+def _search_from(
+    target: Any, parts: tuple[np.ndarray, ...], sd: np.ndarray, noise: np.ndarray, tol: float
+) -> MeanFieldSearch | LowRankSearch:
+    """The search for this structure, from (mean, D, U) with marginal sds `sd`."""
+    mean, diagonal, factor = parts
+    if factor.shape[1] == 0:
+        return MeanFieldSearch(batched(target), mean, diagonal, noise, _TIGHT * tol)
+    at = _Coordinates(mean, sd, factor.shape[1])
+    return LowRankSearch(batched(target), at, at.join(mean, diagonal, factor), noise, _TIGHT * tol)
+
+
+def _sampling_error(parts: tuple[np.ndarray, ...], scores: np.ndarray) -> float:
     """Root-mean-square standard error of the means in posterior sds: spread of S g over pairs, as a Newton step moves."""
-    _, diagonal, factor = at.split(x)
+    _, diagonal, factor = parts
     pairs = len(scores) // 2
     even = 0.5 * (scores[:pairs] + scores[pairs:])
     even = even - even.mean(axis=0)

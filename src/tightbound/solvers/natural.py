@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from .._numerics import host_rng
@@ -17,7 +18,8 @@ from ..estimators.fixed_design import FixedDesign, moment_matched
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
-from ..targets.base import Density, require
+from ..targets.base import Conjugate, Density, require
+from . import damped_factors
 from .base import AbstractSolver, Info
 
 _TRUST = 4.0  # a precision may change by this factor in one step, up or down
@@ -29,6 +31,7 @@ _MOST_PAIRS = 16  # times max(dim, 32): the largest design
 _FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NewtonModel:
     """The whitened quadratic model of the ELBO at q: curvature = vectors diag(eigenvalues) vectors'."""
@@ -57,7 +60,7 @@ def natural_step(mean: Any, root: Any, model: NewtonModel, rho: Any, xp: Any = n
     longest = 2.0 * reach * np.sqrt(shift.shape[0])
     shift = shift * xp.minimum(1.0, longest / (xp.linalg.norm(shift) + 1e-300))
     factor = 1.0 + rho * (model.damped - 1.0)
-    new_root = root @ ((model.vectors / xp.sqrt(factor)) @ model.vectors.T)
+    new_root = root @ ((model.vectors / xp.sqrt(factor)[None, :]) @ model.vectors.T)
     return mean + root @ (model.vectors @ shift), new_root, -0.5 * xp.sum(xp.log(factor))
 
 
@@ -106,6 +109,8 @@ class NaturalGradient(AbstractSolver):
     The default solver up to some hundreds of dimensions. Each step evaluates the design once and moves mean and
     covariance together; a step that lowers the ELBO is shortened. When q has settled to within the design's own error and
     that error is above `tol` posterior sds, the design is drawn anew, two to four times larger.
+    For a tb.families.Product on a conjugate target the same rule moves each factor's natural parameters, with exact
+    expectations and a step that is shortened until the ELBO does not fall: it takes models that CoordinateAscent refuses.
     Not for: minibatches or noisy densities (StochasticGradient), low-rank scales (FixedDraws), dim above about 2,000.
 
     Arguments:
@@ -126,13 +131,20 @@ class NaturalGradient(AbstractSolver):
     def default_objective(self) -> AbstractObjective:
         return ELBO()
 
+    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+        """Of a conjugate target the start of its factors; else the default's."""
+        return target.start(host_rng(key, "start").integers(2**31)) if isinstance(target, Conjugate) else None
+
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        require(self, target, Density)
+        require(self, target, Conjugate if _has_factors(q) else Density)
         if not isinstance(objective, ELBO):
             raise PairingError(
                 f"NaturalGradient maximises the ELBO and nothing else, got {type(objective).__name__}; leave `objective` "
                 "out, or use StochasticGradient."
             )
+        if _has_factors(q):
+            damped_factors.check(target, q)
+            return
         if not hasattr(self.estimator, "moments"):
             raise PairingError(
                 "NaturalGradient needs an estimator of E_q[grad log p] and E_q[hess log p]; "
@@ -145,7 +157,9 @@ class NaturalGradient(AbstractSolver):
                 "tb.families.Gaussian.full(dim), or another solver (FixedDraws, StochasticGradient)."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> NaturalState:
+    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> Any:
+        if _has_factors(q):
+            return damped_factors.init(target, q, tol)
         design = self.estimator.prepare(target, q, key)
         mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
         moments = self.estimator.moments(target, mean, root, design)
@@ -172,7 +186,9 @@ class NaturalGradient(AbstractSolver):
             result=result,
         )
 
-    def step(self, target: Any, q: Any, objective: Any, state: NaturalState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(self, target: Any, q: Any, objective: Any, state: Any, key: Any) -> tuple[Any, Any, Any, Info]:
+        if _has_factors(q):
+            return target, *damped_factors.step(q, state)
         if state.result is not None:
             return target, q, state, _info(state, 0.0, 0)
         structure = _structure(q)
@@ -190,7 +206,7 @@ class NaturalGradient(AbstractSolver):
         q = type(q)(ended.mean, type(q.scale).from_root(ended.root))
         return target, q, ended, _info(ended, change, used + extra)
 
-    def done(self, state: NaturalState) -> Result | None:
+    def done(self, state: Any) -> Result | None:
         return state.result
 
     def _ascend(self, target: Any, rule: Any, state: NaturalState, model: NewtonModel) -> tuple[NaturalState | None, int]:
@@ -274,20 +290,30 @@ def _model_at(state: NaturalState) -> NewtonModel:
 def _settled(state: NaturalState, structure: str) -> bool:
     """Whitened move and curvature error below 0.3 of the design's own error (or a quarter of, or all of, tol)."""
     model = _model_at(state)
-    error, curvature = _standard_error(state.moments, model), _CURVATURES[structure](model)
-    move = np.sqrt(np.mean((model.gradient / model.stiff) ** 2))
-    wrong = np.sqrt(np.mean((curvature - 1.0) ** 2))
-    return bool(move < max(0.3 * error, 0.25 * state.tol) and wrong < max(0.3 * error, state.tol) and curvature.min() > 0)
+    error = _standard_error(state.moments, model)
+    return bool(arrived(model, _CURVATURES[structure](model), error, state.tol))
+
+
+def arrived(model: NewtonModel, curvature: Any, error: Any, tol: Any, xp: Any = np) -> Any:
+    """Whether the whitened move and the error of `curvature` (1 at the optimum) are below what the design can tell."""
+    move = xp.sqrt(xp.mean((model.gradient / model.stiff) ** 2))
+    wrong = xp.sqrt(xp.mean((curvature - 1.0) ** 2))
+    near = (move < xp.maximum(0.3 * error, 0.25 * tol)) & (wrong < xp.maximum(0.3 * error, tol))
+    return near & (xp.min(curvature) > 0)
 
 
 def _standard_error(moments: Moments, model: NewtonModel) -> float:
+    return float(design_error(moments, model))
+
+
+def design_error(moments: Moments, model: NewtonModel, xp: Any = np) -> Any:
     """Sampling error of the design: of the mean in posterior sds (rms over directions), or a fifth of the precisions'.
 
     A symmetric target has no error in the mean on antithetic draws, however wrong the sds are: hence the second. A fifth
     holds the relative error of the sds, half that of the precisions, to two and a half times `tol`.
     """
-    spread = (moments.gradient_spread - moments.gradient) @ model.vectors / model.stiff
-    return max(float(np.sqrt(np.mean(spread**2) / len(spread))), 0.2 * float(moments.curvature_stderr))
+    spread = (moments.gradient_spread - moments.gradient[None, :]) @ (model.vectors / model.stiff[None, :])
+    return xp.maximum(xp.sqrt(xp.mean(spread**2) / spread.shape[0]), 0.2 * moments.curvature_stderr)
 
 
 def _larger_design(design: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray | None:
@@ -312,6 +338,11 @@ def _improvement(new: NaturalState, old: NaturalState) -> float:
 
 def _info(state: NaturalState, change: float, evaluations: int) -> Info:
     return Info(np.float64(-state.moments.elbo), np.float64(change), evaluations)
+
+
+def _has_factors(q: Any) -> bool:
+    """Whether q is a product of exponential-family factors, whose expectations are exact (damped_factors.py)."""
+    return hasattr(q, "factors")
 
 
 def _structure(q: Any) -> str:

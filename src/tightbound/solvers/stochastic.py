@@ -145,7 +145,7 @@ class StochasticGradient(AbstractSolver):
         state = _counted(dataclasses.replace(state, draws=draws, optimiser=optimiser, window=window), good, flat)
         state = jax.lax.cond(window.full & (state.ended == 0), lambda s: _judged(s, q), lambda s: s, state)
         change = jnp.where(good, jnp.max(jnp.abs(ravel_pytree(move)[0])), 0.0)
-        evaluations = jnp.asarray(self._estimator(objective).evaluations_per_step(target), x.dtype)
+        evaluations = jnp.asarray(self._estimator(objective).evaluations_used(target, draws), x.dtype)
         return target, q, state, Info(loss, change, evaluations)
 
     def done(self, state: StochasticState) -> Result | None:

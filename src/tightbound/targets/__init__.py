@@ -1,40 +1,88 @@
 """What we want to know: targets, made from a log density, rows of data, or a NumPyro model; and the zoo of known ones."""
 
-from . import zoo
-from .base import AbstractTarget, Conjugate, Density, Joint, Observed, Predictive, Rows, Simulator, Sites, require
+from . import conjugate, zoo
+from .base import (
+    AbstractTarget,
+    Conjugate,
+    Density,
+    Joint,
+    Observed,
+    Predictive,
+    Rows,
+    Sequential,
+    Simulator,
+    Sites,
+    require,
+)
 from .clutter import Clutter
+from .conjugate import (
+    AbstractCollapsedTarget,
+    AbstractConjugateTarget,
+    CollapsedModel,
+    ConjugateModel,
+    FactorAnalysis,
+    FoundModel,
+    GaussianMixture,
+    HiddenMarkovModel,
+    HierarchicalNormal,
+    LatentDirichletAllocation,
+    LinearRegressionARD,
+    NormalSample,
+    from_expected_log_joint,
+)
 from .layout import Layout
+from .linear_clutter import LinearClutter
 from .log_density import LogDensity, from_log_density
 from .named import AbstractNamedTarget
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
 from .rows import IndependentRows, from_rows
 from .simulator import SimulatedModel, SimulatorPosterior, StoredSimulations, from_simulations, from_simulator
-from .sites import Contaminated, GaussianSites, LinearSites
+from .sites import Contaminated, GaussianSites, LearnableNoise, LinearSites, Reweighted
+from .updated import UpdatedRows
 
 __all__ = [
+    "AbstractCollapsedTarget",
+    "AbstractConjugateTarget",
     "AbstractNamedTarget",
     "AbstractNumPyroTarget",
     "AbstractTarget",
     "Clutter",
+    "CollapsedModel",
     "Conjugate",
+    "ConjugateModel",
     "Contaminated",
     "Density",
+    "FactorAnalysis",
+    "FoundModel",
+    "GaussianMixture",
     "GaussianSites",
+    "HiddenMarkovModel",
+    "HierarchicalNormal",
     "IndependentRows",
     "Joint",
+    "LatentDirichletAllocation",
     "Layout",
+    "LearnableNoise",
+    "LinearClutter",
+    "LinearRegressionARD",
     "LinearSites",
     "LogDensity",
+    "NormalSample",
     "NumPyroModel",
     "NumPyroRows",
     "Observed",
     "Predictive",
+    "Reweighted",
     "Rows",
+    "Sequential",
     "SimulatedModel",
     "Simulator",
     "SimulatorPosterior",
     "Sites",
     "StoredSimulations",
+    "UpdatedRows",
+    "conjugate",
+    "from_expected_log_joint",
     "from_log_density",
     "from_numpyro",
     "from_rows",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from .._types import Array, Key, PyTree
 from ..results import PairingError
@@ -132,14 +133,46 @@ class Sites(Density):
     def log_site(self, i: jax.Array, z: jax.Array) -> jax.Array: ...
 
 
+class Sequential(AbstractTarget):
+    """Ability: the same model with a Gaussian prior and new data in place of the old: what `tb.update` asks for."""
+
+    ability: ClassVar[str] = "new data"
+    offered_by: ClassVar[str] = "tb.from_rows, tb.targets.Clutter, tb.targets.LinearClutter"
+
+    @abc.abstractmethod
+    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> "Sequential":
+        """The model with prior N(mean `[dim]`, cov `[dim, dim]`) on the unconstrained scale, and `new_data` alone."""
+
+
 class Conjugate(AbstractTarget):
     """Ability: the expected log joint as a function of the factors' moments: what coordinate ascent derives updates from."""
 
     ability: ClassVar[str] = "conjugate"
-    offered_by: ClassVar[str] = "the conjugate models under tb.targets"
+    offered_by: ClassVar[str] = (
+        "tb.from_expected_log_joint, the models under tb.targets.conjugate, and tb.from_numpyro for conjugate models"
+    )
 
     @abc.abstractmethod
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: float = 1.0) -> jax.Array: ...
+    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: float = 1.0) -> jax.Array:
+        """E_q[log p] under a product q, as a function of its factors' moments alone: a scalar in nats.
+
+        Affine in the mean parameters of each factor that coordinate ascent moves. Everything that belongs to a row of data
+        (its likelihood, the prior of its local factors) is counted `scale` times.
+
+        Arguments:
+            moments: by factor, its mean parameters; those of local factors on the given rows only.
+            rows: some rows of data, like `data_rows`; None for all of them.
+            scale: N / B where B of the N rows are given.
+        """
+
+    @abc.abstractmethod
+    def start(self, key: Any) -> Any:
+        """A tb.families.Product to start from: its factors say the names, shapes and supports of the unknowns."""
+
+    @property
+    def data_rows(self) -> PyTree:
+        """All rows of data, arrays with a leading axis of length N; None for a model that has no rows to subsample."""
+        return None
 
 
 class Simulator(AbstractTarget):

@@ -26,6 +26,9 @@ _MAX_CHUNK = 16  # points evaluated together; beyond this vectorisation on a CPU
 _SHARING = 4  # points that share one pass over a large matrix: most of the gain, and few idle places in a batch of starts
 _CACHE_ELEMENTS = 2**17  # 1 MiB of doubles: intermediates of a chunk should stay in the second-level cache
 _MAX_PROGRAMS = 64
+# jaxlib 0.10.2 and 0.11.0 add up wrongly on a CPU: sum(y * (x @ b)) over some 20,000 rows, for a few b at a time, is off by
+# hundreds (https://github.com/jax-ml/jax/issues/39103). This turns off the fusion that does it.
+_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 _programs: dict[str, Any] = {}
 _by_target: dict[int, tuple[Any, "BatchedDensity"]] = {}
@@ -42,6 +45,12 @@ def batched(target: Density) -> "BatchedDensity":
     return evaluator
 
 
+def evaluations_of(target: Any) -> int:
+    """Points asked of the evaluator of `target` so far; none is made for the asking."""
+    entry = _by_target.get(id(target))
+    return entry[1].evaluations if entry is not None and entry[0]() is target else 0
+
+
 class BatchedDensity:
     """Values and scores of a target's log density: `evaluator(points [n, d]) -> (values [n], scores [n, d])`.
 
@@ -52,23 +61,50 @@ class BatchedDensity:
     def __init__(self, target: Density):
         self.dim = target.dim
         self.evaluations = 0
+        self._along: Any = None
         with x64():
-            self._arguments, jaxpr = _trace(target)
-            self.chunk = chunk_size(jaxpr.jaxpr)
+            self._arguments, self._jaxpr = _trace(target)
+            self.chunk = chunk_size(self._jaxpr.jaxpr)
             self.rows = max(self.chunk, min(_MAX_ROWS, 2**22 // max(self.dim, 1)) // self.chunk * self.chunk)
-            self._program = _compile(jaxpr, self._arguments, self.rows, self.chunk, self.dim)
+            self._program = self._compiled(self._value_and_score, 1)
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = len(points)
-        values, scores = np.empty(n), np.empty((n, self.dim))
-        with x64():
-            for start in range(0, n, self.rows):
-                block = points[start : start + self.rows]
-                value, score = self._program(self._arguments, self._padded(block), np.int64(len(block)))
-                values[start : start + len(block)] = np.asarray(value)[: len(block)]
-                scores[start : start + len(block)] = np.asarray(score)[: len(block)]
-        self.evaluations += n
+        values, scores = self._in_blocks(self._program, points)
+        self.evaluations += len(points)
         return values, scores
+
+    def hessian_products(self, points: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """The Hessian of the log density at each row of `points [n, d]` times the same row of `directions`: `[n, d]`.
+
+        A second program, compiled when it is first asked for. Each product counts as two evaluations.
+        """
+        if self._along is None:
+            with x64():
+                self._along = self._compiled(self._hessian_product, 2)
+        (products,) = self._in_blocks(self._along, points, directions)
+        self.evaluations += 2 * len(points)
+        return products
+
+    def _value_and_score(self, arguments: Any, z: Any) -> tuple[Any, ...]:
+        consts, arrays = arguments
+        return tuple(jax.core.eval_jaxpr(self._jaxpr.jaxpr, consts, *arrays, z))
+
+    def _hessian_product(self, arguments: Any, z: Any, direction: Any) -> tuple[Any, ...]:
+        return (jax.jvp(lambda at: self._value_and_score(arguments, at)[1], (z,), (direction,))[1],)
+
+    def _compiled(self, one: Any, inputs: int) -> Any:
+        return _compile(one, self._arguments, self.rows, self.chunk, self.dim, inputs)
+
+    def _in_blocks(self, program: Any, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The outputs of `program` for all rows of the inputs `[n, d]`, a block at a time."""
+        n, parts = len(inputs[0]), []
+        with x64():
+            for start in range(0, max(n, 1), self.rows):
+                blocks = [x[start : start + self.rows] for x in inputs]
+                count = len(blocks[0])
+                out = program(self._arguments, np.int64(count), *map(self._padded, blocks))
+                parts.append([np.asarray(leaf)[:count] for leaf in out])
+        return tuple(np.concatenate(leaves) for leaves in zip(*parts, strict=True))
 
     def _padded(self, block: np.ndarray) -> np.ndarray:
         """`block` in a buffer of the program's shape; the last chunk is filled with copies of the first point.
@@ -80,42 +116,59 @@ class BatchedDensity:
         buffer = np.zeros((self.rows, self.dim))
         buffer[: len(block)] = block
         used = -(-len(block) // self.chunk) * self.chunk
-        buffer[len(block) : used] = block[0]
+        buffer[len(block) : used] = block[:1]
         return buffer
 
 
 def _trace(target: Density):
     """The jaxpr of value and score at one point, with the target's arrays and closed-over constants as arguments."""
-    arrays, static = eqx.partition(to_device(target), eqx.is_array)
 
-    def value_and_score(arrays, z):
-        value, score = jax.value_and_grad(eqx.combine(arrays, static).log_density)(z)
+    def value_and_score(target, z):
+        value, score = jax.value_and_grad(target.log_density)(z)
         return value.astype(jnp.float64), score.astype(jnp.float64)
 
-    closed = jax.make_jaxpr(value_and_score)(arrays, jax.ShapeDtypeStruct((target.dim,), jnp.float64))
-    return (jax.tree.map(jnp.asarray, list(closed.consts)), jax.tree.leaves(arrays)), closed
+    arguments, closed, _ = hoisted(target, value_and_score)
+    return arguments, closed
 
 
-def _compile(closed, arguments, rows: int, chunk: int, dim: int):
-    """The program that walks a batch in chunks, compiled for these shapes."""
+def hoisted(target: Density, function: Any) -> tuple[Any, Any, Any]:
+    """`function(target, z)` at one point as (arguments, jaxpr, call): `call(arguments, z)` evaluates it in compiled code.
 
-    def program(arguments, points, count):
-        consts, arrays = arguments
+    The arrays that the target holds, or closes over, are its arguments, and not constants that XLA would fold.
+    """
+    arrays, static = eqx.partition(to_device(target), eqx.is_array)
+    point = jax.ShapeDtypeStruct((target.dim,), jnp.float64)
 
-        def one(z):
-            return jax.core.eval_jaxpr(closed.jaxpr, consts, *arrays, z)
+    def of_arrays(arrays, z):
+        return function(eqx.combine(arrays, static), z)
 
+    closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(arrays, point)
+    structure = jax.tree.structure(shape)
+
+    def call(arguments, z):
+        consts, leaves = arguments
+        return jax.tree.unflatten(structure, jax.core.eval_jaxpr(closed.jaxpr, consts, *leaves, z))
+
+    return (jax.tree.map(jnp.asarray, list(closed.consts)), jax.tree.leaves(arrays)), closed, call
+
+
+def _compile(one: Any, arguments: Any, rows: int, chunk: int, dim: int, inputs: int) -> Any:
+    """The program that walks `inputs` arrays of points in chunks with `one(arguments, *rows)`, compiled for these shapes."""
+
+    def program(arguments, count, *points):
         def evaluate_chunk(i, out):
-            z = jax.lax.dynamic_slice_in_dim(points, i * chunk, chunk)
-            new = jax.vmap(one)(z) if chunk > 1 else [leaf[None] for leaf in one(z[0])]
+            at = [jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in points]
+            together = jax.vmap(lambda *z: one(arguments, *z))
+            new = together(*at) if chunk > 1 else [leaf[None] for leaf in one(arguments, *(z[0] for z in at))]
             return tuple(jax.lax.dynamic_update_slice_in_dim(o, v, i * chunk, 0) for o, v in zip(out, new, strict=True))
 
-        empty = (jnp.zeros(rows), jnp.zeros((rows, dim)))
+        shapes = jax.eval_shape(lambda *z: one(arguments, *z), *(x[0] for x in points))
+        empty = tuple(jnp.zeros((rows, *s.shape), s.dtype) for s in shapes)
         return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, evaluate_chunk, empty)
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     points, count = jax.ShapeDtypeStruct((rows, dim), jnp.float64), jax.ShapeDtypeStruct((), jnp.int64)
-    return compiled(jax.jit(program, keep_unused=True).lower(shapes, points, count))
+    return compiled(jax.jit(program, keep_unused=True).lower(shapes, count, *[points] * inputs))
 
 
 def compiled(lowered: Any) -> Any:
@@ -127,7 +180,7 @@ def compiled(lowered: Any) -> Any:
     if text not in _programs:
         while len(_programs) >= _MAX_PROGRAMS:
             _programs.pop(next(iter(_programs)))
-        _programs[text] = lowered.compile()
+        _programs[text] = lowered.compile(compiler_options=_OPTIONS)
     return _programs[text]
 
 
@@ -138,7 +191,7 @@ def chunk_size(jaxpr) -> int:
     matrix that is read anew for each point is worth sharing between a few, however large the intermediates are.
     """
     largest, shared, irregular = 1, 0, False
-    for eqn in _equations(jaxpr):
+    for eqn in equations(jaxpr):
         largest = max([largest, *(math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape"))])
         irregular |= eqn.primitive.name.startswith(("gather", "scatter"))
         if eqn.primitive.name == "dot_general":
@@ -151,8 +204,9 @@ def chunk_size(jaxpr) -> int:
     return chunk
 
 
-def _equations(jaxpr):
+def equations(jaxpr):
+    """All equations of a jaxpr, those of inner ones included."""
     for eqn in jaxpr.eqns:
         yield eqn
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
-            yield from _equations(sub)
+            yield from equations(sub)

@@ -6,6 +6,7 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,6 +44,7 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
         layout: names and shapes of the latent sites.
         rows: plate name -> indices of the rows that it holds; a plate without an entry is whole.
         live: names of the sites whose support is computed in the model.
+        local: (site, axis) of the latent sites with one value for each row, whose values are taken at the rows held.
         replayed: whether `constrain` has to run the model, for its live and deterministic sites.
         observed_names: the sites with data.
         returns_float32: whether the model rounds below float64, which limits what any fit can reach.
@@ -52,6 +54,7 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
     layout: eqx.AbstractVar[Layout]
     rows: eqx.AbstractVar[dict[str, Any]]
     live: eqx.AbstractVar[tuple[str, ...]]
+    local: eqx.AbstractVar[tuple[tuple[str, int], ...]]
     replayed: eqx.AbstractVar[bool]
     observed_names: eqx.AbstractVar[tuple[str, ...]]
     returns_float32: eqx.AbstractVar[bool]
@@ -92,7 +95,7 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
 
     @host_unless_traced
     def log_joint(self, values: PyTree) -> Array:
-        return self.program.log_joint(self._latent(values), self.rows)
+        return self.program.log_joint(self._held(self._latent(values), self.rows), self.rows)
 
     def observed(self) -> dict[str, np.ndarray]:
         """The data at the observed sites, by name; a `numpyro.factor` has none."""
@@ -122,7 +125,12 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
     def _apart(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The layout's values, apart into final ones and the free coordinates of live sites."""
         final_values = {name: value for name, value in values.items() if name not in self.live}
-        return final_values, {name: values[name] for name in self.live}
+        return self._held(final_values, self.rows), {name: values[name] for name in self.live}
+
+    def _held(self, values: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+        """`values` with those of local sites at the rows only."""
+        taken = {name: jnp.take(values[name], index, axis) for name, axis in self.local for index in rows.values()}
+        return {**values, **taken}
 
     def _latent(self, values: dict[str, Any]) -> dict[str, Any]:
         names = [block.name for block in self.layout.blocks]
@@ -140,6 +148,7 @@ class NumPyroModel(AbstractNumPyroTarget):
     layout: Layout
     rows: dict[str, Any]
     live: tuple[str, ...] = eqx.field(static=True)
+    local: tuple[tuple[str, int], ...] = eqx.field(static=True)
     replayed: bool = eqx.field(static=True)
     observed_names: tuple[str, ...] = eqx.field(static=True)
     returns_float32: bool = eqx.field(static=True)
@@ -161,6 +170,7 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
     layout: Layout
     rows: dict[str, Any]
     live: tuple[str, ...] = eqx.field(static=True)
+    local: tuple[tuple[str, int], ...] = eqx.field(static=True)
     replayed: bool = eqx.field(static=True)
     observed_names: tuple[str, ...] = eqx.field(static=True)
     returns_float32: bool = eqx.field(static=True)
@@ -180,7 +190,8 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
     @host_unless_traced
     def log_likelihood(self, z: Array, rows: PyTree) -> Array:
         scale = self.size / len(rows)  # what the plate multiplies with
-        terms = self.program.terms(self.layout.constrain(z), {self.plate: rows})
+        values = self._held(self.layout.constrain(z), {self.plate: rows})
+        terms = self.program.terms(values, {self.plate: rows})
         per_row = [self._per_row(site, term) / scale for site, term in terms if self._frame(site) is not None]
         return sum(per_row, jnp.zeros(len(rows), jnp.result_type(float)))
 
@@ -211,8 +222,9 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
     sum them out in the model, as MixtureSameFamily does.
 
     A plate with `subsample_size` below its size gives a target of rows: the log density is that of all rows, and
-    minibatches are what a solver takes on its own account. With latent sites inside the plate, with several subsampled
-    plates, or with supports that are computed in the model, the target has the log density of all rows only.
+    minibatches are what a solver takes on its own account (`tb.estimators.Minibatch`). Latent sites inside the plate have a
+    value for every row, and their prior counts among the terms of the row. With several subsampled plates, or with
+    supports that are computed in the model, the target has the log density of all rows only.
 
     Arrays among the arguments are traced: another fit with data of the same shapes compiles nothing. Where a model
     cannot be traced in them (it calls NumPy on them, or takes shapes from their entries), they are closed over. Numbers,
@@ -240,11 +252,12 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
         "layout": Layout.from_blocks(seen.blocks),
         "rows": {},
         "live": seen.live,
+        "local": seen.local,
         "replayed": bool(seen.live or seen.deterministic),
         "observed_names": seen.observed,
         "returns_float32": seen.returns_float32,
     }
-    if len(seen.subsampled) == 1 and not (seen.local or seen.live):
+    if len(seen.subsampled) == 1 and not seen.live:
         ((plate, size),) = seen.subsampled.items()
         return NumPyroRows(**common, plate=plate, size=size)
     return NumPyroModel(**common)
@@ -270,6 +283,8 @@ def _as_argument(leaf: Any) -> Any:
     """NumPy scalars as Python numbers (sizes, say, which must not be traced), floating arrays in float64."""
     if isinstance(leaf, np.generic):
         return leaf.item()
+    if isinstance(leaf, jax.core.Tracer):  # one of many data sets in a compiled program
+        return leaf
     if isinstance(leaf, (np.ndarray, jax.Array)) and jnp.issubdtype(leaf.dtype, jnp.floating):
         leaf = np.array(leaf, np.float64) if isinstance(leaf, np.ndarray) else jnp.asarray(np.asarray(leaf, np.float64))
     return leaf

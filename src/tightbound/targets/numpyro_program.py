@@ -140,7 +140,7 @@ class Inspection(NamedTuple):
         deterministic: names of the deterministic sites.
         params: names of the numpyro.param sites.
         subsampled: plate name -> size, for plates that ask for fewer rows than they have.
-        local: subsampled plates with a latent site inside.
+        local: (site, axis) of latent sites inside subsampled plates, with the axis of the plate counted from the end.
         returns_float32: whether the log density is rounded below float64.
         constants: the arrays that the model closes over.
     """
@@ -153,7 +153,7 @@ class Inspection(NamedTuple):
     deterministic: tuple[str, ...]
     params: tuple[str, ...]
     subsampled: dict[str, int]
-    local: tuple[str, ...]
+    local: tuple[tuple[str, int], ...]
     returns_float32: bool
     constants: list[Any]
 
@@ -207,7 +207,7 @@ def refuse_nan(name: str, data: Any) -> None:
 
 def has_nan(leaf: Any) -> bool:
     """Whether `leaf` is a floating array or number with NaN in it."""
-    if not isinstance(leaf, (np.ndarray, np.generic, jax.Array, float)):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, (np.ndarray, np.generic, jax.Array, float)):
         return False
     dtype = getattr(leaf, "dtype", np.dtype(float))
     return bool(jnp.issubdtype(dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any())
@@ -373,7 +373,12 @@ def _classified(sites: dict[str, Site], subsampled: dict[str, int], data: dict[i
         "unchecked": tuple(site["name"] for site in observed if not _checked(site, data)),
         "deterministic": tuple(name for name, kind in by_type.items() if kind == "deterministic"),
         "params": tuple(name for name, kind in by_type.items() if kind == "param"),
-        "local": tuple({frame.name for s in latent for frame in s["cond_indep_stack"] if frame.name in subsampled}),
+        "local": tuple(
+            (s["name"], frame.dim - s["fn"].event_dim)
+            for s in latent
+            for frame in s["cond_indep_stack"]
+            if frame.name in subsampled
+        ),
     }
 
 

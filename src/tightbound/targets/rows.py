@@ -6,22 +6,24 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import x64
 from .._types import Array, PyTree
 from ..results import TargetError
-from .base import Observed, Rows
+from .base import Observed, Rows, Sequential
 from .layout import Layout, named_leaves
 from .named import AbstractNamedTarget, check_derived, check_reads
 from .tracing import Traced, explained, host_unless_traced, scalar, trace, vector
+from .updated import UpdatedRows
 
 _CHUNK = 64  # draws whose likelihoods are computed together: bounds the memory
 
 
 @final
-class IndependentRows(AbstractNamedTarget, Rows, Observed):
+class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
     """log p(z) = log_prior(values) + log|J| + scale * sum over rows of log_likelihood(values, row); by `tb.from_rows`.
 
     Attributes:
@@ -65,6 +67,15 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed):
     @host_unless_traced
     def take(self, index: Array) -> "IndependentRows":
         return dataclasses.replace(self, data=self.rows_at(index), scale=self.scale * self.num_rows / np.size(index))
+
+    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> UpdatedRows:
+        """The new rows under a Gaussian prior on the unconstrained scale; `log_prior` is not used again."""
+        rows = as_rows(new_data)
+        old = {name: np.shape(leaf)[1:] for name, leaf in named_leaves(self.data).items()}
+        new = {name: np.shape(leaf)[1:] for name, leaf in named_leaves(rows).items()}
+        if old != new:
+            raise TargetError(f"update: new rows have names and shapes {new}, those of the model {old}; they must agree.")
+        return UpdatedRows(dataclasses.replace(self, data=rows, scale=1.0), mean, np.linalg.cholesky(cov))
 
     def observed(self) -> dict[str, Any]:
         return {name: np.asarray(leaf) for name, leaf in named_leaves(self.data).items()}
@@ -196,6 +207,8 @@ def _called(name: str) -> str:
 
 
 def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, jax.core.Tracer):  # one of many data sets in a compiled program: checked where it is known
+        return leaf
     if np.ma.isMaskedArray(leaf) and np.ma.is_masked(leaf):
         raise TargetError("`data` contains a masked array with masked entries; drop or impute these rows first.")
     try:
@@ -205,7 +218,7 @@ def _as_array(leaf: Any) -> Any:
     return array.astype(np.float64, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _check_leaf(name: str, leaf: np.ndarray) -> None:
+def _check_leaf(name: str, leaf: Array) -> None:
     if not (leaf.dtype == bool or np.issubdtype(leaf.dtype, np.integer) or leaf.dtype == np.float64):
         raise TargetError(
             f"{name} has dtype {leaf.dtype}, which is not numbers. Encode categories as integers and dates as floats, and "
@@ -213,7 +226,7 @@ def _check_leaf(name: str, leaf: np.ndarray) -> None:
         )
     if leaf.ndim == 0:
         raise TargetError(f"{name} is a single number, but every array in `data` has a leading axis of rows; close over it.")
-    if leaf.dtype == np.float64 and np.isnan(leaf).any():
+    if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 and np.isnan(leaf).any():
         rows = np.flatnonzero(np.isnan(leaf).reshape(len(leaf), -1).any(axis=1))
         raise TargetError(
             f"{name} has NaN in row {rows[0]}" + (f" and {len(rows) - 1} more rows" if len(rows) > 1 else "") + ". Drop or "

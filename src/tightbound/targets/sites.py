@@ -8,6 +8,7 @@ from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -107,6 +108,48 @@ class Contaminated(GaussianSites):
     @abc.abstractmethod
     def log_background(self) -> float:
         """sum_i weight_i log(w_i c_i), nats: the log likelihood if no point were an inlier; -inf where that cannot be."""
+
+
+class LearnableNoise(Contaminated):
+    """Ability: contaminated data whose share of background, noise and background variance can be set anew."""
+
+    ability: ClassVar[str] = "learnable noise"
+    offered_by: ClassVar[str] = "tb.targets.Clutter"
+    w: eqx.AbstractVar[Array]
+    clutter_root: eqx.AbstractVar[Array | None]
+
+    @property
+    @abc.abstractmethod
+    def vg(self) -> float:
+        """Noise variance of the median point, averaged over directions."""
+
+    @property
+    @abc.abstractmethod
+    def vc(self) -> float:
+        """Background variance, averaged over directions; NaN where the background was given by its log density."""
+
+    @abc.abstractmethod
+    def background_squares(self) -> np.ndarray:
+        """|background root^-1 x_i|^2, `[n]`: squared distances from the background's centre in its sds."""
+
+    @abc.abstractmethod
+    def with_noise(self, w: float | None, noise: float, background: float) -> "LearnableNoise":
+        """The same data with share w (None keeps it) and both variances multiplied by these factors."""
+
+
+class Reweighted(GaussianSites):
+    """Ability: a regression with outliers, whose sites can be widened and solved by weighted least squares."""
+
+    ability: ClassVar[str] = "reweighted least squares"
+    offered_by: ClassVar[str] = "tb.targets.LinearClutter"
+
+    @abc.abstractmethod
+    def widest(self) -> float:
+        """A factor of the noise variance at which every point looks like an inlier of the least-squares fit."""
+
+    @abc.abstractmethod
+    def reweighted(self, z: np.ndarray | None, widening: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mean `[d]` and precision `[d, d]` where points count by their responsibilities at z (None: fully)."""
 
 
 @final
@@ -217,6 +260,16 @@ def _hermite() -> tuple[np.ndarray, np.ndarray]:
     return nodes, np.log(weights / weights.sum())
 
 
+def inverses(matrices: np.ndarray) -> np.ndarray:
+    """Inverses of `[..., d, d]`; a division where d = 1, which LAPACK takes ten times as long for."""
+    return 1.0 / matrices if matrices.shape[-1] == 1 else np.linalg.inv(matrices)
+
+
+def log_dets(matrices: np.ndarray) -> Any:
+    """log |det| of `[..., d, d]`."""
+    return np.log(np.abs(matrices[..., 0, 0])) if matrices.shape[-1] == 1 else np.linalg.slogdet(matrices)[1]
+
+
 def log_normal(z: Array, mean: Array, root: Array) -> Any:
     """log N(z; mean, root root'), nats, for z `[d]` under JAX."""
     root = jnp.asarray(root)
@@ -225,8 +278,20 @@ def log_normal(z: Array, mean: Array, root: Array) -> Any:
     return -0.5 * jnp.sum(white**2) - log_det - 0.5 * white.shape[0] * np.log(2 * np.pi)
 
 
-def finite_array(value: Any, where: str, name: str) -> np.ndarray:
-    """`value` as a finite float64 array, or a TargetError that says where it is not."""
+def is_known(value: Any) -> bool:
+    """Whether `value` holds numbers, and is not being traced by JAX."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def holds(condition: Any) -> bool:
+    """Whether the condition holds everywhere; of what is being traced nothing is known, and nothing is refused."""
+    return not is_known(condition) or bool(np.all(condition))
+
+
+def finite_array(value: Any, where: str, name: str) -> Any:
+    """`value` as a finite float64 array, or a TargetError that says where it is not; what JAX traces is left as it is."""
+    if not is_known(value):
+        return value
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -265,4 +330,7 @@ def root_of(value: Any, dim: int, where: str, name: str) -> np.ndarray:
         raise TargetError(f"{where}: `{name}` must be symmetric and positive definite.") from None
 
 
-__all__ = ["Contaminated", "GaussianSites", "Kernels", "LinearSites"]
+__all__ = [
+    "Contaminated", "GaussianSites", "Kernels", "LearnableNoise", "LinearSites", "Reweighted", "holds", "inverses",
+    "is_known", "log_dets",
+]  # fmt: skip

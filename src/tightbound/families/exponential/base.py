@@ -224,6 +224,22 @@ class AbstractExponentialFamily(AbstractFamily):
         p, q = to_device((self, other), self.dtype)
         return settled(_kl_mapped(p, q))
 
+    def expected_log_prob(self, moments: Any) -> jax.Array:
+        """E[log p(z)] for p this member and z with the mean parameters `moments`: what a prior adds to a log joint.
+
+        <eta, m> - A(eta) + E[log h], summed over the plate, nats; a single member serves as the prior of a whole plate.
+        """
+        prior = to_device(self, self.dtype)
+        eta, partition = prior.each(lambda q: q._natural()), prior.each(lambda q: q._partition())
+
+        def term(m: Any, e: Any, a: jax.Array) -> jax.Array:
+            return inner(e, m) - a + self._expected_log_base(m)
+
+        lead = jnp.ndim(moments[0]) - self.statistic_ranks[0]
+        for depth in range(lead):
+            term = jax.vmap(term, (0, 0, 0) if depth < len(self.plate) else (0, None, None))
+        return jnp.sum(term(moments, eta, partition))
+
     def valid(self) -> Any:
         """Whether all parameters are finite and inside their domain."""
         return jnp.all(to_device(self, self.dtype).each(lambda q: q._valid()))
@@ -306,7 +322,8 @@ def plated(name: str, **fields: tuple[Any, int]) -> list[Any]:
 def check_positive(name: str, **fields: Any) -> None:
     """Raise a ValueError that names the first field with a number that is not positive and finite; known numbers only."""
     for field, value in fields.items():
-        if isinstance(value, (np.ndarray, np.generic)) and not np.all((value > 0) & np.isfinite(value)):
+        known = isinstance(value, (np.ndarray, np.generic))
+        if known and not np.all((np.asarray(value, np.float64) > 0) & np.isfinite(value)):
             raise ValueError(f"{name}: `{field}` must be positive and finite, got {np.asarray(value).reshape(-1)[:5]}.")
 
 

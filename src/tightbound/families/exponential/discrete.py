@@ -23,7 +23,9 @@ class Probs(NamedTuple):
 
 
 class Bernoulli(AbstractExponentialFamily):
-    """Bernoulli(sigmoid(logits)): zero or one. Pathwise gradients do not exist; use Score or Enumerate.
+    """The Bernoulli distribution, with p = sigmoid(logits): zero or one.
+
+    Pathwise gradients do not exist; use Score or Enumerate.
 
         q(z) = p^z (1 - p)^(1 - z),   t = z,  eta = log p / (1 - p),  h = 1,  A = log(1 + exp eta)
 
@@ -73,12 +75,14 @@ class Bernoulli(AbstractExponentialFamily):
         ok = (value == 0) | (value == 1)
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.result_type(self.logits))
 
 
 class Categorical(AbstractExponentialFamily):
-    """Categorical(softmax(logits)) on 0, ..., K - 1. Pathwise gradients do not exist; use Score, Enumerate or Relaxed.
+    """The categorical distribution, p = softmax(logits), on 0, ..., K - 1.
+
+    Pathwise gradients do not exist; use Score, Enumerate or Relaxed.
 
         q(z) = p_z,   t = one_hot(z),  eta = logits (up to a constant),  h = 1,  A = log sum_k exp eta_k
 
@@ -128,12 +132,12 @@ class Categorical(AbstractExponentialFamily):
         ok = (value >= 0) & (value < self.logits.shape[-1]) & (value == jnp.round(value))
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.categorical(key, self.logits).astype(jnp.result_type(self.logits))
 
 
 class Poisson(AbstractExponentialFamily):
-    """Poisson(rate): counts. Pathwise gradients do not exist; use Score or MeasureValued.
+    """The Poisson distribution: counts. Pathwise gradients do not exist; use Score or MeasureValued.
 
         q(z) = rate^z exp(-rate) / z!,   t = z,  eta = log rate,  h = 1 / z!,  A = exp eta
 
@@ -198,7 +202,7 @@ class Poisson(AbstractExponentialFamily):
         ok = (value >= 0) & (value == jnp.round(value))
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.poisson(key, self.rate).astype(jnp.result_type(self.rate))
 
 

@@ -33,7 +33,7 @@ class Value(NamedTuple):
 
 
 class Gamma(AbstractExponentialFamily):
-    """Gamma(shape, rate): precisions and rates. Not for values that the posterior pushes onto zero with several modes.
+    """The gamma distribution: precisions and rates. Not for values that the posterior pushes onto zero with several modes.
 
         q(z) = rate^shape z^(shape - 1) exp(-rate z) / Gamma(shape)
         t = (log z, z),  eta = (shape, -rate),  h = 1/z,  A = log Gamma(shape) - shape log rate
@@ -92,12 +92,12 @@ class Gamma(AbstractExponentialFamily):
         ok = value > 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return positive_gamma(key, self.shape) / self.rate
 
 
 class InverseGamma(AbstractExponentialFamily):
-    """InverseGamma(shape, scale): variances. 1/z is Gamma(shape, rate=scale). Has a mean for shape above 1 only.
+    """The inverse gamma distribution: variances. 1/z is Gamma(shape, rate=scale). Has a mean for shape above 1 only.
 
         q(z) = scale^shape z^(-shape - 1) exp(-scale / z) / Gamma(shape)
         t = (log z, 1/z),  eta = (-shape, -scale),  h = 1/z,  A = log Gamma(shape) - shape log scale
@@ -153,12 +153,12 @@ class InverseGamma(AbstractExponentialFamily):
         ok = value > 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return self.scale / positive_gamma(key, self.shape)
 
 
 class Exponential(AbstractExponentialFamily):
-    """Exponential(rate): a positive number whose density falls from zero on. For anything with a mode, Gamma.
+    """The exponential distribution: a positive number whose density falls from zero on. For anything with a mode, Gamma.
 
         q(z) = rate exp(-rate z),   t = z,  eta = -rate,  h = 1,  A = -log rate
 
@@ -205,7 +205,7 @@ class Exponential(AbstractExponentialFamily):
         ok = value >= 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.exponential(key, dtype=jnp.result_type(self.rate)) / self.rate
 
 
@@ -215,7 +215,7 @@ def shape_of_gap(gap: jax.Array) -> jax.Array:
     return jnp.exp(falling_root(lambda u: u - jsp.digamma(jnp.exp(u)) - gap, jnp.log(start), steps=8))
 
 
-def positive_gamma(key: jax.Array, shape: jax.Array) -> jax.Array:
+def positive_gamma(key: jax.Array, shape: Any) -> jax.Array:
     """A standard gamma draw that is never rounded to zero, with its implicit derivative in the shape."""
     dtype = jnp.result_type(shape)
     return jnp.exp(jnp.maximum(jr.loggamma(key, shape, dtype=dtype), -700.0 if dtype == jnp.float64 else -80.0))

@@ -27,7 +27,7 @@ class Logs(NamedTuple):
 
 
 class Beta(AbstractExponentialFamily):
-    """Beta(a, b): a probability. Not for one that may be exactly 0 or 1.
+    """The beta distribution: a probability. Not for one that may be exactly 0 or 1.
 
         q(z) = z^(a - 1) (1 - z)^(b - 1) / B(a, b)
         t = (log z, log(1 - z)),  eta = (a, b),  h = 1 / (z (1 - z)),  A = log B(a, b)
@@ -86,7 +86,7 @@ class Beta(AbstractExponentialFamily):
         ok = (value > 0) & (value < 1)
         return jnp.where(ok, value, 0.5), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         first, second = jr.split(key)
         dtype = jnp.result_type(self.a)
         log_odds = jr.loggamma(first, self.a, dtype=dtype) - jr.loggamma(second, self.b, dtype=dtype)
@@ -95,7 +95,7 @@ class Beta(AbstractExponentialFamily):
 
 
 class Dirichlet(AbstractExponentialFamily):
-    """Dirichlet(concentration): K probabilities that sum to one. Not for correlated ones (a logistic normal is).
+    """The Dirichlet distribution: K probabilities that sum to one. Not for correlated ones (a logistic normal is).
 
         q(z) = prod_k z_k^(a_k - 1) / B(a)   with respect to the first K - 1 entries
         t = log z,  eta = a,  h = prod_k 1 / z_k,  A = sum_k log Gamma(a_k) - log Gamma(sum_k a_k)
@@ -151,7 +151,7 @@ class Dirichlet(AbstractExponentialFamily):
         ok = jnp.all(value > 0) & (jnp.abs(jnp.sum(value) - 1.0) < 1e-6)
         return jnp.where(ok, value, 1.0 / value.shape[0]), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         logs = jr.loggamma(key, self.concentration, dtype=jnp.result_type(self.concentration))
         logs = jnp.maximum(jax.nn.log_softmax(logs), _SMALLEST if logs.dtype == jnp.float64 else -80.0)
         return jnp.exp(logs)
