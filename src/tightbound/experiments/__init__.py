@@ -18,10 +18,6 @@ REGISTRY: dict[str, str] = {
     "clutter-2d": "the clutter problem in 2, 5 and 10 dimensions: KL against a grid, deficits in the ELBO",
     "clutter-scaling": "the clutter problem from 20 to 1,000,000 points: cost of an iteration and accuracy",
     "clutter-stress": "the clutter problem as q grows wider than the kernels: excess KL by v / vg",
-    "clustering": "forward KL orders shifted clusters, the ELBO and its relatives do not (McNamara et al. 2024, table 1)",
-    "local-optimum": "one angle: exact ELBO with a local optimum, forward KL without (McNamara et al. 2024, figure 7)",
-    "ntk-widths": "networks of growing width, the best von Mises, the kernel's drift (McNamara et al. 2024, figure 1)",
-    "rotated-digits": "a shared rotation from twelve starts, by forward KL and a bound (McNamara et al. 2024, figures 4-6)",
 }
 """name -> one line. The file of that name in this folder has `run(fast, **options) -> Result`, and where there is a picture
 `figures(result) -> {name: matplotlib figure}`, drawn from the result's tables alone."""
