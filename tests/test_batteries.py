@@ -1,6 +1,7 @@
 """Every member of every kind of part passes its battery, and a part broken on purpose fails it."""
 
 import contextlib
+import dataclasses
 from typing import ClassVar
 
 import equinox as eqx
@@ -20,7 +21,7 @@ from tightbound.estimators import (
 )
 from tightbound.estimators.base import AbstractEstimator
 from tightbound.estimators.draws import draw, evaluate
-from tightbound.families import AbstractFamily, Diagonal, Full, Gaussian, LowRank
+from tightbound.families import AbstractFamily, Diagonal, Flow, Full, Gaussian, LowRank, StudentT, Warped
 from tightbound.families.mixture import Mixture
 from tightbound.families.nested import NestedGaussian
 from tightbound.objectives import (
@@ -70,6 +71,11 @@ def nested():
     return NestedGaussian.through(0, knots, -0.5 * knots**2, means, roots)
 
 
+def flow():
+    q = Flow.full(2, layers=2, width=4, knots=3)
+    return dataclasses.replace(q, weights=q.weights + 0.1 * np.random.default_rng(1).standard_normal(q.weights.shape))
+
+
 FAMILIES = {
     "Gaussian diagonal 1": Gaussian(np.array([0.7]), Diagonal(np.array([-1.0]))),
     "Gaussian diagonal 2": Gaussian(np.array([1.0, -3.0]), Diagonal(np.array([1.0, -0.5]))),
@@ -80,12 +86,19 @@ FAMILIES = {
     "Gaussian low rank 4": Gaussian(np.zeros(4), LowRank(np.random.default_rng(2).standard_normal((4, 2)), np.zeros(4))),
     "Mixture 2": Mixture([Gaussian.full(2), Gaussian.full(2).moved(np.array([2.0, 1.0]), 0.5)], np.array([0.3, -0.3])),
     "NestedGaussian 2": nested(),
+    "StudentT full 2": StudentT.around(Gaussian.from_root(np.array([5.0, 0.0]), np.array([[2.0, 0.0], [0.9, 0.5]])), 6.0),
+    "Warped 2": Warped(
+        Gaussian.from_root(np.array([1.0, 2.0]), np.array([[2.0, 0.0], [1.0, 0.5]])),
+        np.array([0.4, -0.2]),
+        np.array([0.1, -0.2]),
+    ),
+    "Flow 2": flow(),
 }
 
 
 @named(FAMILIES)
 def test_family(member, key):
-    check_family(member, key)
+    check_family(member, key, draws=1000 if isinstance(member, Flow) else 4000)
 
 
 class Tampered(AbstractFamily):

@@ -22,6 +22,13 @@ def x64():
     return jax.enable_x64(True)
 
 
+@contextlib.contextmanager
+def standard_promotion():
+    """The scope of a library that mixes dtypes and ranks, whatever the user's (or the tests') rules of promotion are."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def scoped(method: F) -> F:
     """Run a public method inside `x64()`.
 

@@ -1,8 +1,8 @@
 """The ladder that `fit(target)` climbs until the certificate passes, or says plainly that it does not.
 
-Rungs: the Gaussian of `default.py`, a nested Gaussian on the coordinate that couples most strongly; where the dispersed
-searches of the check find optima that q misses, a mixture over them. A rung replaces the one below only for a significant
-gain in the ELBO on fresh draws.
+Rungs: the Gaussian of `default.py`, a nested Gaussian on the coordinate that couples most strongly, a warped Gaussian, a
+Student-t; where the dispersed searches of the check find optima that q misses, a mixture over them. A rung replaces the
+one below only for a significant gain in the ELBO on fresh draws.
 """
 
 import dataclasses
@@ -18,8 +18,11 @@ from .certify.check import certify, fresh_sample, judge
 from .certify.draws import FreshDraws
 from .families.gaussian import Gaussian
 from .families.mixture import Mixture
+from .families.student import StudentT
+from .families.warped import Warped
 from .loop import Run, Trace
 from .solvers.base import AbstractSolver
+from .solvers.fixed_noise import FixedNoise
 from .solvers.natural import NaturalGradient
 from .solvers.nested import Nested
 from .solvers.start import LocalGaussian
@@ -33,6 +36,8 @@ _MAX_RESTARTS = 2
 _NESTED_CHOICES = 2
 _LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
 _CHECK_STARTS = 32
+
+_BENT: dict[str, Callable[[Gaussian], Any]] = {"Warped": Warped.around, "StudentT": StudentT.around}
 
 RunSolver = Callable[[Any, AbstractSolver, Budget], Run]
 """(q, solver, what is left of the budget) -> Run on the target at hand."""
@@ -48,6 +53,7 @@ class Attempt:
     found: tuple[Finding, ...]
     seconds: float
     used: int  # gradients that drawing and judging took
+    gaussian: Any = None  # the full-rank Gaussian that richer families start from
 
     @property
     def passes(self) -> bool:
@@ -97,16 +103,28 @@ class _Spent:
 
 
 def climb(
-    first: Run, others: tuple[LocalGaussian, ...], run_solver: RunSolver, *, key: Any, budget: Budget, started: float
+    first: Run,
+    others: tuple[LocalGaussian, ...],
+    run_solver: RunSolver,
+    *,
+    key: Any,
+    budget: Budget,
+    started: float,
+    rival: Any = None,
 ) -> Climb:
     """Judge the first run, climb while it does not pass and the budget lasts, and certify what was kept.
 
-    `others`: local Gaussians at other ends of the start's searches, best first.
+    `others`: local Gaussians at other ends of the start's searches, best first. `rival`: a member of another family that
+    the start found, such as a mixture over known modes; kept where its ELBO is significantly better.
     """
     spent = _Spent(budget, started)
     spent.add(first)
-    attempt = _nested(_attempt(type(first.q).__name__, first, key), run_solver, key, spent)
+    attempt = _attempt(type(first.q).__name__, first, key)
+    if rival is not None:
+        attempt = _better_of(attempt, _attempt(type(rival).__name__, dataclasses.replace(first, q=rival), key), spent)
+    attempt = _nested(attempt, run_solver, key, spent)
     attempt = _restarted(attempt, others, run_solver, key, spent)
+    attempt = _bent(attempt, run_solver, key, spent)
     for _ in range(_MAX_MIXTURES):
         attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
@@ -166,6 +184,7 @@ def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) ->
     structure = getattr(getattr(gaussian, "scale", None), "structure", None)
     if structure != "full" or not attempt.run.result.usable:
         return attempt
+    attempt = dataclasses.replace(attempt, gaussian=gaussian)
     for choice in range(min(_NESTED_CHOICES, gaussian.dim)):
         left = spent.left()
         if attempt.passes or left is None:
@@ -173,7 +192,24 @@ def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) ->
         run = run_solver(gaussian, Nested(choice=choice), left)
         spent.add(run)
         if run.result.usable and run.q is not gaussian:
-            attempt = _better_of(attempt, _attempt("NestedGaussian", run, key), spent)
+            new = dataclasses.replace(_attempt("NestedGaussian", run, key), gaussian=gaussian)
+            attempt = _better_of(attempt, new, spent)
+    return attempt
+
+
+def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
+    """The warped and the Student-t rung, each started from the Gaussian: skewed coordinates, heavy tails."""
+    for name, around in _BENT.items():
+        left, gaussian = spent.left(), attempt.gaussian
+        if attempt.passes or left is None or gaussian is None:
+            break
+        if spent.budget.evaluations is None:  # these rungs share what is left of the patience
+            left = dataclasses.replace(left, evaluations=_PATIENCE - spent.evaluations)
+        run = run_solver(around(gaussian), FixedNoise(), left)
+        spent.add(run)
+        if run.result.usable:
+            new = dataclasses.replace(_attempt(name, run, key), gaussian=gaussian)
+            attempt = _better_of(attempt, new, spent)
     return attempt
 
 

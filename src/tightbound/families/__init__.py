@@ -25,6 +25,7 @@ from .exponential.simplex import Dirichlet as Dirichlet
 from .exponential.von_mises import VonMises as VonMises
 from .exponential.wishart import NormalWishart as NormalWishart
 from .exponential.wishart import Wishart as Wishart
+from .flow import Flow as Flow
 from .gaussian import Gaussian as Gaussian
 from .gaussian import kl as kl
 from .implicit import implicit as implicit
@@ -35,4 +36,6 @@ from .nested import NestedGaussian as NestedGaussian
 from .scales import AbstractScale as AbstractScale
 from .scales import Diagonal as Diagonal
 from .scales import Full as Full
+from .student import StudentT as StudentT
 from .transported import Transported as Transported
+from .warped import Warped as Warped

@@ -8,6 +8,7 @@ from .batch_and_match import BatchAndMatch as BatchAndMatch
 from .coordinate_ascent import CoordinateAscent as CoordinateAscent
 from .ep import EP as EP
 from .fixed_draws import FixedDraws as FixedDraws
+from .fixed_noise import FixedNoise as FixedNoise
 from .gibbs import Gibbs as Gibbs
 from .held_out import HeldOut as HeldOut
 from .indicators import IndicatorMeanField as IndicatorMeanField
@@ -23,6 +24,7 @@ from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
 from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
+from .subsampled import Subsampled as Subsampled
 from .svi import SVI as SVI
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "BatchAndMatch",
     "CoordinateAscent",
     "FixedDraws",
+    "FixedNoise",
     "Gibbs",
     "HeldOut",
     "IndicatorMeanField",
@@ -49,5 +52,6 @@ __all__ = [
     "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",
+    "Subsampled",
     "annealed_start",
 ]

@@ -12,6 +12,7 @@ import jax.random as jr
 import jax.scipy.linalg
 import numpy as np
 
+from .._numerics import standard_promotion
 from .._types import Array, PyTree
 from ..results import MissingExtraError
 from ..targets.base import Density, require
@@ -209,7 +210,7 @@ class NUTS(AbstractWhitenedSampler):
 
     def _transition(self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array) -> Transition:
         kernel = _blackjax().mcmc.nuts.build_kernel()
-        with _standard_promotion():
+        with standard_promotion():
             new, info = kernel(key, state, log_density, step_size, jnp.ones_like(state.position), self.max_doublings)
         return _hamiltonian(new, info)
 
@@ -247,7 +248,7 @@ class HMC(AbstractWhitenedSampler):
         length = self.length * jr.uniform(vary, (), state.position.dtype, 0.5, 1.5)
         steps = jnp.clip(jnp.ceil(length / step_size), 1, 1000).astype(jnp.int32)
         kernel = _blackjax().mcmc.hmc.build_kernel()
-        with _standard_promotion():
+        with standard_promotion():
             new, info = kernel(move, state, log_density, step_size, jnp.ones_like(state.position), steps)
         return _hamiltonian(new, info)
 
@@ -284,7 +285,7 @@ class Metropolis(AbstractWhitenedSampler):
             return step_size * jr.normal(key, position.shape, position.dtype)
 
         kernel = _blackjax().mcmc.random_walk.build_additive_step()
-        with _standard_promotion():
+        with standard_promotion():
             new, info = kernel(key, state, log_density, propose)
         nothing = jnp.zeros((), bool)
         return Transition(new, new.position, new.logdensity, info.acceptance_rate, nothing, jnp.ones(()))
@@ -336,16 +337,6 @@ def _blackjax() -> Any:
     except ImportError as error:
         raise MissingExtraError("blackjax", "samplers", "A sampler (NUTS, HMC, Metropolis)") from error
     return blackjax
-
-
-def _standard_promotion() -> Any:
-    """BlackJAX mixes dtypes and ranks; the user's own density runs under the user's rules, which these are."""
-    import contextlib
-
-    stack = contextlib.ExitStack()
-    stack.enter_context(jax.numpy_dtype_promotion("standard"))
-    stack.enter_context(jax.numpy_rank_promotion("allow"))
-    return stack
 
 
 __all__ = ["HMC", "NUTS", "Metropolis"]

@@ -1,0 +1,146 @@
+"""The closest member of any family that is a smooth function of normal noise, by L-BFGS on noise that never changes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from .._numerics import host_rng, to_device, to_host
+from ..estimators.fixed_design import moment_matched
+from ..objectives.base import AbstractObjective
+from ..objectives.classic import ELBO
+from ..results import PairingError, Result
+from ..targets.base import Density, require
+from ..targets.batched import batched
+from .base import AbstractSolver, Info
+from .lbfgs import LockstepSearch
+
+_ADVANCES = 5  # evaluations of the noise per step of the loop
+_MEMORY = 20
+_FLAT_GAIN = 1e-3  # nats of a step of the loop below which the search has arrived
+
+
+class _State(eqx.Module):
+    search: Any = eqx.field(static=True)
+    member: Callable[[Any], Any] = eqx.field(static=True)
+    counter: list = eqx.field(static=True)
+    best: float = eqx.field(static=True)
+    result: Result | None = eqx.field(static=True, default=None)
+
+
+class FixedNoise(AbstractSolver):
+    """Maximise the ELBO over q = r(start, step) at antithetic noise that never changes, by L-BFGS in q's own scale.
+
+    For `Warped`, `StudentT` and `Flow`, started from a member that is nearly right (`Warped.around(gaussian)`):
+    deterministic, so it stops by itself, and far cheaper than stochastic gradients. The target's one compiled program
+    serves; what is compiled is the family alone. Not for a Gaussian (NaturalGradient, FixedDraws), nor from a far start;
+    with fewer pairs than a few times the dimension it fits the noise, which fresh draws show (`fit.elbo`).
+
+    A family's `penalty()`, where it has one, is subtracted.
+
+    Arguments:
+        pairs: antithetic pairs of noise, with unit second moments where there are enough; None is max(4 dim, 256).
+        gtol: gradient norm (nats per posterior sd) at which the search ends.
+
+    Source: Giordano, Ingram & Broderick 2023; Burroni, Domke & Sheldon 2024.
+    """
+
+    pairs: int | None = None
+    gtol: float = 3e-3
+    compiled: ClassVar[bool] = False
+
+    def default_objective(self) -> AbstractObjective:
+        return ELBO()
+
+    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+        require(self, target, Density)
+        if not isinstance(objective, ELBO):
+            raise PairingError(
+                f"FixedNoise maximises the ELBO and nothing else, got {type(objective).__name__}; leave it out."
+            )
+        if q.noise_dim is None or not q.reparameterised:
+            raise PairingError(
+                f"FixedNoise needs draws that are a smooth function of standard normals, which {type(q).__name__}'s are "
+                "not; use StochasticGradient."
+            )
+
+    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> _State:
+        pairs = max(4 * q.dim, 256) if self.pairs is None else self.pairs
+        half = moment_matched(host_rng(key, "fixed noise"), pairs, q.noise_dim)
+        noise = np.concatenate([half, -half])
+        start = to_device(q)
+        size = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))[0].size
+        counter = [0]
+
+        def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            parts = [elbo(point) for point in points]
+            return np.array([value for value, _ in parts]), np.stack([gradient for _, gradient in parts])
+
+        def elbo(x: np.ndarray) -> tuple[float, np.ndarray]:
+            z = np.asarray(_draws(start, x, noise))
+            if not np.all(np.isfinite(z)):
+                return -np.inf, np.zeros_like(x)
+            counter[0] += len(z)
+            values, scores = batched(target)(z)
+            if not (np.all(np.isfinite(values)) and np.all(np.isfinite(scores))):
+                return -np.inf, np.zeros_like(x)
+            entropy, gradient = _pulled_back(start, x, noise, scores)
+            return float(values.mean() + np.asarray(entropy)), np.asarray(gradient)
+
+        search = LockstepSearch(evaluate, np.zeros((1, size)), _MEMORY, self.gtol)
+        result = None if len(search.x) else Result.nonfinite
+        return _State(search, lambda x: to_host(_member_of(start, x)), counter, np.inf, result)
+
+    def step(self, target: Any, q: Any, objective: Any, state: _State, key: Any) -> tuple[Any, Any, Any, Info]:
+        before, old = state.counter[0], state.search.x[0].copy()
+        running = True
+        for _ in range(_ADVANCES):
+            running = state.search.advance(10_000)
+            if not running:
+                break
+        x, loss = state.search.x[0], float(state.search.f[0])
+        arrived = not running or state.best - loss < _FLAT_GAIN
+        state = dataclasses.replace(state, best=loss, result=Result.converged if arrived else None)
+        change = float(np.sqrt(np.mean((x - old) ** 2)))
+        return target, state.member(x), state, Info(np.float64(loss), np.float64(change), state.counter[0] - before)
+
+    def done(self, state: _State) -> Result | None:
+        return state.result
+
+
+def _member(start: Any, x: Any) -> Any:
+    """The member that the step `x`, in the start's own scale, leads to."""
+    _, unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))
+    return start.retract(eqx.combine(unravel(x), start))
+
+
+# One program each per structure and shape, whatever the fit: the family's part is compiled once per process.
+_member_of = eqx.filter_jit(_member)
+
+
+@eqx.filter_jit
+def _draws(start: Any, x: Any, noise: Any) -> jax.Array:
+    return jax.vmap(_member(start, x)._from_noise)(noise)
+
+
+@eqx.filter_jit
+def _pulled_back(start: Any, x: Any, noise: Any, scores: Any) -> tuple[jax.Array, jax.Array]:
+    """Entropy over the noise less the penalty, and the gradient of the ELBO in x, from the target's scores at the draws."""
+
+    def rest(x):
+        q = _member(start, x)
+        z = jax.vmap(q._from_noise)(noise)
+        entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - (q.penalty() if hasattr(q, "penalty") else 0.0)
+        # the scores stand for the gradient of log p: their inner product with z has it, and no value of its own
+        pushed = jnp.mean(jnp.sum(jax.lax.stop_gradient(scores) * z, axis=1))
+        return entropy + pushed - jax.lax.stop_gradient(pushed)
+
+    return jax.value_and_grad(rest)(x)
+
+
+__all__ = ["FixedNoise"]
