@@ -14,7 +14,6 @@ REGISTRY: dict[str, str] = {
     "clutter-2d": "the clutter problem in 2, 5 and 10 dimensions: KL against a grid, deficits in the ELBO",
     "clutter-scaling": "the clutter problem from 20 to 1,000,000 points: cost of an iteration and accuracy",
     "clutter-stress": "the clutter problem as q grows wider than the kernels: excess KL by v / vg",
-    "clutter": "KL of EP, the analytic gradient, Laplace, mean field and the best Gaussian (Popov 2024, figures 3 and 4)",
     "clustering": "forward KL orders shifted clusters, the ELBO and its relatives do not (McNamara et al. 2024, table 1)",
     "local-optimum": "one angle: exact ELBO with a local optimum, forward KL without (McNamara et al. 2024, figure 7)",
     "ntk-widths": "networks of growing width, the best von Mises, the kernel's drift (McNamara et al. 2024, figure 1)",
