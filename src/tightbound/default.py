@@ -192,7 +192,7 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
     mixture = mixture_at_modes(target, kernels, found, host_rng(key, "mixture at modes"))
-    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]), mixture)
+    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]), rival=mixture)
 
 
 def _polisher(dim: int, width: float) -> Any:
