@@ -24,7 +24,7 @@ LAYERS = [
     {"compare", "compare_estimators"},
     {"default", "ladder"},
     {"fit"},
-    {"batch_fit", "fit_batch", "update"},
+    {"batch_fit", "fit_batch", "update", "refine"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

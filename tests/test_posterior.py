@@ -170,6 +170,17 @@ def test_the_ordinary_stochastic_solver_trains_too(target, fit):
         tb.fit(target, q, solver=HeldOut(tb.estimators.Pathwise()))
 
 
+def test_steps_that_are_never_finite_end_the_run(target):
+    import optax
+
+    q = tb.families.amortised(target, width=2, depth=1)
+    broken = HeldOut(transform=optax.scale(np.nan))
+    fit = tb.fit(target, q, solver=broken, throw=False)
+    assert fit.result is tb.Result.nonfinite
+    with pytest.raises(tb.FitError, match="NaN or infinite"):
+        tb.fit(target, q, solver=broken)
+
+
 # -- the certificate of the global optimum ----------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
 from .fit_batch import fit_batch as fit_batch
+from .refine import refine as refine
 from .results import FitError as FitError
 from .results import PairingError as PairingError
 from .results import Result as Result
@@ -72,6 +73,7 @@ __all__ = [
     "linear_response",
     "load",
     "objectives",
+    "refine",
     "solvers",
     "targets",
     "update",

@@ -12,6 +12,7 @@ from ._numerics import scoped, to_device
 from ._types import Estimate
 from .certify.check import fresh_sample
 from .certify.corrections import resample
+from .certify.factors import viewed
 from .solvers.chain_statistics import ess_mean
 from .summary import summary_of, weights_usable
 from .targets.batched import batched
@@ -149,7 +150,7 @@ def _forward_kl(fit: Any, draws: Any, log_z: Estimate) -> Estimate:
     if draws is None or not fit.q.has_density:
         return _NOTHING
     z, log_p, effective = draws
-    gaps = log_p - fit.q.log_prob_on_host(z)
+    gaps = log_p - viewed(fit).q.log_prob_on_host(z)
     return Estimate(float(gaps.mean() - log_z.value), float(np.hypot(gaps.std() / np.sqrt(effective), log_z.stderr)))
 
 

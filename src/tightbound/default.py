@@ -25,19 +25,24 @@ from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
 from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
+from .solvers.mixture_at_modes import mixture_at_modes
 from .solvers.natural import NaturalGradient
 from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Conjugate, Density, Simulator
+from .solvers.subsampled import Subsampled
+from .targets.base import Conjugate, Density, Rows, Simulator
 from .targets.batched import batched
 from .targets.sites import Contaminated, Kernels, Reweighted
 
+MANY_ROWS = 300_000  # rows from which a fit starts on a sample of them
 FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than the gradients
 _STARTS = 4
 _START_PAIRS = 32
 _RANK = 20
+_FACTORS = "{}: chosen for a product of exponential-family factors"
+_TRAINED = "amortised: trained on simulations until those held out gained no more"
 _NARROW = 0.5  # of the noise variance: below it a contaminated posterior with one mode has one optimum
 _ROUGH = 0.1  # posterior sds: enough to rank the ends of several starts
 _FEW_STEPS = 40
@@ -46,22 +51,32 @@ _MOST_NODES = {1: 161, 2: 41}  # per axis, to start with
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The three choices, and what was found on the way to the start."""
+    """The three choices, and what was found on the way to the start.
+
+    `settled`: why no ladder stands above this plan, where none does; the fit is then certified as it is.
+    `rival`: a member of another family, to be judged as well.
+    """
 
     q: Any
     objective: AbstractObjective | None
     solver: AbstractSolver
     others: tuple[LocalGaussian, ...] = ()
+    settled: str = ""
+    rival: Any = None
 
 
-def plan(target: Any, q: Any = None, *, key: Any, starts: int | None) -> Plan:
+def plan(target: Any, q: Any = None, *, key: Any, starts: int | None, factors: bool = True) -> Plan:
     """The default for `target`: the first row of the table whose ability it has; with a `q`, how to continue from it.
+
+    `factors`: whether a product of factors will do (not for a solver or an objective that wants a law on R^d).
 
     Raises:
         TargetError: when the log density is finite at no start; it names the parameter where one decides.
     """
+    if q is not None and q.space == "native":
+        return _of_factors(q, _factor_solver(target, q))
     for ability, choose in TABLE:
-        if isinstance(target, ability):
+        if isinstance(target, ability) and (factors or ability is not Conjugate):
             return choose(target, key, starts) if q is None else continue_from(q)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}.")
@@ -75,10 +90,8 @@ def continue_from(q: Any) -> Plan:
 
     A q whose draws are not smooth in its parameters (nested, mixture) is climbed to anew, from the Gaussian of its moments.
     """
-    if q.space == "native":
-        return Plan(q, ELBO(), CoordinateAscent())
     if q.conditional:
-        return Plan(q, ForwardKL(), HeldOut())
+        return Plan(q, ForwardKL(), HeldOut(), settled=_TRAINED)
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
@@ -90,12 +103,24 @@ def continue_from(q: Any) -> Plan:
 
 def _conjugate(target: Any, key: Any, starts: int | None) -> Plan:
     """Coordinate ascent from the best of several short runs; natural gradients where a factor is not conjugate."""
-    solver, q = CoordinateAscent(), target.start(key)
+    q = target.start(key)
+    solver = _factor_solver(target, q)
+    if isinstance(solver, CoordinateAscent):
+        q = best_start(target, key, _STARTS if starts is None else starts)
+    return _of_factors(q, solver)
+
+
+def _of_factors(q: Any, solver: AbstractSolver) -> Plan:
+    return Plan(q, ELBO(), solver, settled=_FACTORS.format(type(solver).__name__))
+
+
+def _factor_solver(target: Any, q: Any) -> AbstractSolver:
+    """Coordinate ascent; natural gradients where the target refuses it, being conjugate in some factors only."""
     try:
-        solver.check(target, q, ELBO())
+        CoordinateAscent().check(target, q, ELBO())
     except PairingError:
-        return Plan(q, ELBO(), NaturalGradient())
-    return Plan(best_start(target, key, _STARTS if starts is None else starts), ELBO(), solver)
+        return NaturalGradient() if isinstance(target, Conjugate) else CoordinateAscent()
+    return CoordinateAscent()
 
 
 def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
@@ -112,6 +137,13 @@ def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
         return Plan(q, ELBO(), FixedDraws())
     found = starts_of(target, key, starts)
     return Plan(Gaussian.from_root(found[0].mean, found[0].root), ELBO(), NaturalGradient(), tuple(found[1:]))
+
+
+def _many_rows(target: Any, key: Any, starts: int | None) -> Plan:
+    """A sample of the rows, corrected by a few gradients of all of them, where these are what the time goes into."""
+    if target.num_rows < MANY_ROWS or target.dim > FULL_RANK_UP_TO:
+        return _gaussian(target, key, starts)
+    return Plan(Gaussian.full(target.dim), ELBO(), Subsampled())
 
 
 def starts_of(target: Any, key: Any, starts: int) -> list[LocalGaussian]:
@@ -144,7 +176,8 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     """Contaminated data: anneal the kernels in closed form to find the basin, then polish by quadrature or on a design.
 
     Where the annealed q is as wide as a kernel, or the posterior has several modes, it is polished from each of them as
-    well, and from the moments of all of them together; the best ELBO is where the fit begins.
+    well, and from the moments of all of them together; the best ELBO is where the fit begins. The ladder compares it with
+    a mixture over the modes.
     """
     starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
@@ -158,7 +191,8 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
-    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]))
+    mixture = mixture_at_modes(target, kernels, found, host_rng(key, "mixture at modes"))
+    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]), mixture)
 
 
 def _polisher(dim: int, width: float) -> Any:
@@ -196,7 +230,7 @@ def _regression(target: Any, key: Any, starts: int | None) -> Plan:
 
 def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
     """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
-    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut())
+    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut(), settled=_TRAINED)
 
 
 TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
@@ -204,5 +238,6 @@ TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
     (Contaminated, _contaminated),
     (Reweighted, _regression),
     (Conjugate, _conjugate),
+    (Rows, _many_rows),
     (Density, _gaussian),
 ]

@@ -17,19 +17,22 @@ import numpy as np
 from . import datatree, posterior, report, storage, summary
 from ._numerics import host_algebra, key_words, to_device, to_host, x64
 from ._types import Budget, Estimate
-from .certify.base import Certificate
+from .certify.base import Certificate, Verdict
 from .certify.check import check, with_propriety
 from .default import Plan, plan
 from .families.base import AbstractFamily
 from .ladder import climb
 from .loop import Run, Trace, is_finite, run
 from .objectives.base import AbstractObjective
+from .objectives.classic import ELBO
 from .progress import display
 from .results import FitError, PairingError, Result, TargetError
 from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
-from .targets.base import AbstractTarget, Density, Simulator
+from .targets.base import AbstractTarget, Density
 from .targets.batched import evaluations_of
+
+_REFUSED = {"fail": (Verdict.FAIL,), "caution": (Verdict.FAIL, Verdict.CAUTION)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,7 @@ def fit(
     starts: int | None = None,
     dtype: Any = None,
     progress: bool | None = None,
-    throw: bool = True,
+    throw: bool | str = True,
 ) -> Fit:
     """Approximate `target` and say how far off the approximation is.
 
@@ -163,31 +166,44 @@ def fit(
         starts: number of L-BFGS paths the default starts from.
         dtype: "float64" (default), or "float32" for solvers that survive it (StochasticGradient).
         progress: True or False; None shows a display on long runs in a terminal.
-        throw: raise FitError when no usable approximation exists; else return the Fit, whose `result` says so.
+        throw: True raises FitError when no usable approximation exists; False returns the Fit, whose `result` says so.
+            For pipelines: "fail" raises FitError also when the certificate's verdict is "fail", "caution" when it is not
+            "pass"; where you chose the solver the certificate is computed for it.
 
     Raises:
         TargetError: the log density is finite at no start (it names the parameter), or the target is not one.
         PairingError: target, q, objective and solver do not fit together; before anything is compiled.
-        FitError: no usable approximation exists and `throw` is true; `.fit` holds what there is.
+        FitError: what `throw` refuses; `.fit` holds what there is.
         TypeError: `key` is of the wrong kind.
     """
+    if not isinstance(throw, bool) and throw not in _REFUSED:
+        raise ValueError(f'fit: `throw` must be True, False, "caution" or "fail", got {throw!r}.')
     _check_arguments(target, tol, max_steps, starts, dtype, budget)
     _check_parts(target, q, objective, solver)
     how = {"tol": tol, "max_steps": max_steps}
     with x64(), host_algebra(), display(progress, "tightbound", max_steps) as show:
         fitted = _search(target, q, objective, solver, key, starts, dtype, budget or Budget(), {**how, "progress": show})
-    if throw and not fitted.result.usable:
-        raise FitError(str(fitted.result), fitted)
+    _refuse(fitted, throw)
     return fitted
+
+
+def _refuse(fitted: Fit, throw: bool | str) -> None:
+    """Raise the FitError that `throw` asks for."""
+    if throw is False:
+        return
+    if not fitted.result.usable:
+        raise FitError(str(fitted.result), fitted)
+    if throw in _REFUSED and fitted.certificate.verdict in _REFUSED[throw]:
+        raise FitError(f"fit(throw={throw!r}) refuses this fit. {fitted.certificate.explain()}", fitted)
 
 
 def _search(
     target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: Any, dtype: Any, budget: Budget, how: dict[str, Any]
 ) -> Fit:
     """Complete the choices, run them, and climb where nothing was chosen; `how` goes to the loop."""
-    words, started, before = key_words(key), time.perf_counter(), _host_evaluations(target)
+    words, started, before = key_words(key), time.perf_counter(), evaluations_of(target)
     chosen = _complete(target, q, objective, solver, key, starts, dtype)
-    spent = _host_evaluations(target) - before
+    spent = evaluations_of(target) - before
     chosen.solver.check(target, chosen.q, chosen.objective)
 
     def run_solver(q: Any, solver: Any, left: Budget) -> Run:
@@ -196,25 +212,14 @@ def _search(
 
     first = run_solver(chosen.q, chosen.solver, _left(budget, started, spent))
     inside = int(first.trace.evaluations[-1]) if chosen.solver.compiled and first.steps else 0  # compiled with the solver
-    seconds, used = time.perf_counter() - started, _host_evaluations(target) - before + inside
+    seconds, used = time.perf_counter() - started, evaluations_of(target) - before + inside
     fitted = Fit(first.q, first.target, first.result, first.steps, first.trace, used, seconds, words)
-    if solver is None and first.q.space == "native":  # no ladder above exact updates: judged as it is
-        return _judged(fitted)
-    default_path = solver is None and objective is None and first.result.usable and first.result is not Result.interrupted
-    if default_path and isinstance(target, Simulator):
-        return dataclasses.replace(fitted, checked=check(fitted, key=fitted.seed))
-    if default_path:
-        fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
-        used = _host_evaluations(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
+    if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
+        if chosen.settled:
+            return dataclasses.replace(fitted, rung=chosen.settled, checked=check(fitted, key=fitted.seed))
+        fitted = _climbed(fitted, first, chosen, run_solver, _left(budget, started, spent), started)
+        used = evaluations_of(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
-
-
-def _judged(fitted: Fit) -> Fit:
-    """A product of factors with its certificate."""
-    rung = "coordinate ascent: the model is conjugate, so its factors are updated exactly"
-    if not fitted.result.usable or fitted.result is Result.interrupted:
-        return dataclasses.replace(fitted, rung=rung)
-    return dataclasses.replace(fitted, rung=rung, checked=check(fitted, key=fitted.seed))
 
 
 def load(path: Any, target: AbstractTarget) -> Fit:
@@ -226,7 +231,7 @@ def load(path: Any, target: AbstractTarget) -> Fit:
     return Fit(**storage.load_parts(path, target))
 
 
-def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budget, started: float) -> Fit:
+def _climbed(fitted: Fit, first: Run, chosen: Plan, run_solver: Any, budget: Budget, started: float) -> Fit:
     """The fit at the rung of the ladder that it came to stand on, with its certificate."""
 
     def run_or_stop(q: Any, solver: Any, left: Budget) -> Run:
@@ -236,7 +241,8 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
         return ran
 
     try:
-        end = climb(first, others, run_or_stop, key=fitted.seed, budget=budget, started=time.perf_counter())
+        clock = {"budget": budget, "started": time.perf_counter()}
+        end = climb(first, chosen.others, run_or_stop, key=fitted.seed, rival=chosen.rival, **clock)
         ran = end.attempt.run
         seconds = time.perf_counter() - started - end.certificate.seconds
         climbed = dataclasses.replace(
@@ -255,10 +261,6 @@ def _left(budget: Budget, started: float, evaluations: int) -> Budget:
     """The budget after the start; never less than the smallest that lets a solver take its first step."""
     seconds = None if budget.seconds is None else max(budget.seconds - (time.perf_counter() - started), 1e-9)
     return Budget(seconds, None if budget.evaluations is None else max(budget.evaluations - evaluations, 1))
-
-
-def _host_evaluations(target: Any) -> int:
-    return evaluations_of(target)
 
 
 def _check_arguments(
@@ -313,7 +315,11 @@ def _check_parts(target: Any, q: Any, objective: Any, solver: Any) -> None:
 def _complete(target: Any, q: Any, objective: Any, solver: Any, key: Any, starts: int | None, dtype: Any) -> Plan:
     """The caller's choices, with the default's in the places left empty."""
     own = None if solver is None or q is not None else solver.own_start(target, key, starts)
-    default = plan(target, q, key=key, starts=starts) if own is None else Plan(own, None, solver)
+    if own is None or solver is None:
+        factors = solver is None and (objective is None or isinstance(objective, ELBO))
+        default = plan(target, q, key=key, starts=starts, factors=factors)
+    else:
+        default = Plan(own, None, solver)
     chosen = default.solver if solver is None else solver
     if solver is None and objective is not None and not _solves(chosen, target, default.q, objective):
         chosen = StochasticGradient()

@@ -65,7 +65,7 @@ def prepare_noise(noise: str, n: int, q: Any, key: Any) -> jax.Array | None:
 
 def prepare_points(noise: str, n: int, dim: int | None, key: Any) -> jax.Array | None:
     """`prepare_noise` for any number of normals per draw."""
-    if noise != "sobol":
+    if noise != "sobol" or dim is None:  # `check` refuses Sobol noise to a family without normals
         return None
     from scipy.stats import qmc
 

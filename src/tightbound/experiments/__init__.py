@@ -8,6 +8,10 @@ from .result import OptionError as OptionError
 from .result import Result as Result
 
 REGISTRY: dict[str, str] = {
+    "clustering": "forward KL orders shifted clusters, the ELBO and its relatives do not (McNamara et al. 2024, table 1)",
+    "local-optimum": "one angle: exact ELBO with a local optimum, forward KL without (McNamara et al. 2024, figure 7)",
+    "ntk-widths": "networks of growing width, the best von Mises, the kernel's drift (McNamara et al. 2024, figure 1)",
+    "rotated-digits": "a shared rotation from twelve starts, by forward KL and a bound (McNamara et al. 2024, figures 4-6)",
     "elbo-identity": "ELBO = log Z - KL and grad ELBO = -grad KL, both sides apart (lecture, section 1)",
     "estimator-variance": "variance of gradient estimators by cost function (Mohamed et al. 2020, section 3)",
     "clutter": "KL of EP, the analytic gradient, Laplace, mean field and the best Gaussian (Popov 2024, figures 3 to 5)",

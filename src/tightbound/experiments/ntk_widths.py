@@ -53,7 +53,9 @@ def run(fast: bool = True, reference: bool = False, sizes: Any = None) -> Result
                 rows.append({**row, "excess": row["nll"] - best})
                 curve += [{"width": width, "linear": linear, "steps": n, "nll": nll} for n, nll in path]
     tables = {"widths": rows, "curve": curve, "optimum": [{"best von Mises": best, "exact": _exact(theta, x)}]}
-    return Result("ntk-widths", _claims(rows, steps), tables, f"{name}: {steps:,} steps, widths {', '.join(map(str, widths))}.")
+    return Result(
+        "ntk-widths", _claims(rows, steps), tables, f"{name}: {steps:,} steps, widths {', '.join(map(str, widths))}."
+    )
 
 
 def network(width: int, linear: bool = False) -> Conditional:
@@ -127,7 +129,8 @@ def _claims(rows: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
             for w, row in plain.items() if w >= 256
         ]  # fmt: skip
     apart = {w: abs(linear[w]["nll"] - plain[w]["nll"]) for w in plain}
-    claims.append(below("linearised run: distance in NLL at the largest width over that at the smallest", SOURCE, 1.0, apart[wide] / apart[min(plain)]))  # fmt: skip
+    what = "linearised run: distance in NLL at the largest width over that at the smallest"
+    claims.append(below(what, SOURCE, 1.0, apart[wide] / apart[min(plain)]))
     slope = np.polyfit(np.log(list(plain)), np.log([row["drift"] for row in plain.values()]), 1)[0]
     claims.append(agrees("exponent of the kernel's drift in the width", SOURCE, -0.5, float(slope), 0.5))
     return claims

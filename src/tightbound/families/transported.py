@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from .._types import Array, PyTree
 from .base import AbstractFamily
@@ -60,4 +61,4 @@ class Transported(AbstractFamily):
 
     def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
         values, log_det = self.layout.constrain_with_log_det(z)
-        return self.product._log_prob(self.product.flat(values)) + log_det
+        return self.product._log_prob(jnp.asarray(self.product.flat(values))) + log_det

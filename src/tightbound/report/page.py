@@ -93,7 +93,10 @@ def _tiles(contents: Contents) -> str:
     if "rhat" in certificate:
         return _cells(_chain_tiles(certificate))
     count, (lower, upper) = len(contents.values), certificate.log_evidence
-    bounds, elbo = decimals((lower, upper), upper - lower), decimals([contents.elbo.value], 10 * contents.elbo.stderr)
+    bounds, elbo = (
+        decimals((lower, upper), upper - lower),
+        decimals([contents.elbo.value], 10 * max(contents.elbo.stderr, 1e-3)),
+    )
     tiles = [
         ("k-hat", decimals([certificate.khat], 1.0)[0], f"weights can be trusted below {khat_threshold(count):.2g}"),
         ("Effective draws", f"{smoothed.ess:,.0f}", f"of {count:,} drawn from q"),

@@ -76,12 +76,13 @@ class CoordinateAscent(AbstractSolver):
         return AscentState(to_device(as_conjugate(target)), to_device(q), tol)
 
     def step(self, target: Any, q: Any, objective: Any, state: AscentState, key: Any) -> tuple[Any, Any, Any, Info]:
-        new, value, change, inside = (np.asarray(x) if i else x for i, x in enumerate(_swept(state.target, state.q)))
-        if not (np.isfinite(value) and inside):
-            ended = Result.unbounded if np.all(np.isfinite(value)) or not inside else Result.nonfinite
+        new, *numbers = _swept(state.target, state.q)
+        value, change, inside = (float(number) for number in numbers)
+        if not (np.isfinite(value) and inside):  # a flat prior leaves a factor without a law
+            ended = Result.nonfinite if inside else Result.unbounded
             return target, q, dataclasses.replace(state, result=ended), Info(np.nan, np.nan, 1)
-        result = Result.converged if _arrived(float(change), state) else None
-        state = AscentState(state.target, new, state.tol, float(value), float(change), result)
+        result = Result.converged if _arrived(change, state) else None
+        state = AscentState(state.target, new, state.tol, value, change, result)
         return target, to_host(new), state, Info(-value, change, 1)
 
     def done(self, state: AscentState) -> Result | None:
@@ -97,7 +98,8 @@ def _arrived(change: float, state: AscentState) -> bool:
 
 
 @eqx.filter_jit
-def _swept(target: Any, q: Product) -> tuple[Product, jax.Array, jax.Array, jax.Array]:
+def _swept(target: Any, q: Product) -> Any:
+    """(q, its ELBO, largest move in sds, whether it is inside its domain) after one sweep."""
     new = sweep(target, q, order(q))
     return new, elbo(target, new), distance(new, q), valid(new)
 

@@ -91,7 +91,7 @@ def check_product(solver: str, target: Any, q: Any) -> None:
     expected = target.family
     for name, factor in expected.factors.items():
         given = q.factors.get(name)
-        if type(given) is not type(factor) or (given.plate, given.event) != (factor.plate, factor.event):
+        if type(given) is not type(factor) or _shape(given) != _shape(factor):
             got = "is missing" if given is None else f"is {_described(given)}"
             raise PairingError(
                 f"{solver}: the factor {name!r} of `q` {got}, but the target needs {_described(factor)}; start from "
@@ -145,6 +145,10 @@ def _elsewhere(factor: Any, key: jax.Array) -> Any:
     keys = jr.split(key, len(leaves))
     steps = [0.5 * jr.normal(k, jnp.shape(leaf), leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
     return factor.retract(jax.tree.unflatten(structure, steps))
+
+
+def _shape(factor: Any) -> Any:
+    return factor.plate, factor.event
 
 
 def _described(factor: Any) -> str:

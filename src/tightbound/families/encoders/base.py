@@ -51,6 +51,15 @@ def scaled(layer: eqx.nn.Linear, factor: float) -> eqx.nn.Linear:
     return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, jnp.zeros_like(layer.bias)))
 
 
+def he(layer: Any) -> Any:
+    """A linear layer or convolution with the variance 2 / inputs of its weights, which keeps the size of ReLU signals.
+
+    Equinox draws them from U(-1/sqrt(n), 1/sqrt(n)), whose signals shrink by 2.4 per layer. Source: He et al. 2015, eq. 10.
+    """
+    weight = layer.weight * jnp.asarray(6**0.5, layer.weight.dtype)
+    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, jnp.zeros_like(layer.bias)))
+
+
 def stack(widths: list[int], key: Any, dtype: Any = float) -> tuple[eqx.nn.Linear, ...]:
     """Linear layers from each width to the next."""
     pairs = list(itertools.pairwise(widths))
@@ -64,4 +73,4 @@ def through(layers: tuple[eqx.nn.Linear, ...], h: Array, activation: Callable[[A
     return h
 
 
-__all__ = ["AbstractEncoder", "flatten", "scaled", "stack", "the_array", "through"]
+__all__ = ["AbstractEncoder", "flatten", "he", "scaled", "stack", "the_array", "through"]

@@ -7,7 +7,7 @@ import jax
 import jax.random as jr
 
 from ..._types import Array, PyTree
-from .base import AbstractEncoder, scaled, stack, the_array, through
+from .base import AbstractEncoder, he, scaled, stack, the_array, through
 
 
 class ConvNet(AbstractEncoder):
@@ -49,10 +49,10 @@ class ConvNet(AbstractEncoder):
         for k, outs in zip(keys, channels, strict=False):
             if min(height, wide) < 3:
                 break
-            convolutions.append(eqx.nn.Conv2d(ins, outs, 3, stride=2, dtype=dtype, key=k))
+            convolutions.append(he(eqx.nn.Conv2d(ins, outs, 3, stride=2, dtype=dtype, key=k)))
             ins, height, wide = outs, (height - 1) // 2, (wide - 1) // 2
         flat = ins * height * wide
-        layers = stack([flat] + [width] * depth, keys[-2], dtype)
+        layers = tuple(he(layer) for layer in stack([flat] + [width] * depth, keys[-2], dtype))
         last = scaled(eqx.nn.Linear(width if depth else flat, size, dtype=dtype, key=keys[-1]), 0.1)
         return ConvNet(tuple(convolutions), layers, last, images)
 

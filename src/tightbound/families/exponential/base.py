@@ -322,7 +322,8 @@ def plated(name: str, **fields: tuple[Any, int]) -> list[Any]:
 def check_positive(name: str, **fields: Any) -> None:
     """Raise a ValueError that names the first field with a number that is not positive and finite; known numbers only."""
     for field, value in fields.items():
-        if isinstance(value, (np.ndarray, np.generic)) and not np.all((value > 0) & np.isfinite(value)):
+        known = isinstance(value, (np.ndarray, np.generic))
+        if known and not np.all((np.asarray(value, np.float64) > 0) & np.isfinite(value)):
             raise ValueError(f"{name}: `{field}` must be positive and finite, got {np.asarray(value).reshape(-1)[:5]}.")
 
 

@@ -86,7 +86,7 @@ class DiscreteMarkovChain(AbstractExponentialFamily):
         ok = jnp.all((value >= 0) & (value < self.unary.shape[-1]) & (value == jnp.round(value)))
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         """Forward filtering, backward sampling."""
         forward = _forward(self.unary, self.pair)
         last, *keys = jr.split(key, self.unary.shape[0])
@@ -103,7 +103,7 @@ class DiscreteMarkovChain(AbstractExponentialFamily):
         return jnp.concatenate([path, end[None]]).astype(self.unary.dtype)
 
 
-def _forward(unary: jax.Array, pair: jax.Array) -> jax.Array:
+def _forward(unary: Any, pair: Any) -> jax.Array:
     """log alpha `[T, K]`: the log sum over all paths that end in state k at time t."""
 
     def step(alpha, given):

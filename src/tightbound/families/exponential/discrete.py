@@ -75,7 +75,7 @@ class Bernoulli(AbstractExponentialFamily):
         ok = (value == 0) | (value == 1)
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.result_type(self.logits))
 
 
@@ -132,7 +132,7 @@ class Categorical(AbstractExponentialFamily):
         ok = (value >= 0) & (value < self.logits.shape[-1]) & (value == jnp.round(value))
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.categorical(key, self.logits).astype(jnp.result_type(self.logits))
 
 
@@ -202,7 +202,7 @@ class Poisson(AbstractExponentialFamily):
         ok = (value >= 0) & (value == jnp.round(value))
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.poisson(key, self.rate).astype(jnp.result_type(self.rate))
 
 

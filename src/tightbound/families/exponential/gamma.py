@@ -92,7 +92,7 @@ class Gamma(AbstractExponentialFamily):
         ok = value > 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return positive_gamma(key, self.shape) / self.rate
 
 
@@ -153,7 +153,7 @@ class InverseGamma(AbstractExponentialFamily):
         ok = value > 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return self.scale / positive_gamma(key, self.shape)
 
 
@@ -205,7 +205,7 @@ class Exponential(AbstractExponentialFamily):
         ok = value >= 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return jr.exponential(key, dtype=jnp.result_type(self.rate)) / self.rate
 
 
@@ -215,7 +215,7 @@ def shape_of_gap(gap: jax.Array) -> jax.Array:
     return jnp.exp(falling_root(lambda u: u - jsp.digamma(jnp.exp(u)) - gap, jnp.log(start), steps=8))
 
 
-def positive_gamma(key: jax.Array, shape: jax.Array) -> jax.Array:
+def positive_gamma(key: jax.Array, shape: Any) -> jax.Array:
     """A standard gamma draw that is never rounded to zero, with its implicit derivative in the shape."""
     dtype = jnp.result_type(shape)
     return jnp.exp(jnp.maximum(jr.loggamma(key, shape, dtype=dtype), -700.0 if dtype == jnp.float64 else -80.0))

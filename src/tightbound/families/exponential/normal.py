@@ -93,7 +93,7 @@ class Normal(AbstractExponentialFamily):
     def _expected_log_base(cls, mean: ValueAndSquare) -> jax.Array:
         return jnp.full_like(mean.value, -_HALF_LOG_2PI)
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return self.mean + jr.normal(key, dtype=jnp.result_type(self.mean)) / jnp.sqrt(self.precision)
 
 
@@ -172,7 +172,7 @@ class MultivariateNormal(AbstractExponentialFamily):
     def _valid(self) -> jax.Array:
         return jnp.all(jnp.isfinite(self.mean)) & jnp.all(jnp.isfinite(jnp.linalg.cholesky(self.precision)))
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         root = jnp.linalg.cholesky(self.precision)
         noise = jr.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jsl.solve_triangular(root, noise, lower=True, trans=1)

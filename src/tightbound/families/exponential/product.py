@@ -79,7 +79,8 @@ class Product(AbstractFamily):
     @property
     def globals(self) -> "Product":
         """The product of the factors that are not local."""
-        return Product(**{name: factor for name, factor in self.factors.items() if name not in self.local})
+        shown: dict[str, Any] = {name: factor for name, factor in self.factors.items() if name not in self.local}
+        return Product(**shown)
 
     @property
     def natural(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Beta(AbstractExponentialFamily):
         ok = (value > 0) & (value < 1)
         return jnp.where(ok, value, 0.5), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         first, second = jr.split(key)
         dtype = jnp.result_type(self.a)
         log_odds = jr.loggamma(first, self.a, dtype=dtype) - jr.loggamma(second, self.b, dtype=dtype)
@@ -151,7 +151,7 @@ class Dirichlet(AbstractExponentialFamily):
         ok = jnp.all(value > 0) & (jnp.abs(jnp.sum(value) - 1.0) < 1e-6)
         return jnp.where(ok, value, 1.0 / value.shape[0]), ok
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         logs = jr.loggamma(key, self.concentration, dtype=jnp.result_type(self.concentration))
         logs = jnp.maximum(jax.nn.log_softmax(logs), _SMALLEST if logs.dtype == jnp.float64 else -80.0)
         return jnp.exp(logs)

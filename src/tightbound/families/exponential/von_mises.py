@@ -79,7 +79,7 @@ class VonMises(AbstractExponentialFamily):
     def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         return value, jnp.abs(value) <= jnp.pi
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         angle = self.mean + _centred(key, self.concentration)
         return jnp.arctan2(jnp.sin(angle), jnp.cos(angle))
 
@@ -90,7 +90,7 @@ def _length(pair: Any) -> jax.Array:
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny))
 
 
-def _centred(key: jax.Array, k: jax.Array) -> jax.Array:
+def _centred(key: jax.Array, k: Any) -> jax.Array:
     """A draw with mean direction 0: the wrapped Cauchy envelope of Best & Fisher 1979, section 2."""
     tau = 1.0 + jnp.sqrt(1.0 + 4.0 * k**2)
     # r - 1 in place of r: for small and for large k the textbook form cancels

@@ -100,7 +100,7 @@ class Wishart(AbstractExponentialFamily):
     def _valid(self) -> jax.Array:
         return is_definite(self.inverse_scale) & (self.df > self.inverse_scale.shape[-1] - 1)
 
-    def _draw(self, key: jax.Array) -> jax.Array:
+    def _draw(self, key: jax.Array) -> Any:
         return draw_wishart(key, self.df, self.inverse_scale)
 
     def retract(self, step: Any) -> "Wishart":
@@ -148,7 +148,7 @@ class NormalWishart(AbstractExponentialFamily):
         return {"mean": self.mean.shape, "precision": self.inverse_scale.shape}
 
     def _natural(self) -> NormalWishartStatistics:
-        spread = self.inverse_scale + self.kappa * jnp.outer(self.mean, self.mean)
+        spread = self.inverse_scale + self.kappa * jnp.outer(jnp.asarray(self.mean), jnp.asarray(self.mean))
         return NormalWishartStatistics(0.5 * self.df, -0.5 * spread, self.kappa * self.mean, -0.5 * self.kappa)
 
     @classmethod
@@ -194,7 +194,7 @@ class NormalWishart(AbstractExponentialFamily):
         enough = (self.df > self.inverse_scale.shape[-1] - 1) & (self.kappa > 0)
         return is_definite(self.inverse_scale) & enough & jnp.all(jnp.isfinite(self.mean))
 
-    def _draw(self, key: jax.Array) -> dict[str, jax.Array]:
+    def _draw(self, key: jax.Array) -> Any:
         first, second = jr.split(key)
         precision = draw_wishart(first, self.df, self.inverse_scale)
         root = jnp.linalg.cholesky(precision)
@@ -218,12 +218,12 @@ def log_det(matrix: jax.Array) -> jax.Array:
     return 2.0 * jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(matrix))))
 
 
-def is_definite(matrix: jax.Array) -> jax.Array:
+def is_definite(matrix: Any) -> jax.Array:
     skew = jnp.abs(matrix - matrix.T) <= 1e-6 * jnp.max(jnp.abs(matrix))
     return jnp.all(jnp.isfinite(jnp.linalg.cholesky(symmetric(matrix)))) & jnp.all(skew)
 
 
-def draw_wishart(key: jax.Array, df: jax.Array, inverse_scale: jax.Array) -> jax.Array:
+def draw_wishart(key: jax.Array, df: Any, inverse_scale: Any) -> jax.Array:
     """B A A' B' with B B' = inverse_scale^-1 and A Bartlett's: chi(df - i) on the diagonal, normals below it."""
     dim, dtype = inverse_scale.shape[-1], inverse_scale.dtype
     first, second = jr.split(key)

@@ -13,13 +13,13 @@ from ...families.exponential.base import AbstractExponentialFamily, inner
 from ...families.exponential.product import Product
 from ...families.transported import Transported
 from ...results import TargetError
-from ..base import Conjugate, Density
+from ..base import Conjugate, Density, Joint
 from ..layout import Block, Layout, value_names
 from ..support import SUPPORTS
 from ..tracing import host_unless_traced
 
 
-class AbstractConjugateTarget(Conjugate):
+class AbstractConjugateTarget(Conjugate, Joint):
     """A model written as its expected log joint, a function of the moments of the factors of q.
 
     Values that are *shown* (in summaries, draws, names) are those of the factors that are neither local nor of whole
@@ -62,6 +62,39 @@ class AbstractConjugateTarget(Conjugate):
     def unconstrain(self, values: PyTree) -> Array:
         return self.layout.unconstrain(values)
 
+    @host_unless_traced
+    def log_joint(self, values: PyTree) -> Array:
+        """log p(values, data), no Jacobian, in nats; hidden factors without a value are summed out (at most one of them).
+
+        Raises:
+            TargetError: a shown value is missing, or more than one hidden one.
+        """
+        missing = [name for name in self.family.factors if name not in values]
+        shown = [name for name in missing if name not in self.hidden]
+        if shown or len(missing) > 1:
+            raise TargetError(
+                f"log_joint: `values` lacks {', '.join(shown or missing)}; only one hidden factor can be summed out, and no "
+                "shown one."
+            )
+        return self._marginal({name: jax.tree.map(_float, values[name]) for name in self.family.factors if name in values})
+
+    def _marginal(self, values: dict[str, Any]) -> jax.Array:
+        """The log joint of the given values; a hidden factor without a value summed out by its own log-partition."""
+        factors = self.family.factors
+        given = {name: factors[name].each(lambda f, v: f._statistics(v), values[name]) for name in values}
+        hidden = {name: factor for name, factor in factors.items() if name not in values}
+        if not hidden:
+            return self.expected_log_joint(given)
+        start = {name: jax.tree.map(jnp.asarray, factor.mean_parameters) for name, factor in hidden.items()}
+
+        def joint(moments):
+            bases = [jnp.sum(f.each(lambda f, m: f._expected_log_base(m), moments[n])) for n, f in hidden.items()]
+            return self.expected_log_joint({**given, **moments}) - sum(bases, jnp.zeros(()))
+
+        value, eta = jax.value_and_grad(joint)(start)
+        partitions = [jnp.sum(f.each(lambda f, e: f._log_partition(f._cleaned(e)), eta[n])) for n, f in hidden.items()]
+        return value - inner(eta, start) + sum(partitions, jnp.zeros(()))
+
     def judged(self, q: Product) -> Transported:
         """The shown factors of q on the unconstrained scale: what draws, summaries and the certificate look at."""
         return judged(self, q)
@@ -88,33 +121,13 @@ class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
         values, log_det = self.layout.constrain_with_log_det(z)
         return self._marginal(values) + log_det
 
-    @host_unless_traced
-    def log_joint(self, values: PyTree) -> Array:
-        """log p(shown values, data), hidden ones summed out, no Jacobian: a scalar in nats."""
-        return self._marginal(self.layout.restrict(values))
-
-    def _marginal(self, values: dict[str, Any]) -> jax.Array:
-        q = self.family
-        shown = {
-            name: f.each(lambda m, v: m._statistics(v), values[name]) for name, f in q.factors.items() if name in values
-        }
-        hidden = {name: q.factors[name] for name in self.hidden}
-        start = {name: jax.tree.map(jnp.asarray, factor.mean_parameters) for name, factor in hidden.items()}
-
-        def joint(moments):
-            bases = [jnp.sum(f.each(lambda f, m: f._expected_log_base(m), moments[n])) for n, f in hidden.items()]
-            return self.expected_log_joint({**shown, **moments}) - sum(bases, jnp.zeros(()))
-
-        value, eta = jax.value_and_grad(joint)(start)
-        partitions = [jnp.sum(f.each(lambda f, e: f._log_partition(f._cleaned(e)), eta[n])) for n, f in hidden.items()]
-        return value - inner(eta, start) + sum(partitions, jnp.zeros(()))
-
 
 @scoped
 def judged(target: Any, q: Product) -> Transported:
     """The shown factors of a product, transported to the unconstrained scale of `target`'s layout."""
     names = {block.name.split(".")[0] for block in target.layout.blocks}
-    return Transported(Product(**{name: f for name, f in q.factors.items() if name in names}), target.layout)
+    shown: dict[str, Any] = {name: f for name, f in q.factors.items() if name in names}
+    return Transported(Product(**shown), target.layout)
 
 
 def hidden_factors(q: Product) -> tuple[str, ...]:
@@ -136,6 +149,11 @@ def layout_of(q: Product) -> Layout:
     if not blocks:
         raise TargetError("All factors are local or of whole numbers, so there is no value to show or to judge.")
     return Layout(tuple(blocks), jax.tree.structure(tree))
+
+
+def _float(leaf: Any) -> jax.Array:
+    array = jnp.asarray(leaf)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
 
 
 def _constraint(support: str) -> Any:

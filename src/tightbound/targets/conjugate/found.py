@@ -225,7 +225,7 @@ def tabulated(target: AbstractNumPyroTarget, factors: dict[str, Any]) -> FoundMo
         if all(np.all(member == member[0]) for member in members.values()):  # one member of each: the elements add up
             table, members = table.sum(axis=-1, keepdims=True), {name: member[:1] for name, member in members.items()}
         terms.append(Term(table, tuple(members.values()), tuple(members), site))
-    return FoundModel(Product(**factors), target.layout, to_host(anchors), tuple(terms))
+    return FoundModel(family=Product(**factors), layout=target.layout, anchors=to_host(anchors), terms=tuple(terms))
 
 
 __all__ = ["FoundModel", "find", "tabulated"]

@@ -87,7 +87,11 @@ class GaussianMixture(AbstractCollapsedTarget):
 
     def start(self, key: Any, responsibilities: Any = None) -> Product:
         """Responsibilities `[N, K]`: given, or by distances to K points chosen apart (Arthur & Vassilvitskii 2007)."""
-        resp = _spread_out(self.x, self.components, key) if responsibilities is None else np.asarray(responsibilities)
+        resp = (
+            _spread_out(np.asarray(self.x), self.components, key)
+            if responsibilities is None
+            else np.asarray(responsibilities)
+        )
         if resp.shape != (len(self.x), self.components):
             raise TargetError(
                 f"GaussianMixture.start: `responsibilities` must be [{len(self.x)}, {self.components}], got {resp.shape}."
@@ -106,13 +110,13 @@ class GaussianMixture(AbstractCollapsedTarget):
 
 def _spread_out(x: np.ndarray, count: int, key: Any) -> np.ndarray:
     """One-hot responsibilities of the nearest of `count` rows, drawn with probabilities like squared distances."""
-    x, rng = np.asarray(x), host_rng(key, "mixture start")
+    rng = host_rng(key, "mixture start")
     u = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-300)
-    chosen = [rng.integers(len(u))]
+    chosen = [int(rng.integers(len(u)))]
     nearest = np.sum((u - u[chosen[0]]) ** 2, axis=1)
     for _ in range(count - 1):
         total = nearest.sum()
-        chosen.append(rng.choice(len(u), p=nearest / total) if total > 0 else rng.integers(len(u)))
+        chosen.append(int(rng.choice(len(u), p=nearest / total) if total > 0 else rng.integers(len(u))))
         nearest = np.minimum(nearest, np.sum((u - u[chosen[-1]]) ** 2, axis=1))
     distances = np.sum((u[:, None] - u[None, chosen]) ** 2, axis=2)
     return np.eye(count)[distances.argmin(axis=1)]

@@ -101,7 +101,7 @@ def from_expected_log_joint(
         moments = {name: to_device(factor.mean_parameters) for name, factor in q.factors.items()}
         jax.eval_shape(lambda m: scalar(_called(expected_log_joint, m, data, 1.0), "expected_log_joint"), moments)
     kind = CollapsedModel if len(hidden_factors(q)) <= 1 else ConjugateModel
-    return kind(expected_log_joint, q, layout_of(q), data, start)
+    return kind(function=expected_log_joint, family=q, layout=layout_of(q), data=data, start_function=start)
 
 
 def _called(function: Callable[..., Any], moments: PyTree, rows: PyTree, scale: Any) -> jax.Array:
