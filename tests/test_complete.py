@@ -59,6 +59,7 @@ ELSEWHERE = {
     "VonMises": "families/test_exponential.py",
     "DiscreteMarkovChain": "families/test_exponential.py",
     "Product": "families/test_exponential.py",
+    "Flow": "families/test_flow.py",  # the battery would compile its splines a dozen times
     "FixedNoise": "families/test_warped.py",
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
