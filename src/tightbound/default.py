@@ -187,12 +187,13 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     if len(found) == 1 and _width(kernels, annealed) < _NARROW:
         return Plan(annealed, ELBO(), NaturalGradient(_polisher(target.dim, 0.0)))
     at_modes = starts_at_modes(kernels, found)
-    tried = [annealed, *at_modes[:-1][: _STARTS if starts is None else starts], at_modes[-1]]
+    tried = [annealed, *at_modes[:-1][:starts], at_modes[-1]]
     solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
     mixture = mixture_at_modes(target, kernels, found, host_rng(key, "mixture at modes"))
-    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]), rival=mixture)
+    best = Gaussian.from_root(ends[0].mean, ends[0].root)
+    return Plan(best, ELBO(), solver, tuple(ends[1:]), rival=mixture)
 
 
 def _polisher(dim: int, width: float) -> Any:
