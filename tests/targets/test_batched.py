@@ -1,5 +1,8 @@
 """The compiled evaluator: equal to jax.value_and_grad at any number of points; what it compiles, and what it shares."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +148,20 @@ def test_a_sum_over_twenty_thousand_rows_is_right():
     target = tb.from_log_density(lambda p: jnp.sum(y * (x @ p["b"])) - 0.5 * jnp.sum(p["b"] ** 2), {"b": np.zeros(5)})
     values, _ = batched(target)(z)
     np.testing.assert_allclose(values, z @ (x.T @ y) - 0.5 * (z**2).sum(axis=1), rtol=1e-9)
+
+
+def test_a_users_own_sums_are_right_after_the_import():
+    """The same sum in a program of the user's, in a process of its own."""
+    code = """
+import tightbound, jax, jax.numpy as jnp, numpy as np
+rng = np.random.default_rng(0)
+x, y, b = rng.standard_normal((20_000, 5)), rng.standard_normal(20_000), rng.standard_normal((4, 5))
+with jax.enable_x64(True):
+    sums = jax.jit(jax.vmap(lambda b: jnp.sum(y * (x @ b))))(b)
+np.testing.assert_allclose(sums, b @ (x.T @ y), rtol=1e-9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_hessian_products_equal_the_hessian():

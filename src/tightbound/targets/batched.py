@@ -18,7 +18,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import to_device, x64
+from .._numerics import SOUND_SUMS, to_device, x64
 from .base import Density
 
 _MAX_ROWS = 1024  # points per call of the compiled program
@@ -26,9 +26,6 @@ _MAX_CHUNK = 16  # points evaluated together; beyond this vectorisation on a CPU
 _SHARING = 4  # points that share one pass over a large matrix: most of the gain, and few idle places in a batch of starts
 _CACHE_ELEMENTS = 2**17  # 1 MiB of doubles: intermediates of a chunk should stay in the second-level cache
 _MAX_PROGRAMS = 64
-# jaxlib 0.10.2 and 0.11.0 add up wrongly on a CPU: sum(y * (x @ b)) over some 20,000 rows, for a few b at a time, is off by
-# hundreds (https://github.com/jax-ml/jax/issues/39103). This turns off the fusion that does it.
-_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 _programs: dict[str, Any] = {}
 _by_target: dict[int, tuple[Any, "BatchedDensity"]] = {}
@@ -180,7 +177,7 @@ def compiled(lowered: Any) -> Any:
     if text not in _programs:
         while len(_programs) >= _MAX_PROGRAMS:
             _programs.pop(next(iter(_programs)))
-        _programs[text] = lowered.compile(compiler_options=_OPTIONS)
+        _programs[text] = lowered.compile(compiler_options=SOUND_SUMS)
     return _programs[text]
 
 
