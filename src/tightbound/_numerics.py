@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import jax.random as jr
-import jaxlib
 import numpy as np
 import threadpoolctl
 
@@ -20,9 +20,10 @@ F = TypeVar("F", bound=Callable)
 
 # jaxlib 0.10.2 and 0.11.0 add up wrongly on a CPU: sum(y * (x @ b)) over some 20,000 rows, for a few b at a time, is off by
 # hundreds (https://github.com/jax-ml/jax/issues/39103). This turns off the fusion that does it: for what we compile ahead
-# of time as an option, and for all else in the process, a user's own code included, where no computation came before the import.
+# of time as an option, and for all else in the process, a user's own code included, where nothing was computed before the
+# import.
 SOUND_SUMS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-if jaxlib.__version__ in ("0.10.2", "0.11.0"):
+if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
     _flags = os.environ.get("XLA_FLAGS", "")
     for _name, _value in SOUND_SUMS.items():
         if _name not in _flags:

@@ -66,7 +66,7 @@ def converged(draws: FreshDraws) -> Finding:
             draws, *_stretch(z, scores), (_STRETCH, 0.75), "still changes the sd of `{}`: by {:.3g} ± {:.2g} nats per log sd"
         ),
     ]
-    return max(candidates, key=lambda f: (list(Verdict).index(f.verdict), f.value / f.threshold))
+    return max(candidates, key=lambda f: (list(Verdict).index(f.verdict), f.value / (f.threshold or 1.0)))
 
 
 def _pull(draws: FreshDraws, pull: np.ndarray, stderr: np.ndarray, limits: tuple[float, float], words: str) -> Finding:
