@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import posteriors
+from pymc_methods import PyMC
 
 DRAWS = 4000
 _QUANTILES = {"5%": 0.05, "50%": 0.5, "95%": 0.95}
@@ -209,5 +210,8 @@ METHODS: dict[str, Callable[[], Any]] = {
     "blackjax-meanfield": partial(BlackJAX, "meanfield_vi"),
     "blackjax-fullrank": partial(BlackJAX, "fullrank_vi"),
     "blackjax-pathfinder": partial(BlackJAX, "pathfinder"),
+    "pymc-advi": partial(PyMC, "advi"),
+    "pymc-fullrank": partial(PyMC, "fullrank_advi"),
+    "pymc-pathfinder": partial(PyMC, "pathfinder"),
 }
 BASELINE = "numpyro-full-10k"

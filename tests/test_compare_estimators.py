@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import tightbound as tb
-from tightbound.estimators import Enumerate, MeasureValued, Pathwise, Relaxed, Score, StickTheLanding
+from tightbound.compare_estimators import candidates, refusal
+from tightbound.estimators import Enumerate, Pathwise, Relaxed, Score, StickTheLanding
 from tightbound.families import Bernoulli, Gaussian, Product
+from tightbound.objectives import ELBO, IWELBO
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -76,15 +78,27 @@ def test_the_picture_is_written(compared, tmp_path):
     assert text.startswith("<?xml")
 
 
-def test_discrete_latents_and_the_whole_list():
+def test_discrete_latents():
     """A pair of coins: Enumerate has no noise and comes first; Relaxed is named as biased, Pathwise as impossible."""
     coins = tb.from_log_density(lambda v: 0.7 * v["b"][0] * v["b"][1], {"b": np.zeros(2)})
-    found = tb.compare_estimators(coins, Product(b=Bernoulli(np.array([0.3, -0.5]))), repeats=50)
+    some = ("Enumerate", "Score", "Pathwise", "Relaxed")
+    named = {name: e for name, e in candidates(16, ELBO()).items() if name in some}
+    found = tb.compare_estimators(coins, Product(b=Bernoulli(np.array([0.3, -0.5]))), estimators=named, repeats=50)
     assert found.table.index[0] == "Enumerate"
-    assert {"Score", "Score optimal", "MeasureValued"} <= set(found.table.index)
-    assert isinstance(found.estimators["MeasureValued"], MeasureValued)
+    assert found.table.loc["Enumerate", "evaluations"] == 4
+    assert isinstance(found.estimators["Score"], Score)
     assert "cannot be reparameterised" in found.refused["Pathwise"]
     assert found.refused["Relaxed"] == "it is biased for every objective."
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWELBO(3), IWELBO(8)], ids=repr)
+@pytest.mark.parametrize("draws", [1, 10, 32])
+def test_the_library_s_own_list_fits_groups_pairs_and_points(objective, draws):
+    """Whatever is refused is refused for the family or the objective, never for the number of draws."""
+    for name, estimator in candidates(draws, objective).items():
+        reason = refusal(estimator, target(), Gaussian.diagonal(1), objective)
+        assert reason is None or "multiple of" not in reason, name
+        assert getattr(estimator, "n", draws) >= min(draws, objective.group)
 
 
 def test_a_biased_pairing_is_refused():

@@ -28,6 +28,8 @@ KINDS = {
 # Parts whose battery cannot be that of test_batteries.py, because they run on targets of one kind or have an optimum of
 # their own; each has known truth in the file named here.
 ELSEWHERE = {
+    "Subsampled": "solvers/test_subsampled.py",
+    "Pathfinder": "solvers/test_pathfinder.py",
     "Gibbs": "solvers/test_conjugate_form.py",
     "FoundModel": "solvers/test_conjugate_form.py",
     "Transported": "solvers/test_coordinate_ascent.py",
@@ -42,7 +44,6 @@ ELSEWHERE = {
     "CollapsedModel": "solvers/test_coordinate_ascent.py",
     "SVI": "solvers/test_coordinate_ascent.py",
     "CoordinateAscent": "solvers/test_coordinate_ascent.py",
-    "Pathfinder": "solvers/test_pathfinder.py",
     "Gamma": "families/test_exponential.py",
     "InverseGamma": "families/test_exponential.py",
     "Exponential": "families/test_exponential.py",
@@ -58,6 +59,7 @@ ELSEWHERE = {
     "VonMises": "families/test_exponential.py",
     "DiscreteMarkovChain": "families/test_exponential.py",
     "Product": "families/test_exponential.py",
+    "Flow": "families/test_flow.py",  # the battery would compile its splines a dozen times
     "FixedNoise": "families/test_warped.py",
     "Nested": "solvers/test_nested.py",
     "EP": "solvers/test_ep.py",
@@ -227,6 +229,13 @@ NAMES = [
     "check",
     "compare_estimators",
     "load",
+    "update",
+    "targets.Clutter",
+    "targets.LinearClutter",
+    "estimators.GaussHermite",
+    "estimators.LocalQuadratic",
+    "solvers.EP",
+    "solvers.annealed_start",
     "fit_batch",
     "linear_response",
     "Fit.expect",

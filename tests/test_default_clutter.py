@@ -8,8 +8,9 @@ from tightbound._numerics import host_algebra, scoped
 from tightbound.default import plan
 from tightbound.estimators import FixedDesign, GaussHermite
 from tightbound.experiments.clutter_methods import best_gaussian, draw
+from tightbound.families import Gaussian
 from tightbound.loop import run
-from tightbound.solvers import NaturalGradient
+from tightbound.solvers import EP, NaturalGradient
 from tightbound.solvers.annealed import anneal
 from tightbound.targets import Clutter
 
@@ -78,3 +79,28 @@ def test_fit_with_nothing_chosen_brackets_the_evidence():
     assert low - 0.01 < exact.log_evidence < high + 0.01
     summary = fit.summary()
     assert summary.loc["theta", "mean"] == pytest.approx(exact.mean[0], abs=0.05 * exact.cov[0, 0] ** 0.5)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_without_background_it_is_the_conjugate_model(dim):
+    """A background density of zero at every point: mean, covariance and evidence in closed form, by the default and by EP."""
+    x = np.random.default_rng(6).standard_normal((5, dim)) + 1.0
+    target = Clutter(x, w=0.25, log_clutter=-np.inf)
+    fit, propagated = tb.fit(target), tb.fit(target, Gaussian.full(dim), solver=EP())
+    log_z = 5 * np.log(0.75) - 2.5 * dim * np.log(2 * np.pi)
+    for column in x.T:
+        total = np.eye(5) + 100.0
+        log_z += -0.5 * column @ np.linalg.solve(total, column) - 0.5 * np.linalg.slogdet(total)[1]
+    for q in (fit.q, propagated.q):
+        np.testing.assert_allclose(q.mean, x.sum(axis=0) / 5.01, atol=1e-3)
+        np.testing.assert_allclose(q.cov, np.eye(dim) / 5.01, atol=1e-3)
+    assert -propagated.trace.loss[-1] == pytest.approx(log_z, abs=1e-8)
+    assert fit.elbo.value == pytest.approx(log_z, abs=5e-3)
+
+
+def test_a_point_that_cannot_be_background_decides():
+    """-inf at one point only: the posterior is close to it, whatever the others say."""
+    target = Clutter([-8.0, -8.1, -7.9, 5.0], log_clutter=[-3.0, -3.0, -3.0, -np.inf])
+    fit = tb.fit(target)
+    assert fit.q.mean[0] == pytest.approx(target.exact().mean[0], abs=0.02)
+    assert fit.q.mean[0] > 4.5

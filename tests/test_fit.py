@@ -254,3 +254,19 @@ def test_a_fit_is_data():
     assert dataclasses.replace(fit, rung="mine").rung == "mine"
     with pytest.raises(dataclasses.FrozenInstanceError):
         fit.steps = 3
+
+
+def test_throw_refuses_what_the_certificate_does_not_pass():
+    """Pipelines: a Gaussian on one of two modes is a caution; one on the wrong side of the moon fails."""
+    known = tb.targets.zoo.two_modes(1, separation=12.0)
+    solver = tb.solvers.NaturalGradient()
+    start = Gaussian.full(1).moved(np.array([6.0]))
+    with pytest.raises(tb.FitError, match=r"fit\(throw='caution'\) refuses this fit. CAUTION") as caught:
+        tb.fit(known.target, start, solver=solver, throw="caution")
+    assert caught.value.fit.certificate.verdict == "caution"
+    assert tb.fit(known.target, start, solver=solver, throw="fail").result is tb.Result.converged
+    with pytest.raises(tb.FitError, match="refuses this fit. FAIL"):
+        tb.fit(known.target, start.moved(np.array([0.0]), 1e-3), solver=solver, max_steps=1, throw="fail")
+    assert tb.fit(known.target, throw="caution").certificate.verdict == "pass"
+    with pytest.raises(ValueError, match='`throw` must be True, False, "caution" or "fail"'):
+        tb.fit(known.target, throw="maybe")

@@ -24,8 +24,7 @@ LAYERS = [
     {"compare", "compare_estimators"},
     {"default", "ladder"},
     {"fit"},
-    {"batch_fit", "fit_batch", "update"},
-    {"refine"},
+    {"batch_fit", "fit_batch", "update", "refine"},
     {"cli"},
     {"experiments", "testing", "__init__"},
 ]

@@ -184,7 +184,7 @@ def _measured(
     away = np.sum((sample - sample.mean(0)) ** 2, axis=1)
     variance = float(away.sum() / (repeats - 1))
     variance = 0.0 if variance < 1e-24 * max(1.0, float(np.sum(sample.mean(0) ** 2))) else variance
-    used = {"evaluations": float(estimator.evaluations_per_step(target)), "seconds": seconds / repeats}
+    used = {"evaluations": float(estimator.evaluations_used(target, state)), "seconds": seconds / repeats}
     signal = float(np.linalg.norm(sample.mean(0)))
     return {
         "variance x cost": variance * used[cost],

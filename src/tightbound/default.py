@@ -25,15 +25,18 @@ from .solvers.coordinate_ascent import CoordinateAscent, best_start
 from .solvers.fixed_draws import FixedDraws
 from .solvers.held_out import HeldOut
 from .solvers.mean_shift import modes, starts_at_modes
+from .solvers.mixture_at_modes import mixture_at_modes
 from .solvers.natural import NaturalGradient
 from .solvers.reweighted import anneal_reweighted
 from .solvers.start import LocalGaussian, dispersed_points, explain_no_start, find_start
 from .solvers.start_large import find_start_large
 from .solvers.stochastic import StochasticGradient
-from .targets.base import Conjugate, Density, Simulator
+from .solvers.subsampled import Subsampled
+from .targets.base import Conjugate, Density, Rows, Simulator
 from .targets.batched import batched
 from .targets.sites import Contaminated, Kernels, Reweighted
 
+MANY_ROWS = 300_000  # rows from which a fit starts on a sample of them
 FULL_RANK_UP_TO = 300  # dimensions; above it the d x d algebra costs more than the gradients
 _STARTS = 4
 _START_PAIRS = 32
@@ -51,6 +54,7 @@ class Plan:
     """The three choices, and what was found on the way to the start.
 
     `settled`: why no ladder stands above this plan, where none does; the fit is then certified as it is.
+    `rival`: a member of another family, to be judged as well.
     """
 
     q: Any
@@ -58,6 +62,7 @@ class Plan:
     solver: AbstractSolver
     others: tuple[LocalGaussian, ...] = ()
     settled: str = ""
+    rival: Any = None
 
 
 def plan(target: Any, q: Any = None, *, key: Any, starts: int | None, factors: bool = True) -> Plan:
@@ -134,6 +139,13 @@ def _gaussian(target: Any, key: Any, starts: int | None) -> Plan:
     return Plan(Gaussian.from_root(found[0].mean, found[0].root), ELBO(), NaturalGradient(), tuple(found[1:]))
 
 
+def _many_rows(target: Any, key: Any, starts: int | None) -> Plan:
+    """A sample of the rows, corrected by a few gradients of all of them, where these are what the time goes into."""
+    if target.num_rows < MANY_ROWS or target.dim > FULL_RANK_UP_TO:
+        return _gaussian(target, key, starts)
+    return Plan(Gaussian.full(target.dim), ELBO(), Subsampled())
+
+
 def starts_of(target: Any, key: Any, starts: int) -> list[LocalGaussian]:
     """Local Gaussians to start from, best ELBO first; an explained error where the density is finite nowhere."""
     evaluate, dim = batched(target), target.dim
@@ -164,7 +176,8 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     """Contaminated data: anneal the kernels in closed form to find the basin, then polish by quadrature or on a design.
 
     Where the annealed q is as wide as a kernel, or the posterior has several modes, it is polished from each of them as
-    well, and from the moments of all of them together; the best ELBO is where the fit begins.
+    well, and from the moments of all of them together; the best ELBO is where the fit begins. The ladder compares it with
+    a mixture over the modes.
     """
     starts = _STARTS if starts is None else starts
     if target.dim > FULL_RANK_UP_TO:
@@ -174,11 +187,13 @@ def _contaminated(target: Any, key: Any, starts: int | None) -> Plan:
     if len(found) == 1 and _width(kernels, annealed) < _NARROW:
         return Plan(annealed, ELBO(), NaturalGradient(_polisher(target.dim, 0.0)))
     at_modes = starts_at_modes(kernels, found)
-    tried = [annealed, *at_modes[:-1][: _STARTS if starts is None else starts], at_modes[-1]]
+    tried = [annealed, *at_modes[:-1][:starts], at_modes[-1]]
     solver = NaturalGradient(_polisher(target.dim, max(_width(kernels, q) for q in tried)))
     ends = sorted((_polished(target, q, solver, key) for q in tried), key=lambda end: -end.elbo)
     ends = [end for end in ends if np.isfinite(end.elbo)] or [_local(annealed, -np.inf)]
-    return Plan(Gaussian.from_root(ends[0].mean, ends[0].root), ELBO(), solver, tuple(ends[1:]))
+    mixture = mixture_at_modes(target, kernels, found, host_rng(key, "mixture at modes"))
+    best = Gaussian.from_root(ends[0].mean, ends[0].root)
+    return Plan(best, ELBO(), solver, tuple(ends[1:]), rival=mixture)
 
 
 def _polisher(dim: int, width: float) -> Any:
@@ -224,5 +239,6 @@ TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [
     (Contaminated, _contaminated),
     (Reweighted, _regression),
     (Conjugate, _conjugate),
+    (Rows, _many_rows),
     (Density, _gaussian),
 ]

@@ -17,7 +17,7 @@ import numpy as np
 from . import datatree, posterior, report, storage, summary
 from ._numerics import host_algebra, key_words, to_device, to_host, x64
 from ._types import Budget, Estimate
-from .certify.base import Certificate
+from .certify.base import Certificate, Verdict
 from .certify.check import check, with_propriety
 from .default import Plan, plan
 from .families.base import AbstractFamily
@@ -31,6 +31,8 @@ from .solvers.base import AbstractSolver
 from .solvers.stochastic import StochasticGradient
 from .targets.base import AbstractTarget, Density
 from .targets.batched import evaluations_of
+
+_REFUSED = {"fail": (Verdict.FAIL,), "caution": (Verdict.FAIL, Verdict.CAUTION)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ def fit(
     starts: int | None = None,
     dtype: Any = None,
     progress: bool | None = None,
-    throw: bool = True,
+    throw: bool | str = True,
 ) -> Fit:
     """Approximate `target` and say how far off the approximation is.
 
@@ -164,22 +166,35 @@ def fit(
         starts: number of L-BFGS paths the default starts from.
         dtype: "float64" (default), or "float32" for solvers that survive it (StochasticGradient).
         progress: True or False; None shows a display on long runs in a terminal.
-        throw: raise FitError when no usable approximation exists; else return the Fit, whose `result` says so.
+        throw: True raises FitError when no usable approximation exists; False returns the Fit, whose `result` says so.
+            For pipelines: "fail" raises FitError also when the certificate's verdict is "fail", "caution" when it is not
+            "pass"; where you chose the solver the certificate is computed for it.
 
     Raises:
         TargetError: the log density is finite at no start (it names the parameter), or the target is not one.
         PairingError: target, q, objective and solver do not fit together; before anything is compiled.
-        FitError: no usable approximation exists and `throw` is true; `.fit` holds what there is.
+        FitError: what `throw` refuses; `.fit` holds what there is.
         TypeError: `key` is of the wrong kind.
     """
+    if not isinstance(throw, bool) and throw not in _REFUSED:
+        raise ValueError(f'fit: `throw` must be True, False, "caution" or "fail", got {throw!r}.')
     _check_arguments(target, tol, max_steps, starts, dtype, budget)
     _check_parts(target, q, objective, solver)
     how = {"tol": tol, "max_steps": max_steps}
     with x64(), host_algebra(), display(progress, "tightbound", max_steps) as show:
         fitted = _search(target, q, objective, solver, key, starts, dtype, budget or Budget(), {**how, "progress": show})
-    if throw and not fitted.result.usable:
-        raise FitError(str(fitted.result), fitted)
+    _refuse(fitted, throw)
     return fitted
+
+
+def _refuse(fitted: Fit, throw: bool | str) -> None:
+    """Raise the FitError that `throw` asks for."""
+    if throw is False:
+        return
+    if not fitted.result.usable:
+        raise FitError(str(fitted.result), fitted)
+    if throw in _REFUSED and fitted.certificate.verdict in _REFUSED[throw]:
+        raise FitError(f"fit(throw={throw!r}) refuses this fit. {fitted.certificate.explain()}", fitted)
 
 
 def _search(
@@ -202,7 +217,7 @@ def _search(
     if solver is None and objective is None and first.result.usable and first.result is not Result.interrupted:
         if chosen.settled:
             return dataclasses.replace(fitted, rung=chosen.settled, checked=check(fitted, key=fitted.seed))
-        fitted = _climbed(fitted, first, chosen.others, run_solver, _left(budget, started, spent), started)
+        fitted = _climbed(fitted, first, chosen, run_solver, _left(budget, started, spent), started)
         used = evaluations_of(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
 
@@ -216,7 +231,7 @@ def load(path: Any, target: AbstractTarget) -> Fit:
     return Fit(**storage.load_parts(path, target))
 
 
-def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budget, started: float) -> Fit:
+def _climbed(fitted: Fit, first: Run, chosen: Plan, run_solver: Any, budget: Budget, started: float) -> Fit:
     """The fit at the rung of the ladder that it came to stand on, with its certificate."""
 
     def run_or_stop(q: Any, solver: Any, left: Budget) -> Run:
@@ -226,7 +241,8 @@ def _climbed(fitted: Fit, first: Run, others: Any, run_solver: Any, budget: Budg
         return ran
 
     try:
-        end = climb(first, others, run_or_stop, key=fitted.seed, budget=budget, started=time.perf_counter())
+        clock = {"budget": budget, "started": time.perf_counter()}
+        end = climb(first, chosen.others, run_or_stop, key=fitted.seed, rival=chosen.rival, **clock)
         ran = end.attempt.run
         seconds = time.perf_counter() - started - end.certificate.seconds
         climbed = dataclasses.replace(

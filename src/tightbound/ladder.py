@@ -103,15 +103,26 @@ class _Spent:
 
 
 def climb(
-    first: Run, others: tuple[LocalGaussian, ...], run_solver: RunSolver, *, key: Any, budget: Budget, started: float
+    first: Run,
+    others: tuple[LocalGaussian, ...],
+    run_solver: RunSolver,
+    *,
+    key: Any,
+    budget: Budget,
+    started: float,
+    rival: Any = None,
 ) -> Climb:
     """Judge the first run, climb while it does not pass and the budget lasts, and certify what was kept.
 
-    `others`: local Gaussians at other ends of the start's searches, best first.
+    `others`: local Gaussians at other ends of the start's searches, best first. `rival`: a member of another family that
+    the start found, such as a mixture over known modes; kept where its ELBO is significantly better.
     """
     spent = _Spent(budget, started)
     spent.add(first)
-    attempt = _nested(_attempt(type(first.q).__name__, first, key), run_solver, key, spent)
+    attempt = _attempt(type(first.q).__name__, first, key)
+    if rival is not None:
+        attempt = _better_of(attempt, _attempt(type(rival).__name__, dataclasses.replace(first, q=rival), key), spent)
+    attempt = _nested(attempt, run_solver, key, spent)
     attempt = _restarted(attempt, others, run_solver, key, spent)
     attempt = _bent(attempt, run_solver, key, spent)
     for _ in range(_MAX_MIXTURES):

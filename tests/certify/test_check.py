@@ -1,6 +1,8 @@
 """Findings against known truth: each one passes where it should and, its negative control, does not where it should not."""
 
 import dataclasses
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -92,6 +94,17 @@ def test_evidence_brackets_known_evidence_over_replicates():
             inside += lower <= known.log_evidence <= upper
             assert upper - lower < 0.1
         assert inside >= 47, known.name
+
+
+@pytest.mark.parametrize("family", ["gaussian", "beta", "gamma", "student-t"])
+def test_evidence_brackets_known_evidence_of_replicated_posteriors(family):
+    """The small form of benchmarks/evidence.py: two data sets of each kind."""
+    spec = importlib.util.spec_from_file_location("evidence", Path(__file__).parents[2] / "benchmarks" / "evidence.py")
+    evidence = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evidence)
+    for known, contained, width, share in evidence.measured(family, 2, 4000):
+        assert contained, known.name
+        assert width < evidence.WIDTH or share < evidence.EFFECTIVE, known.name
 
 
 def test_draws_without_density_are_counted_and_located():

@@ -33,7 +33,8 @@ class Mean(AbstractObjective):
 
 
 def value_and_gradient(estimator, objective, target, q):
-    return eqx.filter_value_and_grad(lambda q: estimator.surrogate(objective, target, q, None, jr.key(0))[0])(to_device(q))
+    both = eqx.filter_value_and_grad(lambda q: estimator.surrogate(objective, target, q, None, jr.key(0))[0])
+    return eqx.filter_jit(both)(to_device(q))
 
 
 def test_polynomials_of_degree_2k_minus_1_are_exact_and_others_are_not():
@@ -45,7 +46,7 @@ def test_polynomials_of_degree_2k_minus_1_are_exact_and_others_are_not():
         return -(m**6 + 15 * m**4 * v + 45 * m**2 * v**2 + 15 * v**3)
 
     value, gradient = value_and_gradient(Quadrature(4), Mean(), target, q)
-    expected, truth = eqx.filter_value_and_grad(exact)(to_device(q))
+    expected, truth = eqx.filter_jit(eqx.filter_value_and_grad(exact))(to_device(q))
     np.testing.assert_allclose(value, expected, rtol=1e-13)
     np.testing.assert_allclose(gradient.mean, truth.mean, rtol=1e-12)
     np.testing.assert_allclose(gradient.scale.log_sd, truth.scale.log_sd, rtol=1e-12)
@@ -57,7 +58,7 @@ def test_every_objective_of_single_draws_equals_its_closed_form(objective):
     target = GaussianTarget(Gaussian.from_root(np.array([0.3, -0.2]), np.array([[1.0, 0.0], [0.4, 0.8]])), 1.1)
     q = Gaussian.full(2)
     value, gradient = value_and_gradient(Quadrature(40), objective, target, q)
-    expected, truth = eqx.filter_value_and_grad(lambda q: objective.exact(target, q))(to_device(q))
+    expected, truth = eqx.filter_jit(eqx.filter_value_and_grad(lambda q: objective.exact(target, q)))(to_device(q))
     np.testing.assert_allclose(value, expected, rtol=1e-9)
     for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(truth), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-7, atol=1e-10)

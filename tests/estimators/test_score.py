@@ -118,7 +118,7 @@ def test_the_taylor_baseline_knows_the_covariance_of_a_low_rank_q():
     target = GaussianTarget(Gaussian.from_root(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.5, 2.0]])))
     q = Gaussian.low_rank(2, 1)
     sample = gradients(Score(4, baseline="taylor"), repeats=4, objective=ELBO(), target=target, q=q)
-    truth = eqx.filter_grad(lambda q: ELBO().exact(target, q))(to_device(q))
+    truth = eqx.filter_jit(eqx.filter_grad(lambda q: ELBO().exact(target, q)))(to_device(q))
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(truth)])
     np.testing.assert_allclose(sample, np.broadcast_to(flat, sample.shape), rtol=1e-8, atol=1e-10)
 
@@ -127,7 +127,8 @@ def test_wake_phase_gradients_are_the_self_normalised_ones():
     """-sum (w_i / sum w - 1/n) grad log q(z_i): by hand from the draws, in the mean of a standard normal, where grad = z."""
     target = GaussianTarget(Gaussian(np.array([1.0]), Gaussian.diagonal(1).scale))
     q, estimator = to_device(Gaussian.diagonal(1)), Score(6, baseline="none")
-    gradient = eqx.filter_grad(lambda q: estimator.surrogate(WakePhase(), target, q, (None, None), jr.key(4))[0])(q)
+    loss = lambda q: estimator.surrogate(WakePhase(), target, q, (None, None), jr.key(4))[0]  # noqa: E731
+    gradient = eqx.filter_jit(eqx.filter_grad(loss))(q)
     z = np.asarray(jr.normal(jr.key(4), (6, 1)))[:, 0]
     share = np.exp(z) / np.exp(z).sum()  # log w = z - 1/2
     np.testing.assert_allclose(gradient.mean, [-np.sum((share - 1 / 6) * z)], rtol=1e-12)

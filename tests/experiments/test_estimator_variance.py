@@ -40,3 +40,8 @@ def test_closed_forms_hold_at_other_sds():
     found = experiment.by_quadrature(experiment.COSTS[0], 1.0 + 1.3, 1.0, 0.6)
     for name, forms in experiment.CLOSED.items():
         assert found[name] == pytest.approx([form(-1.3, 0.6) for form in forms], rel=1e-8)
+
+
+def test_an_option_that_is_not_taken_is_named():
+    with pytest.raises(ValueError, match=r"takes no option `seed`; besides `fast` it takes draws\."):
+        run("estimator-variance", seed=1)

@@ -1,6 +1,7 @@
 """The flow: exactly the Gaussian at rest, invertible, in one file after saving; a bent posterior that it fits better."""
 
 import builtins
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +16,16 @@ pytest.importorskip("flowjax", reason="the extra for flows is not installed")
 GAUSSIAN = Gaussian.from_root(np.array([1.0, -2.0]), np.array([[2.0, 0.0], [1.0, 0.5]]))
 
 
-def test_it_starts_at_the_gaussian_exactly():
-    z = np.random.default_rng(0).standard_normal((5, 2)) * 4
-    np.testing.assert_allclose(
-        Flow.around(GAUSSIAN, layers=2, width=8, knots=6).log_prob_on_host(z), GAUSSIAN.log_prob_on_host(z), rtol=1e-9
-    )
+def test_it_starts_at_the_gaussian_exactly_and_stays_a_density_when_bent():
+    axis = np.linspace(-14.0, 14.0, 141)
+    z = np.stack([a.ravel() for a in np.meshgrid(axis, axis)], axis=1) + GAUSSIAN.mean
+    start = Flow.around(GAUSSIAN, layers=2, width=8, knots=6)
+    np.testing.assert_allclose(start.log_prob_on_host(z), GAUSSIAN.log_prob_on_host(z), rtol=1e-9)
+    noise = 0.1 * np.random.default_rng(1).standard_normal(start.weights.shape)
+    bent = dataclasses.replace(start, weights=start.weights + noise)
+    density = np.exp(bent.log_prob_on_host(z))
+    assert density.sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1.0, abs=5e-3)
+    assert np.abs(density - np.exp(GAUSSIAN.log_prob_on_host(z))).max() > 0.01  # it is bent
 
 
 def test_what_is_refused(monkeypatch):

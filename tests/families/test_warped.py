@@ -1,5 +1,6 @@
 """The sinh-arcsinh warp: exactly the Gaussian at rest, known quantiles, and skewed posteriors that it fits."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,3 +58,23 @@ def test_fixed_noise_refuses_what_it_cannot_move():
         tb.fit(target, Warped.full(2), tb.objectives.IWELBO(2), FixedNoise())
     nowhere = tb.from_log_density(lambda p: jnp.where(p["z"][0] > 50.0, -p["z"][0], jnp.nan), {"z": np.full(2, 51.0)})
     assert tb.fit(nowhere, Warped.full(2), solver=FixedNoise(), throw=False).result is tb.Result.nonfinite
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_second_fit_of_the_same_shapes_compiles_nothing():
+    def target(shift):
+        return tb.from_log_density(lambda p: -0.5 * jnp.sum((p["z"] - shift) ** 2), {"z": np.zeros(2)})
+
+    names = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **about: (
+            names.append(about.get("fun_name")) if event.endswith("backend_compile_duration") else None
+        )
+    )
+    for shift in (0.0, 0.5):
+        seen = " ".join(map(str, names))
+        names.clear()
+        fit = tb.fit(target(shift), Warped.around(GAUSSIAN), solver=FixedNoise(pairs=100))
+        np.testing.assert_allclose(fit.q.base.mean, shift, atol=0.05)
+    assert "_pulled_back" in seen  # the first compiled it
+    assert not any(mine in " ".join(map(str, names)) for mine in ("_draws", "_pulled_back", "_member")), names

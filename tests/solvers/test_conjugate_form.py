@@ -55,6 +55,7 @@ def ascend(target, solver=None):
         return run(target, q, solver.default_objective(), solver, key=0, tol=1e-6, budget=tb.Budget(), max_steps=1000)
 
 
+@pytest.mark.slow
 def test_posteriors_and_evidence_are_exact_where_the_sites_are_independent(as_a_user):
     ran = ascend(tb.from_numpyro(pieces))
     q = ran.q
@@ -76,6 +77,7 @@ def test_posteriors_and_evidence_are_exact_where_the_sites_are_independent(as_a_
     assert np.isclose(-ran.trace.loss[-1], evidence, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_hierarchy_is_the_one_written_by_hand(as_a_user):
     """Same factors, same ELBO as tb.targets.HierarchicalNormal with the same priors; indexing finds each row's group."""
     found = ascend(tb.from_numpyro(hierarchy, VALUES))

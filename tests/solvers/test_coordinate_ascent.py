@@ -301,6 +301,7 @@ def test_svi_with_all_rows_and_a_rate_of_one_is_coordinate_ascent(fits):
         assert np.allclose(np.stack(two.q[name].natural), np.stack(one.q[name].natural), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_svi_tells_topics_apart():
     target = T.LatentDirichletAllocation(WORDS, DOCUMENTS, 2)
     ran = ascend(target, solver=SVI(batch_size=4), max_steps=60)
@@ -311,6 +312,7 @@ def test_svi_tells_topics_apart():
 # -- the whole way -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fit_chooses_coordinate_ascent_and_certifies_it(tmp_path, as_a_user):
     """ELBO exact and below the evidence's bracket; summary, draws, file and page work."""
     target = T.GaussianMixture(CLUSTERS, 2)
@@ -331,6 +333,7 @@ def test_fit_chooses_coordinate_ascent_and_certifies_it(tmp_path, as_a_user):
     assert np.array_equal(again.q["z"].logits, fit.q["z"].logits)
 
 
+@pytest.mark.slow
 def test_other_solvers_take_the_density_with_hidden_values_summed_out(as_a_user):
     """A conjugate target is a log density too: its Laplace approximation has coordinate ascent's mean, nearly."""
     target = T.NormalSample(np.random.default_rng(3).normal(2.0, 3.0, 200))
@@ -340,6 +343,7 @@ def test_other_solvers_take_the_density_with_hidden_values_summed_out(as_a_user)
     assert abs(fit.q.sd[0] * np.sqrt(exact.q["mu"].precision) - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_what_cannot_be_said_is_said(as_a_user):
     target = T.LatentDirichletAllocation(WORDS, DOCUMENTS, 2)
     fit = tb.fit(target, key=0)

@@ -240,6 +240,11 @@ def test_with_noise_is_the_target_with_those_numbers():
 BAD = {
     "no points": (([],), {}, "at least one"),
     "NaN point": (([0.0, np.nan, np.inf],), {}, r"`x` has 2 NaN or infinite entries, the first at \[1\]"),
+    "no vectors": ((np.ones((0, 2)),), {}, "at least one"),
+    "infinite point": (([[0.0, np.inf]],), {}, r"the first at \[0, 1\]"),
+    "w NaN": ((N5,), {"w": np.nan}, "`w` has 1 NaN"),
+    "vc 0": ((N5,), {"vc": 0.0}, "`vc` is a variance and must be positive"),
+    "log_clutter +inf": ((N5,), {"log_clutter": np.inf}, "-inf means none"),
     "three axes": ((np.ones((2, 2, 2)),), {}, r"\[n\] or \[n, D\]"),
     "text": ((["a"],), {}, "must be numbers"),
     "w 0": ((N5,), {"w": 0.0}, "strictly between 0 and 1"),

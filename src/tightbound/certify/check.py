@@ -25,6 +25,7 @@ from .draws import FreshDraws, fresh_draws
 from .factors import check_factors, viewed
 from .optima import optima
 from .proper import improper, widest
+from .stein import stein
 
 _DRAWS = 4000
 _MAX_DRAWS = 16_000
@@ -91,7 +92,8 @@ def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...
     worst.append(findings.tails(sample, *tables[-1]))  # of what the summary prints: a log scale has long tails of its own
     own = [finding for ability, find in OF_ABILITIES if isinstance(sample.target, ability) for finding in find(q, sample)]
     of_sample = [f(sample) for f in (findings.finite, findings.converged, findings.khat, findings.evidence)]
-    return (*of_sample, *worst, coverage(sample, q, _check_key(key)), findings.precision(sample), *own)
+    beyond_weights = (coverage(sample, q, _check_key(key)), stein(sample, _check_key(key)))
+    return (*of_sample, *worst, *beyond_weights, findings.precision(sample), *own)
 
 
 def certify(

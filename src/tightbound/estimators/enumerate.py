@@ -55,6 +55,13 @@ class Enumerate(AbstractEstimator):
                 'Score(n, baseline="leave_one_out").'
             )
 
+    def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
+        """The number of points, which is what a step costs."""
+        return np.asarray(math.prod(len(part.points) ** len(part.log_probs) for part in coordinates(q)), q.dtype)
+
+    def evaluations_used(self, target: Any, state: PyTree) -> Any:
+        return state
+
     def surrogate(
         self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:

@@ -79,7 +79,7 @@ def _higher(dim: int, n: int, sets: int) -> list[dict[str, Any]]:
         target = Clutter(draw_vectors(rng, n, dim))
         for name in HIGHER_NAMES:
             q = timed(name, target).q
-            values = target.log_density_on_host(q.mean + noise @ np.asarray(q.root).T)
+            values = target.log_density_on_host(np.asarray(q.mean) + noise @ np.asarray(q.root).T)
             elbos.setdefault(name, []).append(float(np.mean(values)) + float(q.entropy()))
     best = np.max([elbos[name] for name in HIGHER_NAMES], axis=0)
     return [

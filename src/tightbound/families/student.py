@@ -201,7 +201,7 @@ def _implicit(primals, tangents):
     g = gamma_of_normal(a, noise)
     log_density = (a - 1.0) * jnp.log(g) - g - jsp.gammaln(a)
     in_noise = jnp.exp(-0.5 * noise**2 - 0.5 * math.log(2 * math.pi) - log_density)
-    in_a = jax.lax.random_gamma_grad(*jnp.broadcast_arrays(a, g))
+    in_a = jax.lax.random_gamma_grad(*jnp.broadcast_arrays(a, g))  # pyright: ignore[reportCallIssue]
     return g, in_a * tangents[0] + in_noise * tangents[1]
 
 

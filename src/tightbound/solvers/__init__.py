@@ -24,6 +24,7 @@ from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
 from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
+from .subsampled import Subsampled as Subsampled
 from .svi import SVI as SVI
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",
+    "Subsampled",
     "annealed_start",
 ]

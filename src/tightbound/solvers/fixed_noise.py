@@ -74,9 +74,7 @@ class FixedNoise(AbstractSolver):
         half = moment_matched(host_rng(key, "fixed noise"), pairs, q.noise_dim)
         noise = np.concatenate([half, -half])
         start = to_device(q)
-        zero, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, eqx.filter(start, eqx.is_inexact_array)))
-        arrays, static = eqx.partition(start, eqx.is_array)
-        program = _Program(static, unravel)
+        size = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))[0].size
         counter = [0]
 
         def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,19 +82,19 @@ class FixedNoise(AbstractSolver):
             return np.array([value for value, _ in parts]), np.stack([gradient for _, gradient in parts])
 
         def elbo(x: np.ndarray) -> tuple[float, np.ndarray]:
-            z = np.asarray(program.draws(arrays, x, noise))
+            z = np.asarray(_draws(start, x, noise))
             if not np.all(np.isfinite(z)):
                 return -np.inf, np.zeros_like(x)
             counter[0] += len(z)
             values, scores = batched(target)(z)
             if not (np.all(np.isfinite(values)) and np.all(np.isfinite(scores))):
                 return -np.inf, np.zeros_like(x)
-            entropy, gradient = program.pulled_back(arrays, x, noise, scores)
+            entropy, gradient = _pulled_back(start, x, noise, scores)
             return float(values.mean() + np.asarray(entropy)), np.asarray(gradient)
 
-        search = LockstepSearch(evaluate, np.zeros((1, zero.size)), _MEMORY, self.gtol)
+        search = LockstepSearch(evaluate, np.zeros((1, size)), _MEMORY, self.gtol)
         result = None if len(search.x) else Result.nonfinite
-        return _State(search, lambda x: to_host(program.member(arrays, x)), counter, np.inf, result)
+        return _State(search, lambda x: to_host(_member_of(start, x)), counter, np.inf, result)
 
     def step(self, target: Any, q: Any, objective: Any, state: _State, key: Any) -> tuple[Any, Any, Any, Info]:
         before, old = state.counter[0], state.search.x[0].copy()
@@ -115,31 +113,34 @@ class FixedNoise(AbstractSolver):
         return state.result
 
 
-class _Program:
-    """The family's part, compiled once per structure: draws, and the gradient of the ELBO in the step from the scores."""
+def _member(start: Any, x: Any) -> Any:
+    """The member that the step `x`, in the start's own scale, leads to."""
+    _, unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))
+    return start.retract(eqx.combine(unravel(x), start))
 
-    def __init__(self, static: Any, unravel: Any):
-        def member(arrays, x):
-            start = eqx.combine(arrays, static)
-            return start.retract(eqx.combine(unravel(x), start))
 
-        def draws(arrays, x, noise):
-            return jax.vmap(member(arrays, x)._from_noise)(noise)
+# One program each per structure and shape, whatever the fit: the family's part is compiled once per process.
+_member_of = eqx.filter_jit(_member)
 
-        def pulled_back(arrays, x, noise, scores):
-            def rest(x):
-                q = member(arrays, x)
-                z = jax.vmap(q._from_noise)(noise)
-                entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - (q.penalty() if hasattr(q, "penalty") else 0.0)
-                # the scores stand for the gradient of log p: their inner product with z has it, and no value of its own
-                pushed = jnp.mean(jnp.sum(jax.lax.stop_gradient(scores) * z, axis=1))
-                return entropy + pushed - jax.lax.stop_gradient(pushed)
 
-            return jax.value_and_grad(rest)(x)
+@eqx.filter_jit
+def _draws(start: Any, x: Any, noise: Any) -> jax.Array:
+    return jax.vmap(_member(start, x)._from_noise)(noise)
 
-        self.member = member
-        self.draws = jax.jit(draws)
-        self.pulled_back = jax.jit(pulled_back)
+
+@eqx.filter_jit
+def _pulled_back(start: Any, x: Any, noise: Any, scores: Any) -> tuple[jax.Array, jax.Array]:
+    """Entropy over the noise less the penalty, and the gradient of the ELBO in x, from the target's scores at the draws."""
+
+    def rest(x):
+        q = _member(start, x)
+        z = jax.vmap(q._from_noise)(noise)
+        entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - (q.penalty() if hasattr(q, "penalty") else 0.0)
+        # the scores stand for the gradient of log p: their inner product with z has it, and no value of its own
+        pushed = jnp.mean(jnp.sum(jax.lax.stop_gradient(scores) * z, axis=1))
+        return entropy + pushed - jax.lax.stop_gradient(pushed)
+
+    return jax.value_and_grad(rest)(x)
 
 
 __all__ = ["FixedNoise"]

@@ -92,7 +92,7 @@ class LearnClutter(AbstractSolver):
         start = anneal(target)
         if target.dim in _NODES:
             rule = tensor_rule(_NODES[target.dim], target.dim)
-            nodes, weights = rule.nodes, rule.weights
+            nodes, weights = np.asarray(rule.nodes), np.asarray(rule.weights)
         else:
             half = moment_matched(host_rng(key, "learn clutter"), max(_PAIRS, target.dim), target.dim)
             nodes, weights = np.concatenate([half, -half]), np.full(2 * len(half), 0.5 / len(half))
@@ -119,16 +119,16 @@ class LearnClutter(AbstractSolver):
 
     def _maximised(self, target: Any, k: Kernels, found: "_Expected") -> tuple[Any, float]:
         """The target with the M-step's w, vg and vc, and the largest relative change."""
-        inlier, outlier = k.weights @ found.inlier, k.weights @ (1.0 - found.inlier)
+        inlier, outlier = float(k.weights @ found.inlier), float(k.weights @ (1.0 - found.inlier))
         w, noise, background = None, 1.0, 1.0
         if "w" in self.learn:
             a, b = self.w
             w = float(np.clip((outlier + a - 1.0) / (inlier + outlier + a + b - 2.0), 1e-12, 1.0 - 1e-12))
         if "vg" in self.learn:
-            noise = _scale(k.weights @ found.squares, k.dim * inlier, self.vg, target.vg)
+            noise = _scale(float(k.weights @ found.squares), k.dim * inlier, self.vg, target.vg)
         if "vc" in self.learn:
             squares = target.background_squares()
-            background = _scale((k.weights * (1.0 - found.inlier)) @ squares, k.dim * outlier, self.vc, target.vc)
+            background = _scale(float((k.weights * (1.0 - found.inlier)) @ squares), k.dim * outlier, self.vc, target.vc)
         moved = max(abs(np.log(noise)), abs(np.log(background)), 0.0 if w is None else float(np.max(np.abs(w - target.w))))
         return target.with_noise(w, noise, background), float(moved)
 

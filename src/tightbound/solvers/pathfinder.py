@@ -174,9 +174,6 @@ class Pathfinder(AbstractSolver):
             if getattr(self, name) < least:
                 raise ValueError(f"Pathfinder: `{name}` must be at least {least}, got {getattr(self, name)}.")
 
-    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
-        return Gaussian.full(target.dim) if isinstance(target, Density) else None
-
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, Density)
         if objective is not None:
@@ -188,6 +185,11 @@ class Pathfinder(AbstractSolver):
                 f"Pathfinder returns full covariances, too large for {target.dim} dimensions (2,000 at most); use "
                 "tb.solvers.FixedDraws with tb.families.Gaussian.low_rank(dim, rank)."
             )
+
+    def own_start(self, target: Any, key: Any, starts: int | None) -> Gaussian:
+        """N(0, I), whose draws the paths start at: no search is made for a start."""
+        self.check(target, None, None)
+        return Gaussian.full(target.dim)
 
     def init(self, target: Any, q: AbstractFamily, objective: Any, key: Any, tol: float) -> PathfinderState:
         starts, _ = q.draw(self.paths + self.paths % 2, host_rng(key, "paths").integers(2**31))

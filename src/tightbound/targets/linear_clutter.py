@@ -155,7 +155,7 @@ class LinearClutter(Reweighted, Sequential):
         prior_precision = white.T @ white
         precision = (self.directions * share[:, None]).T @ self.directions + prior_precision
         pull = self.directions.T @ (share * self.y) + prior_precision @ np.asarray(self.prior_mean)
-        return np.linalg.solve(precision, pull), precision
+        return np.linalg.solve(precision, pull), np.asarray(precision)
 
     def inlier_probabilities(self, q: Any) -> np.ndarray:
         """P(point i is no background | all points) under q, `[n]`, by 4096 draws (s.e. < .008)."""

@@ -171,7 +171,6 @@ class AbstractExponentialFamily(AbstractFamily):
 
     @classmethod
     def _made(cls, make: Callable[[Any], Any], parameters: Any) -> Any:
-        # A plain tuple of the right length serves too: all that is asked of the caller are the numbers, in order.
         parameters = to_device(cls.statistics_type(*parameters))
         for _ in range(jnp.ndim(parameters[0]) - cls.statistic_ranks[0]):
             make = jax.vmap(make)

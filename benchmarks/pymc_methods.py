@@ -1,0 +1,101 @@
+"""PyMC's ADVI, full-rank ADVI and (from pymc-extras) Pathfinder, on the same JAX density as every other method.
+
+They need `pip install -c constraints.txt -e '.[bench]'`. The density enters as a `pm.Potential` of flat unconstrained
+values, through an operation whose value and gradient JAX compiles: PyMC's own compiler is not what is compared.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import posteriors
+
+
+class PyMC:
+    """`pm.fit(10_000, method=...)` with its own optimiser, or `pymc_extras.fit(method="pathfinder")`, as they come."""
+
+    steps = 10_000
+
+    def __init__(self, method: str) -> None:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        import pymc  # noqa: F401
+
+        if method == "pathfinder":
+            import pymc_extras  # noqa: F401
+
+        self.method = method
+        self.models, _ = posteriors.modules()
+
+    def prepare(self, name: str) -> Any:
+        return self.models.POSTERIORS[name].load(str(posteriors.FOLDER))
+
+    def target(self, name: str, data: Any) -> Any:
+        posterior = self.models.POSTERIORS[name]
+        return posterior, data, lambda z: posterior.log_density(z, data)
+
+    def run(self, name: str, target: Any, seed: int) -> Any:
+        import jax
+        import methods
+        import pymc as pm
+
+        posterior, data, log_density = target
+        operation, counter = potential(log_density)
+        with pm.Model():
+            z = pm.Flat("z", shape=posterior.dim, initval=np.zeros(posterior.dim))
+            pm.Potential("log_density", operation(z))
+            draws = self._draws(seed)
+        flat = np.asarray(jax.jit(jax.vmap(lambda point: posterior.flat(point, data)))(draws))
+        named = [posteriors.python_name(n) for n in posterior.names]
+        return methods.Answer(dict(zip(named, methods.columns(flat), strict=True)), counter[0] or None)
+
+    def _draws(self, seed: int) -> np.ndarray:
+        """`[DRAWS, d]` on the unconstrained scale; called inside the model."""
+        import methods
+        import pymc as pm
+
+        if self.method == "pathfinder":
+            import pymc_extras as pmx
+
+            found = pmx.fit(
+                method="pathfinder", num_draws=methods.DRAWS, random_seed=seed, display_summary=False, progressbar=False
+            )
+        else:
+            approximation = pm.fit(self.steps, method=self.method, random_seed=seed, progressbar=False)
+            found = approximation.sample(methods.DRAWS, random_seed=seed)
+        values = np.asarray(found.posterior["z"])
+        return values.reshape(-1, values.shape[-1])
+
+
+def potential(log_density: Callable[[Any], Any]) -> tuple[Any, list[int]]:
+    """The density as an operation of PyTensor, and a list whose first entry counts its gradients."""
+    import jax
+    import pytensor.tensor as pt
+    from pytensor.graph.basic import Apply
+    from pytensor.graph.op import Op
+
+    both, counter = jax.jit(jax.value_and_grad(log_density)), [0]
+
+    class Score(Op):
+        def make_node(self, z: Any) -> Any:
+            return Apply(self, [pt.as_tensor_variable(z)], [pt.dvector()])
+
+        def perform(self, node: Any, inputs: Any, outputs: Any) -> None:
+            counter[0] += 1
+            outputs[0][0] = np.asarray(both(inputs[0])[1], dtype=np.float64)
+
+    class Value(Op):
+        def make_node(self, z: Any) -> Any:
+            return Apply(self, [pt.as_tensor_variable(z)], [pt.dscalar()])
+
+        def perform(self, node: Any, inputs: Any, outputs: Any) -> None:
+            outputs[0][0] = np.asarray(both(inputs[0])[0], dtype=np.float64)
+
+        def grad(self, inputs: Any, gradients: Any) -> list[Any]:
+            return [gradients[0] * Score()(inputs[0])]
+
+    return Value(), counter
+
+
+__all__ = ["PyMC", "potential"]
