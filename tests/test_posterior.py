@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tightbound as tb
-from tightbound.certify import calibration
+from tightbound.certify import at_data, calibration
 from tightbound.certify.global_optimum import attainable_gain, convex_bound, gaussian_kernel_test, tangent_kernel_test
 from tightbound.certify.simulations import posteriors, simulations
 from tightbound.estimators import FromModel
@@ -144,7 +144,7 @@ def test_data_that_do_not_fit_are_explained(fit, target):
         fit.at(np.zeros(4))
     with pytest.raises(ValueError, match="holds NaN"):
         fit.at(np.array([1.0, np.nan, 0.0]))
-    far = calibration.simulable(fit.q, target, np.array([40.0, 0.0, 0.0]))
+    far = at_data.simulable(fit.q, target, np.array([40.0, 0.0, 0.0]))
     assert far.verdict == "fail"
     assert "the model does not produce such data" in far.why
     assert far.detail["outside"] == 1
@@ -243,8 +243,8 @@ def test_calibration_passes_the_posterior_and_nothing_else(fit, target, width, s
 
 
 def test_the_local_test_sees_what_is_wrong_at_x(fit, target):
-    assert calibration.local_c2st(exactly(fit), target, X, 0).verdict == "pass"
-    assert calibration.local_c2st(exactly(fit, width=0.6), target, X, 0).verdict != "pass"
+    assert at_data.local_c2st(exactly(fit), target, X, 0).verdict == "pass"
+    assert at_data.local_c2st(exactly(fit, width=0.6), target, X, 0).verdict != "pass"
 
 
 def test_a_q_that_equals_the_prior_is_named(fit, target):

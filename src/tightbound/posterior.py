@@ -167,7 +167,9 @@ class PosteriorBatch:
     def __getitem__(self, i: int) -> Posterior:
         if not -len(self) <= i < len(self):
             raise IndexError(f"There are {len(self)} data sets.")
-        return at(self.fit, jax.tree.map(lambda leaf: leaf[i], self.x))
+        one = at(self.fit, jax.tree.map(lambda leaf: leaf[i], self.x))
+        assert isinstance(one, Posterior)
+        return one
 
     @scoped
     def sample(self, key: Any, n: int = 1000) -> Any:

@@ -1,5 +1,6 @@
 """Question 4: how far off is it? `tb.check` and what it is made of."""
 
+from . import at_data as at_data
 from . import calibration as calibration
 from . import global_optimum as global_optimum
 from .amortised import check_amortised as check_amortised
@@ -27,6 +28,7 @@ __all__ = [
     "TangentKernel",
     "Verdict",
     "antipodal",
+    "at_data",
     "calibrate",
     "calibrate_refits",
     "calibration",

@@ -8,8 +8,9 @@ import numpy as np
 
 from .._types import Budget, Estimate
 from ..targets.simulator import has_density
+from .at_data import local_c2st, simulable
 from .base import Certificate, Finding, Verdict
-from .calibration import calibrate, learns, local_c2st, simulable
+from .calibration import calibrate, learns
 from .global_optimum import global_optimum, seeds_agree
 from .simulations import simulations
 

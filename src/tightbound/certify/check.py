@@ -55,7 +55,8 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         ValueError: when `draws` < 100 or `starts` < 16.
         PairingError: when the target has no log density on R^d.
     """
-    if isinstance(fitted.target, Simulator) and fitted.q.conditional:
+    target: Any = fitted.target
+    if isinstance(target, Simulator) and fitted.q.conditional:
         return check_amortised(fitted, key=_check_key(key))
     if draws < 100:
         raise ValueError(f"check: `draws` must be at least 100 to say anything, got {draws}; 4000 is the default.")

@@ -32,7 +32,7 @@ _ALPHA = 0.01
 _GAIN = 0.05  # nats that a better function may still gain
 _LARGE_GAIN = 0.5
 _STEPS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
-SOURCE = "docs/forward-kl.md, the certificate"
+SOURCE = "docs/forward-kl.md, The certificate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +85,8 @@ def tangent_kernel_test(q: Any, made: Simulated, key: Any = 0) -> Stationarity:
         total, diagonal = 0.0, 0.0
         for start in range(0, n, _CHUNK):
             rows = slice(start, min(start + _CHUNK, n))
-            cut = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (z, x))
-            sums, squares = _flipped_sums(network, *cut, jnp.asarray(signs[:, rows]))
+            z_cut, x_cut = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (z, x))
+            sums, squares = _flipped_sums(network, z_cut, x_cut, jnp.asarray(signs[:, rows]))
             total, diagonal = total + np.asarray(sums, np.float64), diagonal + float(squares)
     values = (np.sum(np.asarray(total) ** 2, axis=1) - diagonal) / (n * (n - 1))
     return _tested("tangent", values[0], values[1:])

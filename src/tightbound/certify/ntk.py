@@ -15,7 +15,7 @@ from .simulations import features
 
 _SINGULAR = 1e-9
 _PAIRS = 4
-SOURCE = "docs/forward-kl.md, the tangent kernel"
+SOURCE = "docs/forward-kl.md, The tangent kernel"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _scored(method: str, networks: list[Conditional], x: Any, z: np.ndarray) -> 
         "l1": float(distance.mean()),
         "l1 sd": float(distance.std()),
         "shift": float(np.median(means[:, 0])),
-        "median KL(p || q)": float(np.median(exact)),
+        "median KL(p || q)": float(np.median(np.array(exact, float))),
     }
     return row, means
 

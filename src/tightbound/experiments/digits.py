@@ -51,7 +51,8 @@ def images(data: Any) -> tuple[np.ndarray, str]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise MissingExtraError("scikit-learn", "data", "The digits") from None
-    small = load_digits().images / 16.0
+    bunch: Any = load_digits()
+    small = bunch.images / 16.0
     return np.asarray(
         jax.image.resize(jnp.asarray(small), (len(small), 16, 16), "bilinear")
     ), "scikit-learn's digits, 16 x 16"

@@ -30,7 +30,8 @@ SIZES = {  # widths, steps
     "reference": ((64, 256, 1024, 4096), 50_000),
     "full": ((64, 128, 256, 512, 1024, 2048, 4096), 200_000),
 }
-KAPPA = float(scipy.optimize.brentq(lambda k: sp.ive(1, k) / sp.ive(0, k) - np.exp(-(SD**2) / 2), 0.1, 100))
+_ROOT: Any = scipy.optimize.brentq(lambda k: sp.ive(1, k) / sp.ive(0, k) - np.exp(-(SD**2) / 2), 0.1, 100)
+KAPPA = float(_ROOT)
 
 
 def run(fast: bool = True, reference: bool = False, sizes: Any = None) -> Result:

@@ -33,7 +33,7 @@ class Turned(encoders.AbstractEncoder):
     """A network whose two outputs are turned by an angle, and pushed that way: the published initialisations."""
 
     inner: encoders.AbstractEncoder
-    angle: Array
+    angle: Any
 
     def __call__(self, x: PyTree) -> Array:
         out = self.inner(x)
@@ -44,7 +44,7 @@ class Turned(encoders.AbstractEncoder):
 class Proposal(eqx.Module):
     """theta as a point, and a Gaussian proposal for z given an image: what the multi-sample bound moves."""
 
-    theta: Array
+    theta: Any
     encoder: encoders.AbstractEncoder
 
 

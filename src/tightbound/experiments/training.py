@@ -55,7 +55,8 @@ def train(
     def advance(weights, state, first):
         def body(carry, n):
             keys = jr.split(jr.fold_in(key, n), len(networks))
-            return jax.vmap(one)(*carry, data, keys), None
+            weights, state = carry
+            return jax.vmap(one)(weights, state, data, keys), None
 
         return jax.lax.scan(body, (weights, state), first + jnp.arange(block))[0]
 

@@ -165,7 +165,7 @@ def _encoder(
     count = sum(int(np.prod(leaf.shape[1:])) for leaf in leaves)
     picture = len(leaves) == 1 and len(shape) in (2, 3) and min(shape[-2:]) >= 12
     name = ("conv" if picture else "mlp") if encoder is None else encoder
-    how = {"width": width, "depth": depth}
+    how: dict[str, Any] = {"width": width, "depth": depth}
     features = 1 if len(shape) == 1 else shape[-1] if shape else 1
     makers = {
         "mlp": lambda: encoders.MLP.make(count, head.size, key, **how),

@@ -128,15 +128,15 @@ class Conditional(AbstractFamily):
         """What the head gets for x, `[size]`."""
         return self.encoder(self.scaling.standardise(x))
 
-    def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
+    def _sample(self, key: jax.Array, x: PyTree = None) -> Any:
         x = self._given(x)
         return self._restored(self.head.sample(self.eta(x), key))
 
-    def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
+    def _log_prob(self, z: jax.Array, x: PyTree = None) -> Any:
         x = self._given(x)
         return self.head.log_prob(self.eta(x), self._standard(z)) - self._log_scale
 
-    def _log_prob_to_train(self, z: jax.Array, x: PyTree = None) -> jax.Array:
+    def _log_prob_to_train(self, z: jax.Array, x: PyTree = None) -> Any:
         return -self.head.loss(self.eta(self._given(x)), self._standard(z)) - self._log_scale
 
     def _given(self, x: PyTree) -> PyTree:
@@ -147,11 +147,11 @@ class Conditional(AbstractFamily):
             )
         return self.scaling.checked(x)
 
-    def _standard(self, z: jax.Array) -> jax.Array:
+    def _standard(self, z: Any) -> Any:
         shift, scale = jax.lax.stop_gradient((self.scaling.z_shift, self.scaling.z_scale))
         return (z - shift) / scale
 
-    def _restored(self, u: jax.Array) -> jax.Array:
+    def _restored(self, u: Any) -> Any:
         shift, scale = jax.lax.stop_gradient((self.scaling.z_shift, self.scaling.z_scale))
         return shift + scale * u
 

@@ -5,7 +5,7 @@ ability it needs, and `require` turns a mismatch into a sentence before anything
 """
 
 import abc
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -181,7 +181,10 @@ class Simulator(AbstractTarget):
     `circular`: which coordinates are angles in [-pi, pi]: mapped to no line, and q must be periodic in them.
     """
 
-    circular: eqx.AbstractVar[tuple[bool, ...]]
+    if TYPE_CHECKING:  # a field, wherever it stands in a subclass
+        circular: ClassVar[tuple[bool, ...]]
+    else:
+        circular: eqx.AbstractVar[tuple[bool, ...]]
     ability: ClassVar[str] = "simulator"
     offered_by: ClassVar[str] = "tb.from_simulator, tb.from_simulations"
 

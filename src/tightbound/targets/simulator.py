@@ -35,7 +35,6 @@ class AbstractSimulated(Simulator):
     """
 
     layout: eqx.AbstractVar[Layout]
-    circular: eqx.AbstractVar[tuple[bool, ...]]
 
     @property
     def dim(self) -> int:
@@ -65,7 +64,7 @@ class SimulatedModel(AbstractSimulated):
     log_prior: Callable[..., Any] | None
     log_likelihood: Callable[..., Any] | None
 
-    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]:
+    def draw(self, key: jax.Array) -> tuple[Any, PyTree]:
         first, second = jr.split(key)
         params = self.layout.restrict(_floating(self.draw_prior(first)))
         return _wrapped(self.layout.unconstrain(params), self.circular), _floating(self.simulate(second, params))
@@ -130,7 +129,7 @@ class StoredSimulations(AbstractSimulated):
         z = jnp.asarray(self.z)[index]
         return z, jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], self.x)
 
-    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]:
+    def draw(self, key: jax.Array) -> tuple[Any, PyTree]:
         return self.take(jr.randint(key, (), 0, self.num_simulations))
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from ..._types import Array, PyTree
+from ..._types import PyTree
 
 
 class AbstractEncoder(eqx.Module):
@@ -21,16 +21,16 @@ class AbstractEncoder(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(self, x: PyTree) -> Array:
+    def __call__(self, x: PyTree) -> Any:
         """The output `[size]` for one x."""
 
 
-def flatten(x: PyTree) -> Array:
+def flatten(x: PyTree) -> Any:
     """All numbers of a pytree of arrays in one vector."""
     return jnp.concatenate([jnp.reshape(leaf, (-1,)) for leaf in jax.tree.leaves(x)])
 
 
-def the_array(x: PyTree, part: str) -> Array:
+def the_array(x: PyTree, part: str) -> Any:
     """The one array that x consists of.
 
     Raises:
@@ -45,10 +45,10 @@ def the_array(x: PyTree, part: str) -> Array:
     return leaves[0]
 
 
-def scaled(layer: eqx.nn.Linear, factor: float) -> eqx.nn.Linear:
+def scaled(layer: Any, factor: float) -> eqx.nn.Linear:
     """A linear layer with its weights multiplied and its bias at zero: a last layer that starts out small."""
     weight = layer.weight * jnp.asarray(factor, layer.weight.dtype)
-    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, jnp.zeros_like(layer.bias)))
+    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, 0 * layer.bias))
 
 
 def he(layer: Any) -> Any:
@@ -57,7 +57,7 @@ def he(layer: Any) -> Any:
     Equinox draws them from U(-1/sqrt(n), 1/sqrt(n)), whose signals shrink by 2.4 per layer. Source: He et al. 2015, eq. 10.
     """
     weight = layer.weight * jnp.asarray(6**0.5, layer.weight.dtype)
-    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, jnp.zeros_like(layer.bias)))
+    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, 0 * layer.bias))
 
 
 def stack(widths: list[int], key: Any, dtype: Any = float) -> tuple[eqx.nn.Linear, ...]:
@@ -66,7 +66,7 @@ def stack(widths: list[int], key: Any, dtype: Any = float) -> tuple[eqx.nn.Linea
     return tuple(eqx.nn.Linear(*pair, dtype=dtype, key=jr.fold_in(key, i)) for i, pair in enumerate(pairs))
 
 
-def through(layers: tuple[eqx.nn.Linear, ...], h: Array, activation: Callable[[Array], Array]) -> Array:
+def through(layers: tuple[eqx.nn.Linear, ...], h: Any, activation: Callable[[Any], Any]) -> Any:
     """The layers one after the other, the activation after each."""
     for layer in layers:
         h = activation(layer(h))

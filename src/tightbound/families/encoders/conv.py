@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.random as jr
 
-from ..._types import Array, PyTree
+from ..._types import PyTree
 from .base import AbstractEncoder, he, scaled, stack, the_array, through
 
 
@@ -56,13 +56,13 @@ class ConvNet(AbstractEncoder):
         last = scaled(eqx.nn.Linear(width if depth else flat, size, dtype=dtype, key=keys[-1]), 0.1)
         return ConvNet(tuple(convolutions), layers, last, images)
 
-    def __call__(self, x: PyTree) -> Array:
+    def __call__(self, x: PyTree) -> Any:
         x = the_array(x, "ConvNet")
         if self.images:
             return jax.vmap(lambda image: self._one(image[None]))(x).mean(axis=0)
         return self._one(x[None] if x.ndim == 2 else x)
 
-    def _one(self, h: Array) -> Array:
+    def _one(self, h: Any) -> Any:
         for convolution in self.convolutions:
             h = jax.nn.relu(convolution(h))
         return self.last(through(self.layers, h.reshape(-1), jax.nn.leaky_relu))

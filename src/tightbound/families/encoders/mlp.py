@@ -7,7 +7,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from ..._types import Array, PyTree
+from ..._types import PyTree
 from .base import AbstractEncoder, flatten, scaled, stack, through
 
 
@@ -43,7 +43,7 @@ class MLP(AbstractEncoder):
         new = (np.asarray(weight, self.linear.weight.dtype), np.asarray(bias, self.linear.weight.dtype))
         return eqx.tree_at(lambda n: (n.linear.weight, n.linear.bias), self, new)
 
-    def __call__(self, x: PyTree) -> Array:
+    def __call__(self, x: PyTree) -> Any:
         x = flatten(x)
         return self.linear(x) + self.last(through(self.layers, x, jax.nn.silu))
 

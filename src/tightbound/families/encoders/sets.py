@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from ..._types import Array, PyTree
+from ..._types import PyTree
 from .base import AbstractEncoder, scaled, stack, the_array, through
 
 
-def _rows(x: PyTree, part: str) -> Array:
+def _rows(x: PyTree, part: str) -> Any:
     """x as rows `[n, p]`; a vector is n rows of one number."""
     x = the_array(x, part)
     if x.ndim not in (1, 2):
@@ -47,7 +47,7 @@ class DeepSets(AbstractEncoder):
             scaled(eqx.nn.Linear(width, size, dtype=dtype, key=last), 0.1),
         )
 
-    def __call__(self, x: PyTree) -> Array:
+    def __call__(self, x: PyTree) -> Any:
         rows = _rows(x, "DeepSets")
         pooled = jnp.mean(jax.vmap(lambda row: through(self.each, row, jax.nn.silu))(rows), axis=0)
         log_sd = 0.5 * jnp.log(jnp.var(rows, axis=0) + 1e-6)
@@ -69,7 +69,7 @@ class _Attention(eqx.Module):
         )  # fmt: skip
         return _Attention(attend, eqx.nn.Linear(width, width, dtype=dtype, key=b))
 
-    def __call__(self, queries: Array, rows: Array) -> Array:
+    def __call__(self, queries: Any, rows: Any) -> Any:
         h = queries + self.attend(queries, rows, rows)
         return h + jax.nn.relu(jax.vmap(self.forward)(h))
 
@@ -77,11 +77,11 @@ class _Attention(eqx.Module):
 class _Induced(eqx.Module):
     """Attention of n rows on each other through m induced points: cost n m instead of n^2."""
 
-    points: Array
+    points: Any
     inward: _Attention
     outward: _Attention
 
-    def __call__(self, rows: Array) -> Array:
+    def __call__(self, rows: Any) -> Any:
         return self.outward(rows, self.inward(self.points, rows))
 
 
@@ -103,7 +103,7 @@ class SetTransformer(AbstractEncoder):
 
     embed: eqx.nn.Linear
     blocks: tuple[_Induced, ...]
-    seeds: Array
+    seeds: Any
     pool: _Attention
     last: eqx.nn.Linear
 
@@ -140,7 +140,7 @@ class SetTransformer(AbstractEncoder):
             scaled(eqx.nn.Linear(seeds * width, size, dtype=dtype, key=keys[3]), 0.1),
         )
 
-    def __call__(self, x: PyTree) -> Array:
+    def __call__(self, x: PyTree) -> Any:
         rows = jax.vmap(self.embed)(_rows(x, "SetTransformer"))
         for block in self.blocks:
             rows = block(rows)

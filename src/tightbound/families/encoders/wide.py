@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from ..._types import Array, PyTree
+from ..._types import PyTree
 from .base import AbstractEncoder, flatten
 
 
@@ -27,8 +27,8 @@ class WideReLU(AbstractEncoder):
         bias: whether a constant 1 is appended to x.
     """
 
-    inner: Array
-    outer: Array
+    inner: Any
+    outer: Any
     bias: bool = eqx.field(static=True, default=True)
 
     @staticmethod
@@ -37,7 +37,7 @@ class WideReLU(AbstractEncoder):
         inner = jr.normal(key, (width, inputs + int(bias)), dtype)
         return WideReLU(inner, jnp.zeros((size, width), dtype), bias)
 
-    def __call__(self, x: PyTree) -> Array:
+    def __call__(self, x: PyTree) -> Any:
         x = flatten(x)
         x = jnp.concatenate([x, jnp.ones((1,), x.dtype)]) if self.bias else x
         return self.outer @ jax.nn.relu(self.inner @ x) * (self.inner.shape[0] ** -0.5)
@@ -62,7 +62,7 @@ class Linearised(AbstractEncoder):
         """The linearisation around the weights that `encoder` has."""
         return Linearised(encoder, jax.tree.map(lambda leaf: leaf + np.zeros_like(leaf), encoder))
 
-    def __call__(self, x: PyTree) -> Array:
+    def __call__(self, x: PyTree) -> Any:
         start, static = eqx.partition(self.start, eqx.is_inexact_array)
         start = jax.lax.stop_gradient(start)
         step = jax.tree.map(lambda a, b: a - b, eqx.filter(self.now, eqx.is_inexact_array), start)

@@ -1,7 +1,7 @@
 """A head: distributions on R^dim indexed by eta, the vector that a network returns for one x."""
 
 import abc
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -22,8 +22,12 @@ class AbstractHead(eqx.Module):
     `convex`: whether `loss` is convex in eta for every u. `reparameterised`: whether `sample` is smooth in eta.
     """
 
-    dim: eqx.AbstractVar[int]
-    size: eqx.AbstractVar[int]
+    if TYPE_CHECKING:  # fields or properties, which type checkers would put into every constructor
+        dim: ClassVar[int]
+        size: ClassVar[int]
+    else:
+        dim: eqx.AbstractVar[int]
+        size: eqx.AbstractVar[int]
     convex: ClassVar[bool] = False
     reparameterised: ClassVar[bool] = False
 
