@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,11 +86,7 @@ def fit_batch(
     """
     began = time.perf_counter()
     rows, count = _rows(data_batch)
-    for name, value, least in (("starts", starts, 1), ("max_doublings", max_doublings, 0), ("draws", draws, 100)):
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"fit_batch: `{name}` must be an integer of at least {least}, got {value!r}.")
-    if not 0 < tol < np.inf:
-        raise ValueError(f"fit_batch: `tol` must be a positive number of posterior standard deviations, got {tol!r}.")
+    _check_numbers(tol, (("starts", starts, 1), ("max_doublings", max_doublings, 0), ("draws", draws, 100)))
     with x64(), host_algebra():
         job = _Job(programs_of(make_target, rows), rows, count, key, float(tol))
         lanes, used = _given(job, make_target, start) if start is not None else _searched(job, int(starts))
@@ -108,6 +105,14 @@ def fit_batch(
     if throw and not any(result.usable for result in results):
         raise FitError(f"None of the {count} fits is usable. The first ended with: {results[0]}", fit)
     return fit
+
+
+def _check_numbers(tol: float, integers: tuple[tuple[str, Any, int], ...]) -> None:
+    for name, value, least in integers:
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"fit_batch: `{name}` must be an integer of at least {least}, got {value!r}.")
+    if not 0 < tol < np.inf:
+        raise ValueError(f"fit_batch: `tol` must be a positive number of posterior standard deviations, got {tol!r}.")
 
 
 def _rows(data_batch: PyTree) -> tuple[PyTree, int]:
@@ -169,13 +174,19 @@ class _Best:
 
 def _given(job: _Job, make_target: Callable, start: Callable) -> tuple[Lane, np.ndarray]:
     """Lanes at the caller's own start."""
+    mean, root = (np.asarray(leaf) for leaf in _starts_at(make_target, start, job.rows))
+    return Lane.start(mean, root, np.linalg.slogdet(root)[1]), np.zeros(job.count)
+
+
+@eqx.filter_jit
+def _starts_at(make_target: Callable, start: Callable, rows: PyTree) -> tuple[Any, Any]:
+    """(means, roots) of `start(make_target(row))`; compiled once for the two functions and the shapes."""
 
     def one(row):
         q = start(make_target(row))
         return q.mean, q.scale.root
 
-    mean, root = (np.asarray(leaf) for leaf in jax.jit(jax.vmap(one))(job.rows))
-    return Lane.start(mean, root, np.linalg.slogdet(root)[1]), np.zeros(job.count)
+    return jax.vmap(one)(rows)
 
 
 def _climbed(job: _Job, lanes: Lane, pairs: int | None, max_doublings: int) -> tuple[Lane, tuple[Result, ...], np.ndarray]:

@@ -21,6 +21,7 @@ from .families.mixture import Mixture
 from .families.student import StudentT
 from .families.warped import Warped
 from .loop import Run, Trace
+from .results import Result
 from .solvers.base import AbstractSolver
 from .solvers.fixed_noise import FixedNoise
 from .solvers.natural import NaturalGradient
@@ -29,6 +30,7 @@ from .solvers.start import LocalGaussian
 from .targets.batched import batched
 
 _PATIENCE = 40_000  # gradients after which no further rung is tried, and that one rung may use, where no budget says else
+_TO_JUDGE = 10_000  # gradients that judging one more family takes, where its first draws do not do
 _MAX_MIXTURES = 2
 _MAX_RIVALS = 4
 _APART = 4.0  # nats of log density (median) by which two components of a mixture differ
@@ -122,9 +124,10 @@ def climb(
     attempt = _attempt(type(first.q).__name__, first, key)
     if rival is not None:
         attempt = _better_of(attempt, _attempt(type(rival).__name__, dataclasses.replace(first, q=rival), key), spent)
-    attempt = _nested(attempt, run_solver, key, spent)
-    attempt = _restarted(attempt, others, run_solver, key, spent)
-    attempt = _bent(attempt, run_solver, key, spent)
+    if first.result is not Result.unbounded:  # no family fits an improper posterior, though some look as if they did
+        attempt = _nested(attempt, run_solver, key, spent)
+        attempt = _restarted(attempt, others, run_solver, key, spent)
+        attempt = _bent(attempt, run_solver, key, spent)
     for _ in range(_MAX_MIXTURES):
         attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
@@ -203,8 +206,11 @@ def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> A
         left, gaussian = spent.left(), attempt.gaussian
         if attempt.passes or left is None or gaussian is None:
             break
-        if spent.budget.evaluations is None:  # these rungs share what is left of the patience
-            left = dataclasses.replace(left, evaluations=_PATIENCE - spent.evaluations)
+        if spent.budget.evaluations is None:  # these rungs share what is left of the patience, with room to be judged
+            room = _PATIENCE - spent.evaluations - _TO_JUDGE
+            if room <= 0:
+                break
+            left = dataclasses.replace(left, evaluations=room)
         run = run_solver(around(gaussian), FixedNoise(), left)
         spent.add(run)
         if run.result.usable:
