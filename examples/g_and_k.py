@@ -40,7 +40,8 @@ def simulate(key, p):
 
 def log_prior(p):
     """Of the same prior, up to a constant."""
-    return -0.5 * (p["a"] / 2) ** 2 - 2 * jnp.log(p["b"]) ** 2 - jnp.log(p["b"]) - 0.5 * p["g"] ** 2 - 0.5 * (p["k"] / 0.4) ** 2
+    log_b = jnp.log(p["b"])
+    return -0.5 * (p["a"] / 2) ** 2 - 2 * log_b**2 - log_b - 0.5 * p["g"] ** 2 - 0.5 * (p["k"] / 0.4) ** 2
 
 
 def log_likelihood(p, x):
