@@ -159,7 +159,7 @@ def _reference_draws(target: Any, fit: Any, truth: Truth | None, key: Any) -> An
     if truth is not None:
         try:
             values = truth.sample(_DRAWS, key)
-        except NotImplementedError:
+        except NotImplementedError:  # a truth of moments alone, without draws: KL(p || q) stays empty
             return None
         z, effective = _unconstrained(target, values), float(_DRAWS)
     elif fit is None:

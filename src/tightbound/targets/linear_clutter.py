@@ -11,14 +11,14 @@ from .._types import Array
 from ..results import TargetError
 from .base import Sequential
 from .clutter import log_density_of_background, per_point
-from .sites import Reweighted, finite_array, log_normal, root_of, vector_of
+from .sites import AlongLines, Reweighted, finite_array, log_normal, root_of, vector_of
 from .tracing import host_unless_traced
 
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
 @final
-class LinearClutter(Reweighted, Sequential):
+class LinearClutter(AlongLines, Reweighted, Sequential):
     """p(y_i | z) = (1 - w) N(y_i; a_i'z, vg) + w Pc(y_i), z ~ N(prior_mean, prior_var): regression with outliers.
 
     log p(z, y) in nats with all constants. `tb.fit` starts it from annealed reweighted least squares; `tb.solvers.EP()` has
@@ -84,32 +84,6 @@ class LinearClutter(Reweighted, Sequential):
         self.log_clutter = log_density_of_background(log_clutter, vc, (self.y - centre)[:, None], "LinearClutter")
         self.prior_mean = vector_of(prior_mean, dim, "LinearClutter", "prior_mean")
         self.prior_root = root_of(prior_var, dim, "LinearClutter", "prior_var")
-
-    @property
-    def dim(self) -> int:
-        return self.directions.shape[1]
-
-    @property
-    def num_sites(self) -> int:
-        return self.directions.shape[0]
-
-    @property
-    def multiplicities(self) -> np.ndarray:
-        return np.ones(self.num_sites)
-
-    @property
-    def coordinate_names(self) -> tuple[str, ...]:
-        return tuple(f"z[{i}]" for i in range(self.dim))
-
-    def constrain(self, z: Array) -> Any:
-        return {"z": z}
-
-    def unconstrain(self, values: Any) -> Array:
-        return values["z"]
-
-    def prior(self) -> tuple[np.ndarray, np.ndarray]:
-        root = np.asarray(self.prior_root)
-        return np.asarray(self.prior_mean), root @ root.T
 
     @host_unless_traced
     def log_site(self, i: Any, z: Array) -> Array:

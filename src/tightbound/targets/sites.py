@@ -152,8 +152,42 @@ class Reweighted(GaussianSites):
         """Mean `[d]` and precision `[d, d]` where points count by their responsibilities at z (None: fully)."""
 
 
+class AlongLines(GaussianSites):
+    """Sites that see z `[d]` through one direction each, a_i' z: what linear models share."""
+
+    directions: eqx.AbstractVar[Array]
+    prior_mean: eqx.AbstractVar[Array]
+    prior_root: eqx.AbstractVar[Array]
+
+    @property
+    def dim(self) -> int:
+        return self.directions.shape[1]
+
+    @property
+    def num_sites(self) -> int:
+        return self.directions.shape[0]
+
+    @property
+    def multiplicities(self) -> np.ndarray:
+        return np.ones(self.num_sites)
+
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        return tuple(f"z[{i}]" for i in range(self.dim))
+
+    def constrain(self, z: Array) -> Any:
+        return {"z": z}
+
+    def unconstrain(self, values: Any) -> Array:
+        return values["z"]
+
+    def prior(self) -> tuple[np.ndarray, np.ndarray]:
+        root = np.asarray(self.prior_root)
+        return np.asarray(self.prior_mean), root @ root.T
+
+
 @final
-class LinearSites(GaussianSites):
+class LinearSites(AlongLines):
     """log p(z) = log N(z; m0, S0) + sum_i log_site(a_i' z, y_i): generalised linear models, for expectation propagation.
 
     Tilted moments are one-dimensional and come from Gauss-Hermite nodes, centred first on the cavity, then on the tilted
@@ -189,32 +223,6 @@ class LinearSites(GaussianSites):
         self.log_site_along = log_site
         self.prior_mean = vector_of(prior_mean, dim, "LinearSites", "prior_mean")
         self.prior_root = root_of(prior_var, dim, "LinearSites", "prior_var")
-
-    @property
-    def dim(self) -> int:
-        return self.directions.shape[1]
-
-    @property
-    def num_sites(self) -> int:
-        return self.directions.shape[0]
-
-    @property
-    def multiplicities(self) -> np.ndarray:
-        return np.ones(self.num_sites)
-
-    @property
-    def coordinate_names(self) -> tuple[str, ...]:
-        return tuple(f"z[{i}]" for i in range(self.dim))
-
-    def constrain(self, z: Array) -> Any:
-        return {"z": z}
-
-    def unconstrain(self, values: Any) -> Array:
-        return values["z"]
-
-    def prior(self) -> tuple[np.ndarray, np.ndarray]:
-        root = np.asarray(self.prior_root)
-        return np.asarray(self.prior_mean), root @ root.T
 
     @host_unless_traced
     def log_site(self, i: Any, z: Array) -> Array:
