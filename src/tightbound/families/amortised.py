@@ -38,8 +38,8 @@ def amortised(
     Arguments:
         target: with the ability `simulator`.
         head: "gaussian" (full; the default), "diagonal", "mixture", "flow" or "spline"; or a head from
-            tb.families.heads. Angles (support "circular") get a von Mises head beside it, convex too, or with "mixture"
-            and "flow" a mixture of these.
+            tb.families.heads. Angles (support "circular") get a von Mises head beside it, convex too, with "mixture" a
+            mixture of these, with "flow" a circular spline flow.
         encoder: "mlp", "deep_sets", "set_transformer", "conv" or "images" (a stack of independent ones); or an encoder from
             tb.families.encoders that returns as many numbers as the head takes. By default ConvNet for two-dimensional x of
             at least 12 x 12, else MLP: that rows are exchangeable is for you to say.
@@ -145,12 +145,13 @@ def _head(head: Any, circular: tuple[bool, ...], key: Any) -> heads.AbstractHead
         "flow": lambda d: heads.Flow.spline(d, key),
         "spline": lambda d: heads.Spline(d),
     }
-    round_heads = {
-        "mixture": heads.VonMisesMixture(),
-        "flow": heads.VonMisesMixture(),
-        "spline": heads.Spline(1, periodic=True),
+    round_makers: dict[str, Any] = {
+        "mixture": heads.VonMisesMixture,
+        "flow": heads.CircularFlow,
+        "spline": lambda: heads.Spline(1, periodic=True),
     }
-    factors = ([makers[name](len(line))] if line else []) + [round_heads.get(name, heads.VonMises())] * len(angles)
+    round_head = round_makers.get(name, heads.VonMises)
+    factors = ([makers[name](len(line))] if line else []) + [round_head() for _ in angles]
     places = ([line] if line else []) + [(i,) for i in angles]
     return factors[0] if len(factors) == 1 else heads.Product(tuple(factors), tuple(places))
 
