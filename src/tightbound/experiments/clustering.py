@@ -33,6 +33,7 @@ SOURCE = "McNamara et al. 2024, table 1; forward-KL spec, sections 2.2 and 5.2"
 CENTRES = np.array([-20.0, -10.0, 0.0, 10.0, 20.0])
 SPREAD, NOISE, SHIFT_SD, TRUE_SHIFT = 0.5, 0.1, 100.0, 100.0
 COMPETITORS = ("ELBO", "IWELBO", "softmax-weighted")
+FORMS = ("mean", "natural")
 REFINED = "forward KL, then refined"
 SIZES = {  # replicates, observations, steps of forward KL, steps of the others, draws, starts of the multi-start ELBO
     "fast": (6, 100, 4_000, 2_500, 30, 12),
@@ -78,13 +79,14 @@ def model(n: int) -> SimulatedModel:
     return from_simulator(draw_prior, simulate, log_prior=log_prior, log_likelihood=log_likelihood)
 
 
-def run(fast: bool = True, reference: bool = False, sizes: Any = None) -> Result:
+def run(fast: bool = True, reference: bool = False, sizes: Any = None, forms: tuple[str, ...] = FORMS) -> Result:
     """Forward KL, ELBO, IWELBO and the softmax-weighted loss from the same starts on the same data sets.
 
     Arguments:
         fast: 6 replicates of 100 observations; else the published 100 of 1000 and 50,000 steps (days on a CPU).
         reference: 50 replicates of 100 observations, 20,000 steps.
         sizes: (replicates, observations, steps of forward KL, of the others, draws, starts) of your own.
+        forms: of q, "mean" (unit variances) and "natural".
     """
     name = "reference" if reference else "fast" if fast else "full"
     replicates, n, steps, other_steps, draws, starts = SIZES[name] if sizes is None else sizes
@@ -92,7 +94,7 @@ def run(fast: bool = True, reference: bool = False, sizes: Any = None) -> Result
         target = model(n)
         x, z = observed(target, replicates)
         rows, modes = [], []
-        for form in ("mean", "natural"):
+        for form in forms:
             found, seconds = _timed(fit_forward, form, target, x, steps)
             scored = [("forward KL", found, x, z, steps, seconds)]
             many = starts if form == "mean" else 0
@@ -113,7 +115,7 @@ def run(fast: bool = True, reference: bool = False, sizes: Any = None) -> Result
     note = (
         f"{name}: {replicates} replicates of {n} observations; {steps:,} steps of forward KL, {other_steps:,} of the others."
     )
-    return Result("clustering", _claims(rows), {"methods": rows, "modes": modes}, note)
+    return Result("clustering", _claims(rows, forms), {"methods": rows, "modes": modes}, note)
 
 
 def observed(target: SimulatedModel, replicates: int) -> tuple[Any, np.ndarray]:
@@ -262,19 +264,19 @@ def _best_bound(target: SimulatedModel, networks: list[Conditional], x: Any) -> 
     return networks[int(np.argmax(bounds))]
 
 
-def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _claims(rows: list[dict[str, Any]], forms: tuple[str, ...]) -> list[dict[str, Any]]:
     claims = []
-    for form in ("mean", "natural"):
+    for form in forms:
         by = {row["method"]: row for row in rows if row["form"] == form}
         what = f"share of replicates that forward KL orders ({form})"
         claims.append(agrees(what, SOURCE, 1.0, by["forward KL"]["ordered"], 0.0))
         claims += [
             below(f"share of replicates that the {m} orders ({form})", SOURCE, 0.1, by[m]["ordered"]) for m in COMPETITORS
         ]
-    worst = min(row["l1"] for row in rows if row["method"] in COMPETITORS and row["form"] == "mean")
-    ours = next(row["l1"] for row in rows if row["method"] == "forward KL")
-    what = "l1 distance of forward KL's modes to the truth over the least of the others (mean)"
-    return [*claims, below(what, SOURCE, 0.5, ours / worst)]
+        worst = min(by[m]["l1"] for m in COMPETITORS)
+        what = f"l1 distance of forward KL's modes to the truth over the least of the others ({form})"
+        claims.append(below(what, SOURCE, 0.5, by["forward KL"]["l1"] / worst))
+    return claims
 
 
 def figures(result: Result) -> dict[str, Any]:
