@@ -72,10 +72,10 @@ def whitening(q: Any, eta: np.ndarray, key: Any) -> np.ndarray:
     with x64():
         head, key = to_device(q.head, q.dtype), as_key(key)
         padded = np.concatenate([eta, np.repeat(eta[-1:], -n % _CHUNK, axis=0)])  # one shape, one program
-        parts = [
-            np.asarray(_information(head, *cast(q.dtype, padded[i : i + _CHUNK]), jr.fold_in(key, i), draws), np.float64)
-            for i in range(0, len(padded), _CHUNK)
-        ]
+        parts = []
+        for i in range(0, len(padded), _CHUNK):
+            (cut,) = cast(q.dtype, padded[i : i + _CHUNK])
+            parts.append(np.asarray(_information(head, cut, jr.fold_in(key, i), draws), np.float64))
     information = np.concatenate(parts)[:n]
     average = np.diagonal(information, axis1=1, axis2=2).mean(axis=0)
     information += np.diag(_FLOOR * np.maximum(average, 1e-6 * max(average.max(), 1e-12)))

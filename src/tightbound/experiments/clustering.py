@@ -201,7 +201,8 @@ def fit_competitors(
         x, objective = data
         at, target_at = Conditioned(q, x), at_traced(target, x)
         z = jax.vmap(at._sample)(jr.split(key, draws))
-        drawn = Draws(jax.vmap(target_at.log_density)(z), jax.vmap(at._log_prob)(z))
+        log_p: Any = jax.vmap(target_at.log_density)(z)
+        drawn = Draws(log_p, jax.vmap(at._log_prob)(z))
         return jnp.stack([o.loss(drawn) for o in objectives])[objective]
 
     data = (x[index], jnp.asarray(which % 3))  # the further starts are the ELBO's
@@ -243,7 +244,7 @@ def _is_network(value: Any) -> bool:
 
 def _gaussians(networks: list[Conditional], x: Any) -> list[Gaussian]:
     """Each network's q at its data."""
-    each = [q.head.moments(q.eta(data)) for q, data in zip(networks, x, strict=True)]
+    each: list[Any] = [q.head.moments(q.eta(data)) for q, data in zip(networks, x, strict=True)]
     return [Gaussian.diagonal(6).moved(np.asarray(mean, float), np.asarray(sd, float)) for mean, sd in each]
 
 

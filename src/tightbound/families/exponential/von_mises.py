@@ -98,7 +98,7 @@ def _length(pair: Any) -> jax.Array:
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny))
 
 
-def draw_centred(key: jax.Array, k: Any) -> jax.Array:
+def draw_centred(key: Any, k: Any) -> jax.Array:
     """A draw with mean direction 0: the wrapped Cauchy envelope of Best & Fisher 1979, section 2."""
     tau = 1.0 + jnp.sqrt(1.0 + 4.0 * k**2)
     # r - 1 in place of r: for small and for large k the textbook form cancels
