@@ -147,6 +147,8 @@ def main() -> int:
     parser.add_argument("--sbi-python", default=sys.executable, metavar="PATH", help="the Python that has sbi")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there, as JSON")
     parsed = parser.parse_args()
+    if os.sep in parsed.sbi_python:
+        parsed.sbi_python = os.path.abspath(parsed.sbi_python)  # not resolved: a virtual environment's is a link
     if subprocess.run([parsed.sbi_python, "-c", "import sbi"], capture_output=True, check=False).returncode:
         print(MISSING.format(python=parsed.sbi_python), file=sys.stderr)
         return 2
