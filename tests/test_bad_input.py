@@ -407,8 +407,8 @@ def test_ctrl_c_while_it_is_judged_keeps_the_first_fit(monkeypatch, function):
 
 
 def test_ctrl_c_in_a_higher_rung_ends_the_climb(monkeypatch):
-    step = AfterCalls(tb.solvers.Nested.step, 2)
-    monkeypatch.setattr(tb.solvers.Nested, "step", step)
+    step = AfterCalls(tb.solvers.NestedPair.step, 2)
+    monkeypatch.setattr(tb.solvers.NestedPair, "step", step)
     fit = tb.fit(BENT, key=1)
     assert fit.result is tb.Result.interrupted
     assert isinstance(fit.q, Gaussian)

@@ -42,6 +42,7 @@ _APART = 4.0  # nats of log density (median) by which two components of a mixtur
 _MAX_RESTARTS = 2
 _NESTED_COST = 100  # gradients per dimension, about
 _SMALL = 8  # dimensions in which one coordinate costs next to nothing, and is tried first
+_LARGE = 30  # dimensions above which two cost all the patience, and one is tried first
 _PAIR_UP_TO = 64  # dimensions; above it the fits at some 60 knots cost more than they bring
 _WELL_FITTED = 0.7  # share of effective draws from which on q is the posterior, up to details
 _PROMISING = 0.5  # share of the variance of log weights that one or two coordinates explain, from which on to nest first
@@ -206,8 +207,8 @@ def _nested_rungs(gaussian: Gaussian, told: Explained | None) -> list[AbstractSo
     if told.second is None or told.both < told.one + _LITTLE_MORE:
         return one
     both = NestedPair((min(told.first, told.second), max(told.first, told.second)))
-    cheap = gaussian.dim <= _SMALL or told.one > _PROMISING
-    return [both, *one] if not cheap and told.both > told.one + _MUCH_MORE else [*one, both]
+    at_once = _SMALL < gaussian.dim <= _LARGE and told.one < _PROMISING and told.both > told.one + _MUCH_MORE
+    return [both, *one] if at_once else [*one, both]
 
 
 def _extended(attempt: Attempt, key: Any) -> Attempt:
