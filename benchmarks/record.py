@@ -31,7 +31,7 @@ def made() -> dict[str, Any]:
 
 def write(path: Path, rows: list[dict[str, Any]], **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"made": made() | more, "rows": plain(rows)}
+    content = {"made": _MADE | more, "rows": plain(rows)}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -64,3 +64,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+_MADE = made()  # when the script starts: a long run belongs to the code that it loaded
