@@ -109,11 +109,14 @@ def conclusions(rows: list[dict[str, Any]]) -> list[str]:
         own = [row for row in rows if row["group"] == group]
         passes, wrong = sum(row["verdict"] == "pass" for row in own), sum(map(wrong_pass, own))
         hidden = sum(row["unseen"] and row["verdict"] == "pass" for row in own)
-        right, held = sum(row["right"] for row in own), sum(row["holds"] for row in own)
+        right, sound = (
+            sum(row["right"] for row in own),
+            [row for row in own if row["verdict"] == "pass" and not row["unseen"]],
+        )
         lines.append(
             f"{group}: {len(own)} fits of {len({row['target'] for row in own})} targets, {right} right, {passes} say pass, "
-            f"**{wrong} wrong passes**, {hidden} more with a mode that no search reached; the evidence lies in its bracket "
-            f"in {held}"
+            f"**{wrong} wrong passes**, {hidden} with a mode that no search reached; the bracket of the other passes "
+            f"holds the evidence in {sum(row['holds'] for row in sound)} of {len(sound)}"
         )
     return lines
 

@@ -55,7 +55,10 @@ def plain(value: Any) -> Any:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # no git: the record says no commit
+        return ""
     return done.stdout.strip()
 
 
