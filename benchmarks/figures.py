@@ -121,7 +121,7 @@ def raw_speed(axes: Any, rows: Rows) -> None:
 
 
 def draw_verdicts(records: Path) -> Any:
-    seeds, race = (record.read(records / name / "runs.json")[0] for name in ("seeds", "race"))
+    seeds, race = (tables.joined(record.runs(records, name)) for name in ("seeds", "race"))
     drawing, axes = plt.subplots(figsize=(8.5, 6), layout="constrained")
     verdicts(axes, seeds, race)
     return drawing
@@ -129,7 +129,7 @@ def draw_verdicts(records: Path) -> Any:
 
 def draw_accuracy(records: Path) -> Any:
     drawing, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), sharey=True, layout="constrained")
-    accuracy(left, right, tables.joined([record.read(records / name / "runs.json")[0] for name in ("peers", "race")]))
+    accuracy(left, right, tables.joined([*record.runs(records, "peers"), *record.runs(records, "race")]))
     return drawing
 
 
@@ -146,8 +146,8 @@ def draw_raw_speed(records: Path) -> Any:
 
 
 FIGURES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
-    "benchmark-verdicts": (draw_verdicts, ("seeds/runs.json", "race/runs.json")),
-    "benchmark-accuracy": (draw_accuracy, ("peers/runs.json", "race/runs.json")),
+    "benchmark-verdicts": (draw_verdicts, ("seeds", "race")),
+    "benchmark-accuracy": (draw_accuracy, ("peers", "race")),
     "benchmark-scaling": (draw_scaling, ("scaling.json",)),
     "benchmark-raw-speed": (draw_raw_speed, ("raw_speed.json",)),
 }
@@ -160,8 +160,7 @@ def main() -> int:
     parsed = parser.parse_args()
     parsed.out.mkdir(parents=True, exist_ok=True)
     for name, (draw, needs) in FIGURES.items():
-        missing = [need for need in needs if not (parsed.records / need).exists()]
-        if missing:
+        if missing := record.missing(parsed.records, needs):
             print(f"{name}.png is left out: {', '.join(missing)} is not in {parsed.records}.", file=sys.stderr)
             continue
         draw(parsed.records).savefig(parsed.out / f"{name}.png", dpi=110)

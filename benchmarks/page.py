@@ -26,8 +26,8 @@ Rows = list[dict[str, Any]]
 _PART = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def runs(records: Path, name: str) -> Rows:
-    return record.read(records / name / "runs.json")[0]
+def runs(records: Path, *names: str) -> Rows:
+    return tables.joined([rows for name in names for rows in record.runs(records, name)])
 
 
 def bullets(lines: list[str]) -> str:
@@ -70,7 +70,7 @@ def race(records: Path) -> str:
 
 def peers(records: Path) -> str:
     """One line per method over all posteriors."""
-    rows = tables.joined([runs(records, "peers"), runs(records, "race")])
+    rows = runs(records, "peers", "race")
     head = (
         "method", "right", "no answer", "largest error: median, worst", "gradients: median",
         "cold seconds over NumPyro full rank's, median", "k-hat above 0.7",
@@ -94,7 +94,7 @@ def peers(records: Path) -> str:
 
 def errors(records: Path) -> str:
     """Largest error of a mean, posterior by method; bold where the answer is right."""
-    rows = tables.joined([runs(records, "peers"), runs(records, "race")])
+    rows = runs(records, "peers", "race")
     found = {(row["posterior"], row["method"]): row for row in rows if row["cold"]}
     methods = [method for method in STYLE if any(row["method"] == method for row in rows)]
     lines = []
@@ -164,10 +164,10 @@ def commits(records: Path) -> str:
 
 # name -> the part, and the records that it needs
 PARTS: dict[str, tuple[Callable[[Path], str], tuple[str, ...]]] = {
-    "seeds": (seeds, ("seeds/runs.json",)),
-    "race": (race, ("race/runs.json",)),
-    "peers": (peers, ("peers/runs.json", "race/runs.json")),
-    "errors": (errors, ("peers/runs.json", "race/runs.json")),
+    "seeds": (seeds, ("seeds",)),
+    "race": (race, ("race",)),
+    "peers": (peers, ("peers", "race")),
+    "errors": (errors, ("peers", "race")),
     "fooled": (fooled_part, ("fooled.json",)),
     "evidence": (evidence_part, ("evidence.json",)),
     "raw-speed": (raw_part, ("raw_speed.json",)),
@@ -184,8 +184,7 @@ def filled(text: str, records: Path) -> str:
         if name not in PARTS:
             sys.exit(f"The page wants a part {name!r}; there are: {', '.join(PARTS)}.")
         write, needs = PARTS[name]
-        missing = [need for need in needs if not (records / need).exists()]
-        if missing:
+        if missing := record.missing(records, needs):
             print(f"{name} stays as it is: {', '.join(missing)} is not in {records}.", file=sys.stderr)
             return found.group()
         return f"{begin}\n{write(records)}\n\n{end}"

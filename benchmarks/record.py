@@ -43,6 +43,16 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return content["rows"], content["made"]
 
 
+def runs(records: Path, name: str) -> list[list[dict[str, Any]]]:
+    """The rows of `name/runs.json`, and of `name-1/runs.json` and so on where a long measurement was made in parts."""
+    return [read(path)[0] for path in sorted([*records.glob(f"{name}/runs.json"), *records.glob(f"{name}-*/runs.json")])]
+
+
+def missing(records: Path, needs: tuple[str, ...]) -> list[str]:
+    """Those of `needs` (files, or names of runs) that are not there."""
+    return [need for need in needs if not (records / need).is_file() and not runs(records, need)]
+
+
 def plain(value: Any) -> Any:
     """What strict JSON can hold: numbers that are not finite become strings, of NumPy's scalars their Python value."""
     if isinstance(value, dict):
