@@ -26,6 +26,7 @@ STYLE = {
     "numpyro-full-50k": ("NumPyro full rank, 50,000 steps", "#6ea6dc", "s"),
     "numpyro-diagonal-10k": ("NumPyro diagonal, 10,000 steps", "#1f5fa8", "x"),
     "pymc-fullrank": ("PyMC full-rank ADVI", "#3d8b3d", "s"),
+    "pymc-fullrank-adam": ("PyMC full-rank ADVI, Adam", "#8bc98b", "s"),
     "pymc-advi": ("PyMC ADVI", "#3d8b3d", "x"),
     "pymc-pathfinder": ("PyMC Pathfinder", "#3d8b3d", "^"),
     "blackjax-fullrank": ("BlackJAX full rank", "#8a6d3b", "s"),
