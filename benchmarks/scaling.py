@@ -9,6 +9,7 @@ The certificate is not part of it; times are cold, compilation included. `figure
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def logistic(rows: int) -> tuple[Any, np.ndarray, np.ndarray]:
 def row(what: str, size: int, fit: Any, seconds: float, mean: np.ndarray, sd: np.ndarray) -> dict[str, Any]:
     off, ratio = np.abs((fit.q.mean - mean) / sd).max(), fit.q.sd / sd
     found = {"fit": what, "size": size, "gradients": fit.evaluations, "seconds": seconds, "mean error": off}
-    return {**found, "least sd": ratio.min(), "largest sd": ratio.max(), "result": fit.result.name}
+    found |= {"least sd": ratio.min(), "largest sd": ratio.max(), "result": fit.result.name}
+    print(", ".join(f"{name} {shown(value)}" for name, value in found.items()), file=sys.stderr, flush=True)
+    return found
 
 
 def timed(**how: Any) -> tuple[Any, float]:
