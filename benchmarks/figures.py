@@ -69,6 +69,8 @@ def accuracy(left: Any, right: Any, rows: Rows) -> None:
     rng = np.random.default_rng(0)
     for method, (label, colour, marker) in STYLE.items():
         own = [row for row in rows if row["method"] == method and row["cold"] and "max_error" in row]
+        if not own:
+            continue
         style = {"color": colour, "marker": marker, "ls": "", "ms": 5, "alpha": 0.8, "label": label}
         if marker != "x":
             style |= {"mfc": colour if method == "tightbound" else "none"}

@@ -82,6 +82,8 @@ def peers(records: Path) -> str:
     for method, (label, *_) in STYLE.items():
         own = [row for row in rows if row["method"] == method and row["cold"]]
         good = [row for row in own if "max_error" in row]
+        if not good:
+            continue
         errors = sorted(finite_or_infinite(row) for row in good)
         even = [finite_or_infinite(row) for row in good if tables.short(row["posterior"]) not in UNSCALED]
         spent = [row["evaluations"] + (row["certificate_evaluations"] or 0) for row in good if row["evaluations"]]
