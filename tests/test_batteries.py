@@ -23,6 +23,7 @@ from tightbound.estimators.draws import draw, evaluate
 from tightbound.families import AbstractFamily, Diagonal, Full, Gaussian, LowRank, StudentT, Warped
 from tightbound.families.mixture import Mixture
 from tightbound.families.nested import NestedGaussian
+from tightbound.families.nested_pair import NestedGaussianPair
 from tightbound.objectives import (
     ELBO,
     IWELBO,
@@ -70,6 +71,15 @@ def nested():
     return NestedGaussian.through(0, knots, -0.5 * knots**2, means, roots)
 
 
+def nested_pair():
+    """On a lattice of 9 x 9 knots: an independent normal pair, and one more coordinate that follows both."""
+    lattice = np.stack(np.meshgrid(np.linspace(-4.0, 4.0, 9), np.linspace(-4.0, 4.0, 9), indexing="ij"), axis=-1)
+    profile, means = -0.5 * np.sum(lattice**2, axis=-1), 0.3 * lattice[..., :1] * lattice[..., 1:]
+    roots = np.exp(0.2 * lattice[..., 0])[..., None, None] * np.ones((1, 1))
+    axes = np.array([[1.0, 0.0], [0.4, 0.8]])
+    return NestedGaussianPair.through((0, 2), np.zeros(2), axes, np.array([-4.0, -4.0]), 1.0, profile, means, roots)
+
+
 FAMILIES = {
     "Gaussian diagonal 1": Gaussian(np.array([0.7]), Diagonal(np.array([-1.0]))),
     "Gaussian diagonal 2": Gaussian(np.array([1.0, -3.0]), Diagonal(np.array([1.0, -0.5]))),
@@ -80,6 +90,7 @@ FAMILIES = {
     "Gaussian low rank 4": Gaussian(np.zeros(4), LowRank(np.random.default_rng(2).standard_normal((4, 2)), np.zeros(4))),
     "Mixture 2": Mixture([Gaussian.full(2), Gaussian.full(2).moved(np.array([2.0, 1.0]), 0.5)], np.array([0.3, -0.3])),
     "NestedGaussian 2": nested(),
+    "NestedGaussianPair 3": nested_pair(),
     "StudentT full 2": StudentT.around(Gaussian.from_root(np.array([5.0, 0.0]), np.array([[2.0, 0.0], [0.9, 0.5]])), 6.0),
     "Warped 2": Warped(
         Gaussian.from_root(np.array([1.0, 2.0]), np.array([[2.0, 0.0], [1.0, 0.5]])),

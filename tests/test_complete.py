@@ -62,6 +62,7 @@ ELSEWHERE = {
     "Flow": "families/test_flow.py",  # the battery would compile its splines a dozen times
     "FixedNoise": "families/test_warped.py",
     "Nested": "solvers/test_nested.py",
+    "NestedPair": "solvers/test_nested_pair.py",
     "EP": "solvers/test_ep.py",
     "Annealed": "targets/test_clutter.py",
     "Enumerate": "estimators/test_discrete.py",

@@ -15,6 +15,7 @@ import numpy as np
 from ._types import Budget
 from .certify.base import Certificate, Finding, Verdict
 from .certify.check import certify, fresh_sample, judge
+from .certify.coverage import misses
 from .certify.draws import FreshDraws
 from .families.gaussian import Gaussian
 from .families.mixture import Mixture
@@ -24,8 +25,10 @@ from .loop import Run, Trace
 from .results import Result
 from .solvers.base import AbstractSolver
 from .solvers.fixed_noise import FixedNoise
+from .solvers.heavy_tails import heavy_tailed_start
 from .solvers.natural import NaturalGradient
-from .solvers.nested import Nested
+from .solvers.nested import Nested, coupling_of
+from .solvers.nested_pair import NestedPair, strongest_pair
 from .solvers.start import LocalGaussian
 from .targets.batched import batched
 
@@ -36,6 +39,11 @@ _MAX_RIVALS = 4
 _APART = 4.0  # nats of log density (median) by which two components of a mixture differ
 _MAX_RESTARTS = 2
 _NESTED_CHOICES = 2
+_PAIR_UP_TO = 40  # dimensions; above it the fits at some 60 knots cost more than they bring
+_WELL_FITTED = 0.7  # share of effective draws from which on q is the posterior, up to details
+_COUPLED = (
+    0.5  # squared third-order coupling of one coordinate: 0.2 in generalised linear mixed models, 2 at a group's scale
+)
 _LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
 _CHECK_STARTS = 32
 
@@ -59,7 +67,9 @@ class Attempt:
 
     @property
     def passes(self) -> bool:
-        return all(f.verdict is Verdict.PASS for f in self.found)
+        """Whether no rung above could do more: long tails of a posterior that q fits are the posterior's own."""
+        doubts = [f.name for f in self.found if f.verdict is not Verdict.PASS]
+        return not doubts or (doubts == ["tails"] and self.sample.smoothed.ess > _WELL_FITTED * len(self.sample.z))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +135,7 @@ def climb(
     if rival is not None:
         attempt = _better_of(attempt, _attempt(type(rival).__name__, dataclasses.replace(first, q=rival), key), spent)
     if first.result is not Result.unbounded:  # no family fits an improper posterior, though some look as if they did
+        attempt = _heavy_tailed(attempt, run_solver, key, spent)
         attempt = _nested(attempt, run_solver, key, spent)
         attempt = _restarted(attempt, others, run_solver, key, spent)
         attempt = _bent(attempt, run_solver, key, spent)
@@ -146,9 +157,41 @@ def _attempt(name: str, run: Run, key: Any) -> Attempt:
     sample = fresh_sample(run, key, extend=False)
     found = judge(run.q, sample, key)
     used = batched(run.target).evaluations - before
-    attempt = Attempt(name, run, sample, found, time.perf_counter() - began, used)
-    # good weights, too few of them: more draws before a richer family
-    return _extended(attempt, key) if not attempt.passes and sample.smoothed.khat < _LOST else attempt
+    full = getattr(getattr(run.q, "scale", None), "structure", None) == "full" and run.result.usable
+    attempt = Attempt(name, run, sample, found, time.perf_counter() - began, used, run.q if full else None)
+    # good weights, too few of them: more draws before a richer family, unless the next one has much to gain
+    more = not attempt.passes and sample.smoothed.khat < _LOST and not _is_coupled(attempt)
+    return _extended(attempt, key) if more else attempt
+
+
+def _coupling(attempt: Attempt) -> np.ndarray | None:
+    """The third-order coupling that the draws of a Gaussian attempt show, `[d, d]`; no gradient is spent on it."""
+    q, sample = attempt.gaussian, attempt.sample
+    if q is None or attempt.run.q is not q or q.dim < 2:
+        return None
+    sd = np.asarray(q.sd)
+    return coupling_of((sample.z - np.asarray(q.mean))[sample.finite] / sd, sample.scores[sample.finite] * sd)
+
+
+def _is_coupled(attempt: Attempt) -> bool:
+    """Whether one coordinate sets the scale of others, which the nested rung settles."""
+    coupling = _coupling(attempt)
+    return coupling is not None and bool(np.max(np.sum(coupling**2, axis=1)) > _COUPLED)
+
+
+def _nested_rungs(attempt: Attempt) -> list[AbstractSolver]:
+    """One coordinate: the strongest, then the second; before them both at once, where each is strong without the other.
+
+    In the plane both at once are a grid, which fits anything.
+    """
+    coupling, dim = _coupling(attempt), attempt.gaussian.dim
+    rungs: list[AbstractSolver] = [Nested(choice=choice) for choice in range(min(_NESTED_CHOICES, dim))]
+    if dim == 2:
+        return [NestedPair(), *rungs]
+    if coupling is None or dim > _PAIR_UP_TO:
+        return rungs
+    pair, strength = strongest_pair(coupling)
+    return [NestedPair((int(pair[0]), int(pair[1]))), *rungs] if strength > _COUPLED else rungs
 
 
 def _extended(attempt: Attempt, key: Any) -> Attempt:
@@ -177,25 +220,38 @@ def _restarted(
     return attempt
 
 
+def _heavy_tailed(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
+    """The Student-t rung, where the Gaussian's weights show heavy tails and nothing else."""
+    left, gaussian, sample = spent.left(), attempt.gaussian, attempt.sample
+    if attempt.passes or left is None or gaussian is None:
+        return attempt
+    start = heavy_tailed_start(gaussian, sample.z, sample.log_w, sample.smoothed.weights)
+    if start is None:
+        return attempt
+    run = run_solver(start, FixedNoise(), left)
+    spent.add(run)
+    if not run.result.usable:
+        return attempt
+    return _better_of(attempt, dataclasses.replace(_attempt("StudentT", run, key), gaussian=gaussian), spent)
+
+
 def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
     """The nested rung, where the one below does not pass and is a full-rank Gaussian.
 
     The strongest coupling points at the scale of a hierarchical model, but at the wrong end of a bent ridge: the second
     strongest is tried where the first does not pass either.
     """
-    gaussian = attempt.run.q
-    structure = getattr(getattr(gaussian, "scale", None), "structure", None)
-    if structure != "full" or not attempt.run.result.usable:
+    gaussian = attempt.gaussian
+    if gaussian is None:
         return attempt
-    attempt = dataclasses.replace(attempt, gaussian=gaussian)
-    for choice in range(min(_NESTED_CHOICES, gaussian.dim)):
+    for solver in _nested_rungs(attempt):
         left = spent.left()
         if attempt.passes or left is None:
             break
-        run = run_solver(gaussian, Nested(choice=choice), left)
+        run = run_solver(gaussian, solver, left)
         spent.add(run)
         if run.result.usable and run.q is not gaussian:
-            new = dataclasses.replace(_attempt("NestedGaussian", run, key), gaussian=gaussian)
+            new = dataclasses.replace(_attempt(type(run.q).__name__, run, key), gaussian=gaussian)
             attempt = _better_of(attempt, new, spent)
     return attempt
 
@@ -220,18 +276,20 @@ def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> A
 
 
 def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
-    """The new attempt for a gain in the ELBO beyond two standard errors, else the old one."""
+    """The new attempt for a gain in the ELBO beyond two standard errors, unless the old one's draws show what it misses."""
     a, b = old.sample.elbo, new.sample.elbo
     gain = b.value - a.value
     error = 0.0 if not np.isfinite(a.value) else 2.0 * float(np.hypot(np.nan_to_num(a.stderr), np.nan_to_num(b.stderr)))
-    kept, dropped = (new, old) if np.isfinite(b.value) and gain > error else (old, new)
+    better = np.isfinite(b.value) and gain > error and not misses(new.run.q, new.sample, old.sample)
+    kept, dropped = (new, old) if better else (old, new)
     spent.evaluations += dropped.used
     return kept
 
 
 def _certificate(attempt: Attempt, key: Any) -> Certificate:
     sample = attempt.sample
-    return certify(sample, attempt.found, key=key, starts=_CHECK_STARTS, seconds=attempt.seconds, used=attempt.used)
+    how = {"key": key, "starts": _CHECK_STARTS, "seconds": attempt.seconds, "used": attempt.used}
+    return certify(attempt.run.q, sample, attempt.found, **how)
 
 
 def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
@@ -241,7 +299,7 @@ def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, ke
     certificate tell where it does not.
     """
     rivals = sorted(certificate["optima"].detail["rivals"], key=lambda rival: -rival[0])[:_MAX_RIVALS]
-    parts, logits = _components(attempt)
+    given, (parts, logits) = attempt, _components(attempt)
     spent.evaluations += certificate.evaluations if rivals else 0
     for _, mean, root in rivals:
         left = spent.left()
@@ -249,11 +307,17 @@ def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, ke
             break
         run = run_solver(Gaussian.from_root(mean, root), NaturalGradient(), left)
         spent.add(run)
+        if not run.result.usable:
+            continue
         new = _attempt("Gaussian", run, key)
-        spent.evaluations += new.used
-        if run.result.usable and all(_apart(new.run.q, q) for q in parts):
+        if any(f.verdict is not Verdict.PASS for f in new.found if f.name != "coverage"):  # the other parts cover the rest
+            new = _nested(new, run_solver, key, spent)
+        if all(_apart(new.run.q, q) for q in parts):
+            spent.evaluations += new.used
             parts, logits = [*parts, new.run.q], [*logits, new.sample.elbo.value]
-    if len(parts) == len(_components(attempt)[0]):
+        else:
+            attempt = _better_of(attempt, new, spent)  # it grew over both
+    if len(parts) == len(_components(given)[0]):
         return attempt
     mixture = dataclasses.replace(attempt.run, q=Mixture(parts, np.array(logits)))
     return _better_of(attempt, _attempt("Mixture", mixture, key), spent)

@@ -77,7 +77,13 @@ def check(fitted: Fitted, *, key: Any = 0, draws: int = _DRAWS, starts: int = 32
         found = judge(fitted.q, sample, key)
         seconds = time.perf_counter() - started
         certificate = certify(
-            sample, found, key=key, starts=starts, seconds=seconds, used=batched(fitted.target).evaluations - before
+            fitted.q,
+            sample,
+            found,
+            key=key,
+            starts=starts,
+            seconds=seconds,
+            used=batched(fitted.target).evaluations - before,
         )
     return with_propriety(fitted, certificate, _check_key(key))
 
@@ -97,11 +103,11 @@ def judge(q: AbstractFamily, sample: FreshDraws, key: Any) -> tuple[Finding, ...
 
 
 def certify(
-    sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int
+    q: AbstractFamily, sample: FreshDraws, found: tuple[Finding, ...], *, key: Any, starts: int, seconds: float, used: int
 ) -> Certificate:
     """The certificate of a sample that was judged already: adds the search for other optima."""
     started, before = time.perf_counter(), batched(sample.target).evaluations
-    found = (*found, optima(sample, _check_key(key), starts=starts))
+    found = (*found, optima(sample, _check_key(key), q=q, starts=starts))
     bounds = _evidence_bounds({finding.name: finding for finding in found})
     used += batched(sample.target).evaluations - before
     return Certificate(found, bounds, sample.elbo, used, seconds + time.perf_counter() - started)

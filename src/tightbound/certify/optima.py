@@ -9,9 +9,11 @@ import dataclasses
 
 import numpy as np
 
-from .._numerics import host_rng
+from .._numerics import host_rng, logmeanexp
 from ..estimators.fixed_design import moment_matched
+from ..families.base import AbstractFamily
 from ..solvers.broad import broad_start
+from ..solvers.conditional_fits import Knot, refit
 from ..solvers.lbfgs import Evaluate, Path, ascend
 from ..solvers.start import LocalGaussian, dispersed_points, local_gaussians
 from ..targets.batched import batched
@@ -20,14 +22,17 @@ from .draws import FreshDraws
 
 _NEARBY = 1.0  # whitened distance within which two ends are one optimum
 _RIVAL = 4.0  # nats of ELBO: a rival this close to q's ELBO holds at least exp(-4) of its mass
-_UNCOVERED = 8.0  # nats of KL(rival || q): two unit Gaussians four sds apart
+_FAR = 8.0  # nats of KL(rival || q), where q has no density of its own: two unit Gaussians four sds apart
+_UNCOVERED = np.log(20.0)  # log p / (q Z) from which on q has next to no density
+_LOOKS = 32  # mirrored pairs of draws at each rival that tell
 _PER_DIMENSION = 0.05  # nats of KL that sampling error in the whitening and unfinished searches add per dimension
 _BETTER = 2.0  # nats by which a rival's ELBO must exceed q's to say that q sits on the wrong optimum
 _MAX_RIVALS = 4
 _MOST_BROAD = 300  # dimensions up to which the ELBO is climbed from far out as well
 _MOST_DIMENSIONS = 500  # up to which the curvature at an end is looked at
 _MAX_NUMBERS = 4_000_000  # curvature pairs x starts x dim held by the searches
-_INFLATION = (2.0, 4.0, 6.0, 8.0)
+_NONE_HELD = np.empty(0, dtype=int)
+_INFLATION = (2.0, 4.0, 8.0, 16.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +74,11 @@ class Whitening:
         return float(np.log(self.root).sum() if self.root.ndim == 1 else np.linalg.slogdet(self.root)[1])
 
 
-def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Finding:
+def optima(draws: FreshDraws, key, *, q: AbstractFamily | None = None, starts: int = 32, evaluate=None) -> Finding:
     """Search from `starts` dispersed points (and from q's mean) and judge every end that q does not cover.
 
-    A rival is an end whose local Gaussian has an ELBO within 4 nats of q's, and lies more than 8 nats of KL from q.
+    A rival is an end whose local Gaussian has an ELBO within 4 nats of q's, and most of whose mass lies where q has less
+    than 1/20 of the posterior's density; without a `q` (draws of a chain), one more than 8 nats of KL from the draws.
     """
     rng = host_rng(key, "dispersed starts")
     white = Whitening.of(draws.z[draws.finite]) if draws.finite.sum() > 10 else Whitening.of(draws.z)
@@ -84,12 +90,10 @@ def optima(draws: FreshDraws, key, *, starts: int = 32, evaluate=None) -> Findin
     if draws.z.shape[1] > _MOST_DIMENSIONS:
         return _of_many_dimensions(paths, white, draws.target.coordinate_names)
     ends = _distinct(paths)[:_MAX_RIVALS]
-    found = _local_rivals(density, ends, white, rng)
+    found = _local_rivals(density, ends, white, rng, elbo.value - _RIVAL)
     if evaluate is None and len(white.mean) <= _MOST_BROAD:
         found += [g for g in _broad_rival(draws, white, key) if all(_another(g, other) for other in found)]
-    close = [
-        g for g in found if g.elbo > elbo.value - _RIVAL and _kl_to_standard(g) > _UNCOVERED + _PER_DIMENSION * len(g.mean)
-    ]
+    close = [g for g in found if g.elbo > elbo.value - _RIVAL and not _is_covered(g, q, draws, white, density, rng)]
     best = max((g.elbo for g in close), default=-np.inf)
     better = best > elbo.value + _BETTER + 3 * np.nan_to_num(elbo.stderr)
     verdict = Verdict.PASS if not close else Verdict.FAIL if better else Verdict.CAUTION
@@ -108,7 +112,7 @@ def _of_many_dimensions(paths: list[Path], white: Whitening, names: tuple[str, .
     home, rivals = paths[0], []
     for path in paths[1:]:
         far = 0.5 * float(np.sum((path.points[-1] - home.points[-1]) ** 2))
-        if far > _UNCOVERED + _PER_DIMENSION * len(white.mean) and path.values[-1] > home.values[-1] - _RIVAL:
+        if far > _FAR + _PER_DIMENSION * len(white.mean) and path.values[-1] > home.values[-1] - _RIVAL:
             rivals.append(path)
     verdict = Verdict.CAUTION if rivals else Verdict.PASS
     gap = max((path.values[-1] for path in rivals), default=home.values[-1]) - home.values[-1]
@@ -120,9 +124,9 @@ def _of_many_dimensions(paths: list[Path], white: Whitening, names: tuple[str, .
 
 
 def _starts(rng: np.random.Generator, draws: FreshDraws, white: Whitening, starts: int) -> np.ndarray:
-    """q's mean; half of the rest anywhere (uniform(-2, 2), every third one five times as wide), half around q."""
+    """q's mean; half of the rest anywhere (uniform(-2, 2), every second one five times as wide), half around q."""
     dim, half = draws.z.shape[1], starts // 2
-    anywhere = dispersed_points(rng, half, dim) * np.where(np.arange(half) % 3 == 2, 5.0, 1.0)[:, None]
+    anywhere = dispersed_points(rng, half, dim) * np.where(np.arange(half) % 2 == 1, 5.0, 1.0)[:, None]
     around = rng.standard_normal((starts - half, dim)) * np.resize(_INFLATION, starts - half)[:, None]
     return np.concatenate([np.zeros((1, dim)), white.to_u(anywhere), around])
 
@@ -140,7 +144,13 @@ def _distinct(paths: list[Path]) -> list[np.ndarray]:
     return [home, *ends] if np.linalg.norm(home) > _NEARBY else ends
 
 
-def _local_rivals(density, ends: list[np.ndarray], white: Whitening, rng: np.random.Generator) -> list[LocalGaussian]:
+def _local_rivals(
+    density: Evaluate, ends: list[np.ndarray], white: Whitening, rng: np.random.Generator, least: float
+) -> list[LocalGaussian]:
+    """The Gaussian at each end, refitted by natural gradients where it is not worth `least` nats but Laplace's evidence is.
+
+    On a bent ridge the curvature at its end makes a Gaussian that leaves the ridge, and looks like nothing.
+    """
     if not ends:
         return []
     dim = len(white.mean)
@@ -151,7 +161,16 @@ def _local_rivals(density, ends: list[np.ndarray], white: Whitening, rng: np.ran
         g = dataclasses.replace(g, elbo=g.elbo + white.log_det)
         if g.mean.tobytes() not in best or best[g.mean.tobytes()].elbo < g.elbo:
             best[g.mean.tobytes()] = g
-    return list(best.values())
+    return [_refitted(density, g, design, white, least) for g in best.values()]
+
+
+def _refitted(density: Evaluate, g: LocalGaussian, design: np.ndarray, white: Whitening, least: float) -> LocalGaussian:
+    at_mode = float(density(g.mean[None])[0][0])
+    laplace = at_mode + 0.5 * len(g.mean) * np.log(2.0 * np.pi) + np.linalg.slogdet(g.root)[1] + white.log_det
+    if g.elbo >= least or not laplace > least:
+        return g
+    (knot,) = refit(density, _NONE_HELD, [Knot(np.empty(0), g.mean, g.root, -np.inf)], design)
+    return dataclasses.replace(g, mean=knot.mean, root=knot.root, elbo=knot.elbo + white.log_det)
 
 
 def _broad_rival(draws: FreshDraws, white: Whitening, key) -> list[LocalGaussian]:
@@ -169,6 +188,29 @@ def _broad_rival(draws: FreshDraws, white: Whitening, key) -> list[LocalGaussian
 def _another(new: LocalGaussian, old: LocalGaussian) -> bool:
     """Whether `new` is centred outside `old`: farther than two of its sds in the rms over directions."""
     return bool(np.linalg.norm(np.linalg.solve(old.root, new.mean - old.mean)) > 2.0 * np.sqrt(len(new.mean)))
+
+
+def _is_covered(
+    g: LocalGaussian,
+    q: AbstractFamily | None,
+    draws: FreshDraws,
+    white: Whitening,
+    density: Evaluate,
+    rng: np.random.Generator,
+) -> bool:
+    """Whether q has density where most of the rival's share of the posterior lies."""
+    slack = _PER_DIMENSION * len(g.mean)
+    if q is None or not q.has_density:
+        return _kl_to_standard(g) <= _FAR + slack
+    noise = rng.standard_normal((_LOOKS, len(g.mean)))
+    noise = np.concatenate([noise, -noise])
+    u = g.mean + noise @ g.root.T
+    log_p = density(u)[0]
+    log_p = np.where(np.isfinite(log_p), log_p, -np.inf)
+    weights = np.exp(log_p + 0.5 * np.sum(noise**2, axis=1) - np.max(log_p + 0.5 * np.sum(noise**2, axis=1)))
+    z = white.mean + (u * white.root if white.root.ndim == 1 else u @ white.root.T)
+    outside = log_p - q.log_prob_on_host(z) - logmeanexp(draws.log_w) > _UNCOVERED + slack
+    return bool(weights @ outside <= 0.5 * weights.sum())
 
 
 def _kl_to_standard(g: LocalGaussian) -> float:

@@ -33,6 +33,7 @@ from .log_linear import LogLinear as LogLinear
 from .low_rank import LowRank as LowRank
 from .mixture import Mixture as Mixture
 from .nested import NestedGaussian as NestedGaussian
+from .nested_pair import NestedGaussianPair as NestedGaussianPair
 from .scales import AbstractScale as AbstractScale
 from .scales import Diagonal as Diagonal
 from .scales import Full as Full

@@ -16,6 +16,7 @@ from .laplace import Laplace as Laplace
 from .learn_clutter import LearnClutter as LearnClutter
 from .natural import NaturalGradient as NaturalGradient
 from .nested import Nested as Nested
+from .nested_pair import NestedPair as NestedPair
 from .pathfinder import Pathfinder as Pathfinder
 from .samplers import HMC as HMC
 from .samplers import NUTS as NUTS
@@ -49,6 +50,7 @@ __all__ = [
     "Moves",
     "NaturalGradient",
     "Nested",
+    "NestedPair",
     "Pathfinder",
     "RobbinsMonro",
     "StochasticGradient",

@@ -6,31 +6,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .._numerics import host_rng
-from ..estimators.fixed_design import moment_matched, whitened_moments
+from ..estimators.fixed_design import moment_matched
 from ..families.nested import NestedGaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
 from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
+from .conditional_fits import Knot, refit, regression
 from .lbfgs import Evaluate
-from .natural import natural_step, newton_model
 
 _FALL = 8.0  # nats below the best knot at which a side of the grid ends
 _FLAT = 0.5  # nats per knot below which the next one is set farther out
 _MAX_KNOTS = 48
-_SETTLED = 0.03  # whitened rms move at which a conditional fit is done
 _REPEATS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Knot:
-    """The Gaussian N(mean, root root') of the other coordinates at one value of t, and its ELBO (nats)."""
-
-    t: float
-    mean: np.ndarray
-    root: np.ndarray
-    elbo: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +80,13 @@ class Nested(AbstractSolver):
         if j is None:
             coupling = third_order_coupling(evaluate, mean, root, rng) if dim > 1 else np.zeros((1, 1))
             j = int(np.argsort(-np.sum(coupling**2, axis=1))[min(self.choice, dim - 1)])
-        covariance, rest = root @ root.T, np.delete(np.arange(dim), j)
-        slope = covariance[rest, j] / covariance[j, j]
-        conditional = covariance[np.ix_(rest, rest)] - np.outer(slope, slope) * covariance[j, j]
-        conditional += 1e-10 * np.diag(np.diag(conditional))
+        slope, conditional_root = regression(root, np.array([j]))
         design = moment_matched(rng, max(dim - 1, 32) if dim > 1 else 1, dim - 1)
-        guess = Knot(float(mean[j]), mean[rest], np.linalg.cholesky(conditional), -np.inf)
-        (start,) = _refit(evaluate, j, [guess], design)
-        spacing = self.step_sds * float(np.sqrt(covariance[j, j]))
+        guess = Knot(float(mean[j]), np.delete(mean, j), conditional_root, -np.inf)
+        (start,) = refit(evaluate, j, [guess], design)
+        spacing = self.step_sds * float(np.linalg.norm(root[j]))
         result = None if np.isfinite(start.elbo) else Result.nonfinite
-        return NestedState(j, design, (spacing, spacing), slope, (start,), True, True, result)
+        return NestedState(j, design, (spacing, spacing), slope[:, 0], (start,), True, True, result)
 
     def step(self, target: Any, q: Any, objective: Any, state: NestedState, key: Any) -> tuple[Any, Any, Any, Info]:
         """One knot further on each open side, both in the same batch."""
@@ -108,7 +94,7 @@ class Nested(AbstractSolver):
         before = evaluate.evaluations
         sides = [s for s, is_open in ((-1, state.open_left), (1, state.open_right)) if is_open]
         new = dict(
-            zip(sides, _refit(evaluate, state.coordinate, [_predict(state, s) for s in sides], state.design), strict=True)
+            zip(sides, refit(evaluate, state.coordinate, [_predict(state, s) for s in sides], state.design), strict=True)
         )
         for side, knot in new.items():
             state = _extended(state, side, knot)
@@ -133,9 +119,13 @@ def third_order_coupling(evaluate: Evaluate, mean: np.ndarray, root: np.ndarray,
         moves = moment_matched(rng, max(dim, 64), dim) @ root.T
         values, scores = evaluate(np.concatenate([mean + moves, mean - moves]))
         good = np.isfinite(values) & np.all(np.isfinite(scores), axis=1)
-        u, s = np.concatenate([moves, -moves])[good] / sd, scores[good] * sd
-        total += u.T @ (s * u) / max(good.sum(), 1)
+        total += coupling_of(np.concatenate([moves, -moves])[good] / sd, scores[good] * sd)
     return total / _REPEATS
+
+
+def coupling_of(u: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """T[j, k], the mean of s_k u_j u_k over draws: standardised coordinates `u [S, d]` and scores `s [S, d]`."""
+    return u.T @ (s * u) / max(len(u), 1)
 
 
 def _extended(state: NestedState, side: int, knot: Knot) -> NestedState:
@@ -174,56 +164,3 @@ def _family(state: NestedState) -> NestedGaussian:
     profile = np.array([k.elbo for k in state.knots])
     means, roots = np.stack([k.mean for k in state.knots]), np.stack([k.root for k in state.knots])
     return NestedGaussian.through(state.coordinate, t, profile, means, roots)
-
-
-def _refit(evaluate: Evaluate, coordinate: int, guesses: list[Knot], design: np.ndarray) -> list[Knot]:
-    """Natural-gradient fits of the rest at each guess's t, in lockstep: one batch of all designs per iteration."""
-    knots = [dataclasses.replace(g) for g in guesses]
-    rho, open_ = [1.0] * len(knots), [True] * len(knots)
-    moments = _moments(evaluate, coordinate, knots, design)
-    for _ in range(20):  # a start too wide for where the density is finite
-        if all(m.finite for m in moments):
-            break
-        knots = [k if m.finite else dataclasses.replace(k, root=0.5 * k.root) for k, m in zip(knots, moments, strict=True)]
-        moments = _moments(evaluate, coordinate, knots, design)
-    for _ in range(16):
-        models = [newton_model(m.gradient, m.curvature) if m.finite else None for m in moments]
-        open_ = [o and model is not None and not _is_settled(model) for o, model in zip(open_, models, strict=True)]
-        active = [i for i, o in enumerate(open_) if o]
-        if not active:
-            break
-        trials = [_moved(knots[i], models[i], rho[i]) for i in active]
-        tried = _moments(evaluate, coordinate, trials, design)
-        for i, trial, new in zip(active, trials, tried, strict=True):
-            if new.finite and new.elbo > moments[i].elbo:
-                open_[i] = bool(new.elbo - moments[i].elbo > 1e-3)
-                knots[i], moments[i], rho[i] = trial, new, min(1.0, 1.8 * rho[i])
-            else:
-                rho[i] *= 0.4
-    return [dataclasses.replace(k, elbo=float(m.elbo)) for k, m in zip(knots, moments, strict=True)]
-
-
-def _moments(evaluate: Evaluate, coordinate: int, knots: list[Knot], design: np.ndarray) -> list:
-    batches = []
-    for knot in knots:
-        moves = design @ knot.root.T
-        batches.append(np.insert(np.concatenate([knot.mean + moves, knot.mean - moves]), coordinate, knot.t, axis=1))
-    values, scores = evaluate(np.concatenate(batches))
-    size, out = 2 * len(design), []
-    for i, knot in enumerate(knots):
-        pick = slice(i * size, (i + 1) * size)
-        inner = np.delete(scores[pick], coordinate, axis=1) @ knot.root
-        out.append(whitened_moments(design, values[pick], inner, float(np.linalg.slogdet(knot.root)[1])))
-    return out
-
-
-def _moved(knot: Knot, model, rho: float) -> Knot:
-    mean, root, _ = natural_step(knot.mean, knot.root, model, rho)
-    return dataclasses.replace(knot, mean=mean, root=root)
-
-
-def _is_settled(model) -> bool:
-    if not len(model.eigenvalues):  # one dimension: nothing is left to fit at a knot
-        return True
-    move = np.sqrt(np.mean((model.gradient / model.stiff) ** 2))
-    return bool(move < _SETTLED and np.sqrt(np.mean((model.eigenvalues - 1.0) ** 2)) < 0.05)
