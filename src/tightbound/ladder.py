@@ -39,6 +39,7 @@ _MAX_RIVALS = 4
 _APART = 4.0  # nats of log density (median) by which two components of a mixture differ
 _MAX_RESTARTS = 2
 _NESTED_CHOICES = 2
+_NESTED_COST = 100  # gradients per dimension, about
 _PAIR_UP_TO = 40  # dimensions; above it the fits at some 60 knots cost more than they bring
 _WELL_FITTED = 0.7  # share of effective draws from which on q is the posterior, up to details
 _COUPLED = (
@@ -112,6 +113,16 @@ class _Spent:
         if (seconds is not None and seconds <= 0) or evaluations <= 0:
             return None
         return Budget(seconds, evaluations)
+
+    def has_room(self, evaluations: float) -> bool:
+        """Whether a rung that takes about so many evaluations ends within the patience, where no budget says else."""
+        return self.budget.evaluations is not None or self.evaluations + evaluations <= _PATIENCE
+
+    def shared(self, left: Budget, room: int = 0) -> Budget:
+        """For rungs that are a second thought: no more than is left of the patience, with room to be judged."""
+        if self.budget.evaluations is not None:
+            return left
+        return dataclasses.replace(left, evaluations=max(_PATIENCE - self.evaluations - room, 1))
 
 
 def climb(
@@ -213,10 +224,10 @@ def _restarted(
         left = spent.left()
         if attempt.sample.smoothed.khat <= _LOST or left is None:
             break
-        run = run_solver(Gaussian.from_root(other.mean, other.root), NaturalGradient(), left)
+        run = run_solver(Gaussian.from_root(other.mean, other.root), NaturalGradient(), spent.shared(left))
         spent.add(run)
         if run.result.usable:
-            attempt = _better_of(attempt, _nested(_attempt("Gaussian", run, key), run_solver, key, spent), spent)
+            attempt = _better_of(attempt, _nested(_attempt("Gaussian", run, key), run_solver, key, spent, again=True), spent)
     return attempt
 
 
@@ -235,18 +246,18 @@ def _heavy_tailed(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spe
     return _better_of(attempt, dataclasses.replace(_attempt("StudentT", run, key), gaussian=gaussian), spent)
 
 
-def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
+def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent, *, again: bool = False) -> Attempt:
     """The nested rung, where the one below does not pass and is a full-rank Gaussian.
 
     The strongest coupling points at the scale of a hierarchical model, but at the wrong end of a bent ridge: the second
-    strongest is tried where the first does not pass either.
+    strongest is tried where the first does not pass either. `again`: not the first Gaussian, so only where there is room.
     """
     gaussian = attempt.gaussian
     if gaussian is None:
         return attempt
-    for solver in _nested_rungs(attempt):
+    for i, solver in enumerate(_nested_rungs(attempt)):
         left = spent.left()
-        if attempt.passes or left is None:
+        if attempt.passes or left is None or ((i or again) and not spent.has_room(_NESTED_COST * gaussian.dim)):
             break
         run = run_solver(gaussian, solver, left)
         spent.add(run)
@@ -262,12 +273,9 @@ def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> A
         left, gaussian = spent.left(), attempt.gaussian
         if attempt.passes or left is None or gaussian is None:
             break
-        if spent.budget.evaluations is None:  # these rungs share what is left of the patience, with room to be judged
-            room = _PATIENCE - spent.evaluations - _TO_JUDGE
-            if room <= 0:
-                break
-            left = dataclasses.replace(left, evaluations=room)
-        run = run_solver(around(gaussian), FixedNoise(), left)
+        if not spent.has_room(_TO_JUDGE):
+            break
+        run = run_solver(around(gaussian), FixedNoise(), spent.shared(left, _TO_JUDGE))
         spent.add(run)
         if run.result.usable:
             new = dataclasses.replace(_attempt(name, run, key), gaussian=gaussian)
@@ -311,7 +319,7 @@ def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, ke
             continue
         new = _attempt("Gaussian", run, key)
         if any(f.verdict is not Verdict.PASS for f in new.found if f.name != "coverage"):  # the other parts cover the rest
-            new = _nested(new, run_solver, key, spent)
+            new = _nested(new, run_solver, key, spent, again=True)
         if all(_apart(new.run.q, q) for q in parts):
             spent.evaluations += new.used
             parts, logits = [*parts, new.run.q], [*logits, new.sample.elbo.value]
