@@ -61,7 +61,7 @@ def verdicts(axes: Any, seeds: Rows, race: Rows) -> None:
     for verdict, colour in VERDICT.items():
         axes.plot([], [], "o", color=colour, label=f"tightbound says {verdict}")
     axes.plot([], [], "s", color="#1f5fa8", mfc="none", label="NumPyro full rank, 10,000 steps")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.figure.legend(loc="outside lower center", fontsize=8, ncols=4)
 
 
 def accuracy(left: Any, right: Any, rows: Rows) -> None:

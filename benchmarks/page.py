@@ -91,7 +91,7 @@ def peers(records: Path) -> str:
         relative = [row["relative_seconds"] for row in good if "relative_seconds" in row]
         lines.append([
             label, f"{sum(row['right'] for row in good)} of {len(own)}", str(len(own) - len(good)),
-            f"{tables.number(median(errors))}, {tables.number(errors[-1], '.1f')}", tables.number(median(even)),
+            f"{figure(median(errors))}, {figure(errors[-1])}", figure(median(even)),
             tables.count(median(spent)) if spent else "–", f"{median(relative):.2f}" if relative else "–",
             f"{sum(not khat <= 0.7 for khat in khats)} of {len(khats)}" if khats else "–",
         ])  # fmt: skip
@@ -116,12 +116,16 @@ def errors(records: Path) -> str:
     return tables.markdown(["posterior", *(STYLE[method][0] for method in methods)], lines)
 
 
+def figure(value: Any) -> str:
+    return tables.number(value, ".3f" if float(value) < 1 else ".1f")
+
+
 def _error(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     if "max_error" not in row:
         return "late" if "no answer after" in row["error"] else "failed"
-    text = tables.number(row["max_error"], ".3f" if float(row["max_error"]) < 1 else ".1f")
+    text = figure(row["max_error"])
     return f"**{text}**" if row["right"] else text
 
 
