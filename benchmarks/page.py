@@ -167,15 +167,16 @@ def scaling_part(records: Path) -> str:
 
 
 def commits(records: Path) -> str:
-    """Which commit each record belongs to."""
-    head = ("record", "commit", "day", "libraries")
-    lines = []
+    """Which records belong to which commit."""
+    found: dict[tuple[str, ...], list[str]] = {}
     for path in sorted(records.glob("**/*.json")):
         _, made = record.read(path)
         commit = f"`{made['commit']}`" + (" and uncommitted changes" if made["differs"] else "")
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-        lines.append([f"`{path.relative_to(records)}`", commit, made["day"], versions])
-    return tables.markdown(head, lines)
+        where = f"{path.parent.name}/" if path.parent != records else ""
+        found.setdefault((commit, made["day"], versions), []).append(f"`{where}{path.name}`")
+    head = ("commit", "day", "libraries", "records")
+    return tables.markdown(head, ([*made, ", ".join(names)] for made, names in found.items()))
 
 
 # name -> the part, and the records that it needs
