@@ -1,8 +1,9 @@
 """The ladder that `fit(target)` climbs until the certificate passes, or says plainly that it does not.
 
-Rungs: the Gaussian of `default.py`, a nested Gaussian on the coordinate that couples most strongly, a warped Gaussian, a
-Student-t; where the dispersed searches of the check find optima that q misses, a mixture over them. A rung replaces the
-one below only for a significant gain in the ELBO on fresh draws.
+Rungs: the Gaussian of `default.py`; a Student-t where its weights show heavy tails and nothing else; a Gaussian nested on
+the coordinate, or the two, that couple most strongly; other starts; a warped Gaussian; where the dispersed searches of the
+check find optima that q misses, a mixture over them. A rung replaces the one below only for a significant gain in the ELBO
+on fresh draws.
 """
 
 import dataclasses
@@ -24,11 +25,12 @@ from .families.warped import Warped
 from .loop import Run, Trace
 from .results import Result
 from .solvers.base import AbstractSolver
+from .solvers.explained import Explained, explained
 from .solvers.fixed_noise import FixedNoise
 from .solvers.heavy_tails import heavy_tailed_start
 from .solvers.natural import NaturalGradient
-from .solvers.nested import Nested, coupling_of
-from .solvers.nested_pair import NestedPair, strongest_pair
+from .solvers.nested import Nested
+from .solvers.nested_pair import NestedPair
 from .solvers.start import LocalGaussian
 from .targets.batched import batched
 
@@ -38,14 +40,15 @@ _MAX_MIXTURES = 2
 _MAX_RIVALS = 4
 _APART = 4.0  # nats of log density (median) by which two components of a mixture differ
 _MAX_RESTARTS = 2
-_NESTED_CHOICES = 2
 _NESTED_COST = 100  # gradients per dimension, about
-_PAIR_UP_TO = 40  # dimensions; above it the fits at some 60 knots cost more than they bring
+_SMALL = 8  # dimensions in which one coordinate costs next to nothing, and is tried first
+_PAIR_UP_TO = 64  # dimensions; above it the fits at some 60 knots cost more than they bring
 _WELL_FITTED = 0.7  # share of effective draws from which on q is the posterior, up to details
-_COUPLED = (
-    0.5  # squared third-order coupling of one coordinate: 0.2 in generalised linear mixed models, 2 at a group's scale
-)
+_PROMISING = 0.5  # share of the variance of log weights that one or two coordinates explain, from which on to nest first
+_HOPELESS = 0.2  # below it no nested family comes near
+_LITTLE_MORE, _MUCH_MORE = 0.05, 0.2  # by which two coordinates must explain more to be tried after one, or before it
 _LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
+_SMALL_GAIN = 0.1  # nats
 _CHECK_STARTS = 32
 
 _BENT: dict[str, Callable[[Gaussian], Any]] = {"Warped": Warped.around, "StudentT": StudentT.around}
@@ -65,12 +68,14 @@ class Attempt:
     seconds: float
     used: int  # gradients that drawing and judging took
     gaussian: Any = None  # the full-rank Gaussian that richer families start from
+    told: Explained | None = None  # which coordinates explain what that Gaussian misses
 
     @property
     def passes(self) -> bool:
-        """Whether no rung above could do more: long tails of a posterior that q fits are the posterior's own."""
-        doubts = [f.name for f in self.found if f.verdict is not Verdict.PASS]
-        return not doubts or (doubts == ["tails"] and self.sample.smoothed.ess > _WELL_FITTED * len(self.sample.z))
+        """Whether no rung above could do more: long tails of a posterior that q fits are its own, pulls on q small."""
+        doubts = {f.name for f in self.found if f.verdict is not Verdict.PASS}
+        fits = self.sample.smoothed.ess > _WELL_FITTED * len(self.sample.z)
+        return not doubts or (fits and doubts <= {"tails", "converged"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +119,7 @@ class _Spent:
             return None
         return Budget(seconds, evaluations)
 
-    def has_room(self, evaluations: float) -> bool:
+    def has_room(self, evaluations: int) -> bool:
         """Whether a rung that takes about so many evaluations ends within the patience, where no budget says else."""
         return self.budget.evaluations is not None or self.evaluations + evaluations <= _PATIENCE
 
@@ -170,39 +175,39 @@ def _attempt(name: str, run: Run, key: Any) -> Attempt:
     used = batched(run.target).evaluations - before
     full = getattr(getattr(run.q, "scale", None), "structure", None) == "full" and run.result.usable
     attempt = Attempt(name, run, sample, found, time.perf_counter() - began, used, run.q if full else None)
+    if attempt.passes:
+        return attempt
+    attempt = dataclasses.replace(attempt, told=_explained(attempt))
     # good weights, too few of them: more draws before a richer family, unless the next one has much to gain
-    more = not attempt.passes and sample.smoothed.khat < _LOST and not _is_coupled(attempt)
-    return _extended(attempt, key) if more else attempt
+    promising = attempt.told is not None and attempt.told.both > _PROMISING
+    return attempt if promising or sample.smoothed.khat >= _LOST else _extended(attempt, key)
 
 
-def _coupling(attempt: Attempt) -> np.ndarray | None:
-    """The third-order coupling that the draws of a Gaussian attempt show, `[d, d]`; no gradient is spent on it."""
+def _explained(attempt: Attempt) -> Explained | None:
+    """Which coordinates explain what a Gaussian attempt misses; None where its draws do not tell."""
     q, sample = attempt.gaussian, attempt.sample
-    if q is None or attempt.run.q is not q or q.dim < 2:
+    if q is None or attempt.run.q is not q or q.dim < 2 or not np.all(sample.finite):
         return None
-    sd = np.asarray(q.sd)
-    return coupling_of((sample.z - np.asarray(q.mean))[sample.finite] / sd, sample.scores[sample.finite] * sd)
+    return explained(q, sample.z, sample.log_w, sample.scores, pairs=q.dim <= _PAIR_UP_TO)
 
 
-def _is_coupled(attempt: Attempt) -> bool:
-    """Whether one coordinate sets the scale of others, which the nested rung settles."""
-    coupling = _coupling(attempt)
-    return coupling is not None and bool(np.max(np.sum(coupling**2, axis=1)) > _COUPLED)
-
-
-def _nested_rungs(attempt: Attempt) -> list[AbstractSolver]:
-    """One coordinate: the strongest, then the second; before them both at once, where each is strong without the other.
+def _nested_rungs(gaussian: Gaussian, told: Explained | None) -> list[AbstractSolver]:
+    """One coordinate or two held together, what explains more of the log weights first; none where neither explains much.
 
     In the plane both at once are a grid, which fits anything.
     """
-    coupling, dim = _coupling(attempt), attempt.gaussian.dim
-    rungs: list[AbstractSolver] = [Nested(choice=choice) for choice in range(min(_NESTED_CHOICES, dim))]
-    if dim == 2:
-        return [NestedPair(), *rungs]
-    if coupling is None or dim > _PAIR_UP_TO:
-        return rungs
-    pair, strength = strongest_pair(coupling)
-    return [NestedPair((int(pair[0]), int(pair[1]))), *rungs] if strength > _COUPLED else rungs
+    if gaussian.dim == 2:
+        return [NestedPair(), Nested()]
+    if told is None:
+        return [Nested()]
+    if told.both < _HOPELESS:
+        return []
+    one: list[AbstractSolver] = [Nested(told.first)]
+    if told.second is None or told.both < told.one + _LITTLE_MORE:
+        return one
+    both = NestedPair((min(told.first, told.second), max(told.first, told.second)))
+    cheap = gaussian.dim <= _SMALL or told.one > _PROMISING
+    return [both, *one] if not cheap and told.both > told.one + _MUCH_MORE else [*one, both]
 
 
 def _extended(attempt: Attempt, key: Any) -> Attempt:
@@ -243,26 +248,26 @@ def _heavy_tailed(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spe
     spent.add(run)
     if not run.result.usable:
         return attempt
-    return _better_of(attempt, dataclasses.replace(_attempt("StudentT", run, key), gaussian=gaussian), spent)
+    new = dataclasses.replace(_attempt("StudentT", run, key), gaussian=gaussian, told=attempt.told)
+    return _better_of(attempt, new, spent)
 
 
 def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent, *, again: bool = False) -> Attempt:
     """The nested rung, where the one below does not pass and is a full-rank Gaussian.
 
-    The strongest coupling points at the scale of a hierarchical model, but at the wrong end of a bent ridge: the second
-    strongest is tried where the first does not pass either. `again`: not the first Gaussian, so only where there is room.
+    `again`: not the first Gaussian, so only where there is room.
     """
     gaussian = attempt.gaussian
     if gaussian is None:
         return attempt
-    for i, solver in enumerate(_nested_rungs(attempt)):
+    for i, solver in enumerate(_nested_rungs(gaussian, attempt.told)):
         left = spent.left()
         if attempt.passes or left is None or ((i or again) and not spent.has_room(_NESTED_COST * gaussian.dim)):
             break
         run = run_solver(gaussian, solver, left)
         spent.add(run)
         if run.result.usable and run.q is not gaussian:
-            new = dataclasses.replace(_attempt(type(run.q).__name__, run, key), gaussian=gaussian)
+            new = dataclasses.replace(_attempt(type(run.q).__name__, run, key), gaussian=gaussian, told=attempt.told)
             attempt = _better_of(attempt, new, spent)
     return attempt
 
@@ -278,17 +283,21 @@ def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> A
         run = run_solver(around(gaussian), FixedNoise(), spent.shared(left, _TO_JUDGE))
         spent.add(run)
         if run.result.usable:
-            new = dataclasses.replace(_attempt(name, run, key), gaussian=gaussian)
+            new = dataclasses.replace(_attempt(name, run, key), gaussian=gaussian, told=attempt.told)
             attempt = _better_of(attempt, new, spent)
     return attempt
 
 
 def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
-    """The new attempt for a gain in the ELBO beyond two standard errors, unless the old one's draws show what it misses."""
+    """The new attempt for a gain in the ELBO beyond two standard errors, unless the old one's draws show what it misses.
+
+    A small gain counts only where it comes with weights that can be relied on.
+    """
     a, b = old.sample.elbo, new.sample.elbo
     gain = b.value - a.value
     error = 0.0 if not np.isfinite(a.value) else 2.0 * float(np.hypot(np.nan_to_num(a.stderr), np.nan_to_num(b.stderr)))
-    better = np.isfinite(b.value) and gain > error and not misses(new.run.q, new.sample, old.sample)
+    in_vain = new.sample.smoothed.khat > _LOST and gain < _SMALL_GAIN
+    better = np.isfinite(b.value) and gain > error and not in_vain and not misses(new.run.q, new.sample, old.sample)
     kept, dropped = (new, old) if better else (old, new)
     spent.evaluations += dropped.used
     return kept
@@ -348,6 +357,8 @@ def _apart(new: Any, old: Any) -> bool:
 def _why(attempt: Attempt, certificate: Certificate, spent: _Spent) -> str:
     if certificate.verdict is Verdict.PASS:
         return f"{attempt.name}: the certificate passes."
+    if attempt.passes:
+        return f"{attempt.name}: q fits; no richer family would settle what the certificate doubts."
     if spent.left() is None:
         return f"{attempt.name}: the budget is spent; a larger `budget` climbs further."
     return f"{attempt.name}: the last rung; no richer family gained ELBO beyond its error."

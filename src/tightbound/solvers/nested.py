@@ -123,9 +123,9 @@ def third_order_coupling(evaluate: Evaluate, mean: np.ndarray, root: np.ndarray,
     return total / _REPEATS
 
 
-def coupling_of(u: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """T[j, k], the mean of s_k u_j u_k over draws: standardised coordinates `u [S, d]` and scores `s [S, d]`."""
-    return u.T @ (s * u) / max(len(u), 1)
+def coupling_of(u: np.ndarray, s: np.ndarray, v: np.ndarray | None = None) -> np.ndarray:
+    """T[j, k], the mean of u_j s_k v_k over draws: coordinates `u` and `v [S, d]` (u if left out), scores `s` in v."""
+    return u.T @ (s * (u if v is None else v)) / max(len(u), 1)
 
 
 def _extended(state: NestedState, side: int, knot: Knot) -> NestedState:

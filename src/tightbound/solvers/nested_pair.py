@@ -19,6 +19,7 @@ from .nested import third_order_coupling
 
 _FALL = 6.5  # nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
 _PLANE_FALL = 14.0  # in the plane, where a knot is one evaluation
+_MOST = 25_000  # evaluations after which the lattice stays as it is
 _COARSEN = 80  # knots at which the lattice is made twice as wide; in the plane, where a knot is one evaluation, as many as
 _PLANE_KNOTS = 4_000
 _REFITS = 2  # times that it may be
@@ -45,6 +46,7 @@ class PairState:
     farthest: float
     fall: float
     coarsened: int = 0
+    spent: int = 0
     result: Result | None = None
 
     @property
@@ -117,10 +119,13 @@ class NestedPair(AbstractSolver):
         new = refit(evaluate, state.coordinates, list(guesses.values()), state.design)
         state.knots.update(zip(guesses, new, strict=True))
         state = dataclasses.replace(state, edge=tuple(guesses))
+        state = dataclasses.replace(state, spent=state.spent + evaluate.evaluations - before)
         if not _frontier(state):
             state = dataclasses.replace(state, result=Result.converged if _spans(state) else Result.nonfinite)
         elif len(state.knots) >= (_COARSEN if q.dim > 2 else _PLANE_KNOTS):
             state = _coarsened(state)
+        if state.result is None and state.spent > _MOST:
+            state = dataclasses.replace(state, result=Result.max_steps)
         if state.result is not None and _spans(state):
             q = _family(state)
         return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before)

@@ -15,9 +15,8 @@ from ..tracing import explained, scalar
 from .base import AbstractCollapsedTarget, AbstractConjugateTarget, check_rows, hidden_factors, layout_of
 
 
-@final
-class ConjugateModel(AbstractConjugateTarget):
-    """A model by its expected log joint, with two or more hidden factors; made by `tb.from_expected_log_joint`."""
+class AbstractWritten(AbstractConjugateTarget):
+    """A model by its expected log joint; made by `tb.from_expected_log_joint`."""
 
     function: Callable[..., Any]
     family: Product
@@ -37,27 +36,16 @@ class ConjugateModel(AbstractConjugateTarget):
 
 
 @final
-class CollapsedModel(AbstractCollapsedTarget):
+class ConjugateModel(AbstractWritten):
+    """A model by its expected log joint, with two or more hidden factors; made by `tb.from_expected_log_joint`."""
+
+
+@final
+class CollapsedModel(AbstractWritten, AbstractCollapsedTarget):
     """A model by its expected log joint, with at most one hidden factor, which its log density sums out.
 
     Made by `tb.from_expected_log_joint`.
     """
-
-    function: Callable[..., Any]
-    family: Product
-    layout: Layout
-    data: PyTree
-    start_function: Callable[[Any], Product] | None
-
-    @property
-    def data_rows(self) -> PyTree:
-        return self.data
-
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
-        return _called(self.function, moments, self.data if rows is None else rows, scale)
-
-    def start(self, key: Any) -> Product:
-        return self.family if self.start_function is None else self.start_function(key)
 
 
 @scoped
