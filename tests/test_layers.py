@@ -22,7 +22,7 @@ LAYERS = [
     {"certify"},
     {"report", "summary", "storage", "datatree", "progress", "posterior"},
     {"compare", "compare_estimators"},
-    {"default", "ladder"},
+    {"default", "ladder", "head_ladder"},
     {"fit"},
     {"batch_fit", "fit_batch", "update", "refine"},
     {"cli"},

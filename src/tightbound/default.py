@@ -13,6 +13,8 @@ from .estimators.fixed_design import FixedDesign
 from .estimators.gauss_hermite import GaussHermite
 from .families.amortised import amortised
 from .families.gaussian import Gaussian
+from .head_ladder import climb_heads
+from .ladder import Climb, climb
 from .loop import run
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
@@ -54,6 +56,7 @@ class Plan:
     """The three choices, and what was found on the way to the start.
 
     `settled`: why no ladder stands above this plan, where none does; the fit is then certified as it is.
+    `ladder`: the one that stands above it otherwise.
     `rival`: a member of another family, to be judged as well.
     """
 
@@ -63,6 +66,7 @@ class Plan:
     others: tuple[LocalGaussian, ...] = ()
     settled: str = ""
     rival: Any = None
+    ladder: Callable[..., Climb] = climb
 
 
 def plan(target: Any, q: Any = None, *, key: Any, starts: int | None, factors: bool = True) -> Plan:
@@ -230,8 +234,13 @@ def _regression(target: Any, key: Any, starts: int | None) -> Plan:
 
 
 def _simulator(target: Any, key: Any, starts: int | None) -> Plan:
-    """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL."""
-    return Plan(amortised(target, key=key, seeds=starts or 1), ForwardKL(), HeldOut(), settled=_TRAINED)
+    """Simulations alone: a conditional Gaussian (von Mises in angles) in convex coordinates, by expected forward KL.
+
+    Richer heads stand above it where fresh simulations can judge them; stored ones have been trained on.
+    """
+    q = amortised(target, key=key, seeds=starts or 1)
+    settled = "" if target.num_simulations is None else _TRAINED
+    return Plan(q, ForwardKL(), HeldOut(), settled=settled, ladder=climb_heads)
 
 
 TABLE: list[tuple[type, Callable[[Any, Any, int | None], Plan]]] = [

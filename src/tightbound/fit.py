@@ -21,7 +21,6 @@ from .certify.base import Certificate, Verdict
 from .certify.check import check, with_propriety
 from .default import Plan, plan
 from .families.base import AbstractFamily
-from .ladder import climb
 from .loop import Run, Trace, is_finite, run
 from .objectives.base import AbstractObjective
 from .objectives.classic import ELBO
@@ -242,8 +241,8 @@ def _climbed(fitted: Fit, first: Run, chosen: Plan, run_solver: Any, budget: Bud
 
     try:
         clock = {"budget": budget, "started": time.perf_counter()}
-        end = climb(first, chosen.others, run_or_stop, key=fitted.seed, rival=chosen.rival, **clock)
-        ran = end.attempt.run
+        end = chosen.ladder(first, chosen.others, run_or_stop, key=fitted.seed, rival=chosen.rival, **clock)
+        ran = end.run
         seconds = time.perf_counter() - started - end.certificate.seconds
         climbed = dataclasses.replace(
             fitted, q=ran.q, result=ran.result, steps=len(end.trace.loss), trace=end.trace,

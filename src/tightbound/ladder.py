@@ -80,9 +80,9 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Climb:
-    """Where the climb ended: the attempt that was kept, its certificate, and why it stopped there."""
+    """Where a climb ended: the run that was kept, its certificate, and why it stopped there."""
 
-    attempt: Attempt
+    run: Run
     certificate: Certificate
     why: str
     evaluations: int  # of the fit: all runs, and the draws that were only used to compare rungs
@@ -165,7 +165,7 @@ def climb(
     else:
         attempt = _extended(attempt, key)
         certificate = _certificate(attempt, key)
-    return Climb(attempt, certificate, _why(attempt, certificate, spent), spent.evaluations, spent.trace())
+    return Climb(attempt.run, certificate, _why(attempt, certificate, spent), spent.evaluations, spent.trace())
 
 
 def _attempt(name: str, run: Run, key: Any) -> Attempt:

@@ -1,5 +1,7 @@
 """The forward-KL reproductions in a tiny form: the parts that carry their claims, against known truth."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 
 from tightbound.experiments import REGISTRY, OptionError, clustering, digits, local_optimum, ntk_widths, rotated_digits, run
-from tightbound.families import kl
+from tightbound.families import Gaussian, kl
+
+MNIST = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mnist"
 
 
 def test_they_are_registered():
@@ -54,12 +58,23 @@ def test_the_exact_posterior_of_the_clusters_is_that_of_its_density():
 
 
 def test_clustering_runs_and_scores():
-    result = clustering.run(sizes=(2, 30, 100, 20, 5, 0))
-    rows = {r["method"]: r for r in result.tables["methods"]}
-    assert set(rows) == {"forward KL", "ELBO", "IWELBO", "softmax-weighted"}
-    assert all(row["median KL(p || q)"] > 0 for row in rows.values())
+    result = clustering.run(sizes=(2, 30, 300, 20, 5, 3), forms=("mean",))
+    rows = {(r["method"], r["form"]): r for r in result.tables["methods"]}
+    methods = {"forward KL", "ELBO", "IWELBO", "softmax-weighted"}
+    starts, refined = ("ELBO, best of 3 starts", "mean"), ("forward KL, then refined", "full")
+    assert set(rows) == {(m, "mean") for m in methods} | {starts, refined}
+    assert all(row["median KL(p || q)"] > row["least KL(p || q) of the family"] - 1e-6 for row in rows.values())
     assert len(result.claims) == 5
     assert set(clustering.figures(result)) == {"modes"}
+
+
+def test_the_refinement_of_a_rough_answer_is_the_exact_posterior():
+    with jax.numpy_rank_promotion("allow"):
+        target = clustering.model(60)
+        x, z = clustering.observed(target, 1)
+        start = [Gaussian.diagonal(6).moved(np.concatenate([[97.0], z[0] + np.array([1.0, -1.0, 0.5, 1.5, -0.7])]), 1.3)]
+        (found,) = clustering._refined(target, x, start)
+    assert kl(clustering.exact_posterior(np.asarray(x[0], np.float64), z[0]), found) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_rotation_by_a_quarter_turn_is_exact_and_by_nothing_none():
@@ -72,6 +87,20 @@ def test_rotation_by_a_quarter_turn_is_exact_and_by_nothing_none():
 def test_data_that_are_not_mnist_are_refused(tmp_path):
     with pytest.raises(OptionError, match="there is no train-images-idx3-ubyte.gz"):
         run("local-optimum", data=tmp_path)
+
+
+@pytest.mark.skipif(not (MNIST / "train-images-idx3-ubyte.gz").exists(), reason="needs MNIST in ../shared/data/mnist")
+def test_mnist_is_read_and_its_rotation_found_on_the_grid():
+    pictures, source = digits.images(MNIST)
+    assert source == "MNIST"
+    assert pictures.shape == (20_000, 28, 28)
+    assert round(pictures[0].sum() * 255) == 27_525  # the first image, a five
+    clean = jnp.asarray(pictures[:6], jnp.float32)
+    turned = digits.rotate(clean, jnp.float32(np.radians(local_optimum.TRUE)))
+    angles, log_p = local_optimum.profile(clean, turned)
+    assert angles[np.argmax(log_p)] == local_optimum.TRUE
+    elbo = local_optimum.smoothed(log_p, local_optimum.SD)
+    assert digits.away(max(local_optimum.maxima(elbo), key=lambda a: elbo[round(2 * a)]), local_optimum.TRUE) < 10
 
 
 def test_the_landscape_is_exact():

@@ -10,20 +10,22 @@ from .base import Verdict as Verdict
 from .calibration import calibrate as calibrate
 from .calibration import calibrate_refits as calibrate_refits
 from .check import check as check
+from .global_optimum import convex_bound as convex_bound
+from .improvement import Improvement as Improvement
+from .improvement import improvement as improvement
 from .linear_response import LinearResponse as LinearResponse
 from .linear_response import linear_response as linear_response
-from .psis import SmoothedWeights as SmoothedWeights
-from .psis import smooth as smooth
-
-__all__ = ["Certificate", "Finding", "LinearResponse", "SmoothedWeights", "Verdict", "check", "linear_response", "smooth"]
-from .global_optimum import convex_bound as convex_bound
 from .ntk import TangentKernel as TangentKernel
 from .ntk import antipodal as antipodal
 from .ntk import tangent_kernel as tangent_kernel
+from .psis import SmoothedWeights as SmoothedWeights
+from .psis import smooth as smooth
 
 __all__ = [
     "Certificate",
     "Finding",
+    "Improvement",
+    "LinearResponse",
     "SmoothedWeights",
     "TangentKernel",
     "Verdict",
@@ -36,6 +38,8 @@ __all__ = [
     "check_amortised",
     "convex_bound",
     "global_optimum",
+    "improvement",
+    "linear_response",
     "smooth",
     "tangent_kernel",
 ]

@@ -26,14 +26,14 @@ def check_amortised(fitted: Any, *, key: Any = 0, n: int = 500, budget: Budget |
     Arguments:
         fitted: with `.q`, an amortised family, and `.target`, a simulator.
         key: use another than the fit's.
-        n: simulations for the calibration; twice as many for the global optimum.
+        n: simulations for the calibration; four times as many for the global optimum.
         budget: of the calibration, see `tb.certify.calibrate`.
     """
     started, (q, target) = time.perf_counter(), (fitted.q, fitted.target)
     found = [
         _simulations(target, key),
         learns(q, target, key),
-        global_optimum(q, target, key, n=2 * n),
+        global_optimum(q, target, key, n=4 * n),
         seeds_agree(q, target, key),
         *calibrate(q, target, key, n=n, budget=budget),
     ]

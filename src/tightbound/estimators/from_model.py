@@ -77,8 +77,8 @@ class FromModel(AbstractEstimator):
             order = jr.permutation(key, target.num_simulations)
             held = int(np.clip(target.num_simulations // 10, 20, 2000))
             return Simulations(*target.take(order[held:]), *target.take(order[:held]))
-        held_z, held_x = _finite_only(*draws(target, held_key, self.held_out))
-        train = (None, None) if self.stored is None else _finite_only(*draws(target, key, self.stored))
+        held_z, held_x = _finite_only(*_made(target, held_key, self.held_out))
+        train = (None, None) if self.stored is None else _finite_only(*_made(target, key, self.stored))
         return Simulations(*train, held_z, held_x)
 
     def surrogate(
@@ -103,6 +103,9 @@ def draws(target: Any, key: Any, n: int) -> tuple[jax.Array, PyTree]:
     """`n` draws of the model, finite or not: z `[n, dim]`, x with a leading axis n. The user's code promotes as it likes."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return jax.vmap(target.draw)(jr.split(key, n))
+
+
+_made = eqx.filter_jit(draws)  # one program; op by op the compiler would be called dozens of times
 
 
 def is_valid(z: jax.Array, x: PyTree) -> jax.Array:

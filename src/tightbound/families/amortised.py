@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -38,8 +39,8 @@ def amortised(
     Arguments:
         target: with the ability `simulator`.
         head: "gaussian" (full; the default), "diagonal", "mixture", "flow" or "spline"; or a head from
-            tb.families.heads. Angles (support "circular") get a von Mises head beside it, convex too, or with "mixture"
-            and "flow" a mixture of these.
+            tb.families.heads. Angles (support "circular") get a von Mises head beside it, convex too, with "mixture" a
+            mixture of these, with "flow" a circular spline flow.
         encoder: "mlp", "deep_sets", "set_transformer", "conv" or "images" (a stack of independent ones); or an encoder from
             tb.families.encoders that returns as many numbers as the head takes. By default ConvNet for two-dimensional x of
             at least 12 x 12, else MLP: that rows are exchangeable is for you to say.
@@ -145,12 +146,13 @@ def _head(head: Any, circular: tuple[bool, ...], key: Any) -> heads.AbstractHead
         "flow": lambda d: heads.Flow.spline(d, key),
         "spline": lambda d: heads.Spline(d),
     }
-    round_heads = {
-        "mixture": heads.VonMisesMixture(),
-        "flow": heads.VonMisesMixture(),
-        "spline": heads.Spline(1, periodic=True),
+    round_makers: dict[str, Any] = {
+        "mixture": heads.VonMisesMixture,
+        "flow": heads.CircularFlow,
+        "spline": lambda: heads.Spline(1, periodic=True),
     }
-    factors = ([makers[name](len(line))] if line else []) + [round_heads.get(name, heads.VonMises())] * len(angles)
+    round_head = round_makers.get(name, heads.VonMises)
+    factors = ([makers[name](len(line))] if line else []) + [round_head() for _ in angles]
     places = ([line] if line else []) + [(i,) for i in angles]
     return factors[0] if len(factors) == 1 else heads.Product(tuple(factors), tuple(places))
 
@@ -167,19 +169,20 @@ def _encoder(
     name = ("conv" if picture else "mlp") if encoder is None else encoder
     how: dict[str, Any] = {"width": width, "depth": depth}
     features = 1 if len(shape) == 1 else shape[-1] if shape else 1
-    makers = {
-        "mlp": lambda: encoders.MLP.make(count, head.size, key, **how),
-        "deep_sets": lambda: encoders.DeepSets.make(features, head.size, key, **how),
-        "set_transformer": lambda: encoders.SetTransformer.make(features, head.size, key, width=width),
-        "conv": lambda: encoders.ConvNet.make(shape, head.size, key, **how),
-        "images": lambda: encoders.ConvNet.make(shape, head.size, key, images=True, **how),
+    makers: dict[str, Any] = {
+        "mlp": (encoders.MLP.make, count, how),
+        "deep_sets": (encoders.DeepSets.make, features, how),
+        "set_transformer": (encoders.SetTransformer.make, features, {"width": width}),
+        "conv": (encoders.ConvNet.make, shape, how),
+        "images": (encoders.ConvNet.make, shape, {**how, "images": True}),
     }
     if name not in makers:
         raise ValueError(
             f"amortised: `encoder` must be one of {', '.join(makers)}, or an encoder from tb.families.encoders; got "
             f"{encoder!r}."
         )
-    made = makers[name]()
+    make, inputs, options = makers[name]
+    made = _made(make, inputs, head.size, key, options)
     weight, bias = np.zeros((head.size, count)), head.start()
     if isinstance(made, encoders.MLP):
         if count <= _LARGEST_REGRESSION and len(z) > 2 * z.shape[1]:
@@ -188,17 +191,21 @@ def _encoder(
     return with_bias(made, bias)
 
 
+@eqx.filter_jit
+def _made(make: Any, inputs: Any, size: int, key: Any, options: dict[str, Any]) -> Any:
+    """A network at its start; in one program, as op by op the compiler would be called dozens of times."""
+    return make(inputs, size, key, **options)
+
+
 def with_bias(encoder: Any, bias: np.ndarray) -> Any:
     """The encoder whose last layer has this bias, so that q starts at about the prior."""
-    import equinox as eqx
-
     return eqx.tree_at(lambda e: e.last.bias, encoder, np.asarray(bias, encoder.last.bias.dtype))
 
 
 def _regression(scaling: Scaling, z: np.ndarray, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ridge regression of standardised z on standardised x: slope `[d, p]`, intercept `[d]`, residual covariance."""
     with jax.numpy_rank_promotion("raise"):
-        standard = jax.vmap(scaling.standardise)(jax.tree.map(jnp.asarray, x))
+        standard = jax.jit(jax.vmap(scaling.standardise))(jax.tree.map(jnp.asarray, x))
     a = np.concatenate([np.asarray(leaf, np.float64).reshape(len(z), -1) for leaf in jax.tree.leaves(standard)], axis=1)
     u = (z - scaling.z_shift) / scaling.z_scale
     centre, level = a.mean(axis=0), u.mean(axis=0)

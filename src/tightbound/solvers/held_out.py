@@ -94,13 +94,14 @@ class HeldOut(AbstractSolver):
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> TrainingState:
         simulations = to_device(self._estimator.prepare(target, q, jr.fold_in(key, 2**20)), q.dtype)
         weights, static, _ = _networks(q)
+        optimiser, mean, losses = _beginning(self._transform.init, objective, weights, static, simulations)
         zero = jnp.zeros((), jnp.int32)
         return TrainingState(
             draws=simulations,
-            optimiser=jax.vmap(self._transform.init)(weights),
-            mean=jax.tree.map(jnp.zeros_like, weights),
+            optimiser=optimiser,
+            mean=mean,
             best=weights,
-            losses=_held_out_losses(objective, weights, static, simulations),
+            losses=losses,
             step_size=jnp.ones((), q.dtype),
             count=zero,
             idle=zero,
@@ -189,6 +190,13 @@ def _networks(q: Any) -> tuple[Any, Any, Any]:
     weights, static = eqx.partition(q, eqx.is_inexact_array)
     first = lambda weights: eqx.combine(jax.tree.map(lambda leaf: leaf[0], weights), static)  # noqa: E731
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], weights), static, first
+
+
+@eqx.filter_jit
+def _beginning(init: Any, objective: Any, weights: Any, static: Any, simulations: Any) -> Any:
+    """The optimiser's state, an average of nothing, the first losses: one program, as each operation costs a compilation."""
+    losses = _held_out_losses(objective, weights, static, simulations)
+    return jax.vmap(init)(weights), jax.tree.map(jnp.zeros_like, weights), losses
 
 
 def _held_out_losses(objective: Any, weights: Any, static: Any, simulations: Any) -> jax.Array:

@@ -13,6 +13,7 @@ from .base import AbstractExponentialFamily, check_positive, plated
 from .roots import falling_root
 
 _LOG_2PI = math.log(2 * math.pi)
+_TINY = 1e-12
 
 
 class CosAndSin(NamedTuple):
@@ -70,8 +71,7 @@ class VonMises(AbstractExponentialFamily):
 
     @classmethod
     def _log_partition(cls, eta: CosAndSin) -> jax.Array:
-        k = _length(eta)
-        return _LOG_2PI + jnp.log(jsp.i0e(k)) + k
+        return log_partition(eta.cos, eta.sin)
 
     def _statistics(self, value: jax.Array) -> CosAndSin:
         return CosAndSin(jnp.cos(value), jnp.sin(value))
@@ -80,8 +80,16 @@ class VonMises(AbstractExponentialFamily):
         return value, jnp.abs(value) <= jnp.pi
 
     def _draw(self, key: jax.Array) -> Any:
-        angle = self.mean + _centred(key, self.concentration)
+        angle = self.mean + draw_centred(key, self.concentration)
         return jnp.arctan2(jnp.sin(angle), jnp.cos(angle))
+
+
+def log_partition(cos: Any, sin: Any) -> jax.Array:
+    """A = log 2 pi I_0(k), k the length of the natural parameters (cos, sin); smooth at zero, no overflow."""
+    square = cos**2 + sin**2
+    # At zero k has no derivative; A = log 2 pi + k^2 / 4 to this order.
+    k = jnp.sqrt(jnp.maximum(square, _TINY))
+    return _LOG_2PI + jnp.where(square > _TINY, jnp.log(jsp.i0e(k)) + k, 0.25 * square)
 
 
 def _length(pair: Any) -> jax.Array:
@@ -90,7 +98,7 @@ def _length(pair: Any) -> jax.Array:
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny))
 
 
-def _centred(key: jax.Array, k: Any) -> jax.Array:
+def draw_centred(key: Any, k: Any) -> jax.Array:
     """A draw with mean direction 0: the wrapped Cauchy envelope of Best & Fisher 1979, section 2."""
     tau = 1.0 + jnp.sqrt(1.0 + 4.0 * k**2)
     # r - 1 in place of r: for small and for large k the textbook form cancels
@@ -113,4 +121,4 @@ def _centred(key: jax.Array, k: Any) -> jax.Array:
     return jax.lax.while_loop(lambda state: ~state[2], propose, start)[1]
 
 
-__all__ = ["CosAndSin", "VonMises"]
+__all__ = ["CosAndSin", "VonMises", "draw_centred", "log_partition"]

@@ -1,6 +1,5 @@
 """Heads for angles: von Mises in natural parameters (convex), and a mixture of them (not convex)."""
 
-import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -11,29 +10,10 @@ import jax.scipy.special as jsp
 import numpy as np
 
 from ..._types import Array
+from ..exponential.von_mises import draw_centred, log_partition
 from .base import AbstractHead, wrap
 
-_LOG_2PI = math.log(2 * math.pi)
 _TINY = 1e-12
-
-
-def log_partition(eta: Array) -> Array:
-    """A(eta) = log 2 pi I_0(|eta|) of a von Mises distribution, `eta [2]`; smooth at zero, no overflow."""
-    square = jnp.sum(eta**2)
-    # At zero |eta| has no derivative; A = log 2 pi + |eta|^2 / 4 to this order.
-    concentration = jnp.sqrt(jnp.maximum(square, _TINY))
-    large = jnp.log(jsp.i0e(concentration)) + concentration
-    return _LOG_2PI + jnp.where(square > _TINY, large, 0.25 * square)
-
-
-def draw_von_mises(eta: Array, key: Array) -> Array:
-    """One angle in [-pi, pi), by NumPyro's rejection sampler."""
-    from numpyro.distributions.util import von_mises_centered
-
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        concentration = jnp.maximum(jnp.sqrt(jnp.sum(eta**2)), 1e-6)
-        centred = von_mises_centered(key, concentration, ())
-        return wrap(centred + jnp.arctan2(eta[1], eta[0])).astype(eta.dtype)
 
 
 class VonMises(AbstractHead):
@@ -61,10 +41,11 @@ class VonMises(AbstractHead):
         return (True,)
 
     def log_prob(self, eta: Array, u: Array) -> Array:
-        return eta[0] * jnp.cos(u[0]) + eta[1] * jnp.sin(u[0]) - log_partition(eta)
+        return eta[0] * jnp.cos(u[0]) + eta[1] * jnp.sin(u[0]) - log_partition(eta[0], eta[1])
 
     def sample(self, eta: Array, key: Array) -> Array:
-        return draw_von_mises(eta, key)[None]
+        concentration = jnp.maximum(jnp.sqrt(jnp.sum(eta**2)), 1e-6)
+        return wrap(draw_centred(key, concentration) + jnp.arctan2(eta[1], eta[0]))[None]
 
     def moments(self, eta: Array) -> tuple[Array, Array]:
         """Direction and circular sd sqrt(-2 log R), R = I_1 / I_0 the mean resultant length."""
@@ -117,4 +98,4 @@ class VonMisesMixture(AbstractHead):
         return eta[: self.components], eta[self.components :].reshape((self.components, 2))
 
 
-__all__ = ["VonMises", "VonMisesMixture", "draw_von_mises", "log_partition"]
+__all__ = ["VonMises", "VonMisesMixture"]

@@ -52,7 +52,7 @@ class Flow(AbstractHead):
             from flowjax.flows import masked_autoregressive_flow
         except ImportError:
             raise MissingExtraError("flowjax", "flows", "A flow") from None
-        with _their_promotion():
+        with their_promotion():
             transformer = RationalQuadraticSpline(knots=knots, interval=5)
             flow = masked_autoregressive_flow(
                 key, base_dist=StandardNormal((dim,)), transformer=transformer, cond_dim=size, flow_layers=layers,
@@ -61,11 +61,11 @@ class Flow(AbstractHead):
         return Flow(flow, dim, size)
 
     def log_prob(self, eta: Array, u: Array) -> Array:
-        with _their_promotion():
+        with their_promotion():
             return self._flow().log_prob(u, eta)
 
     def sample(self, eta: Array, key: Array) -> Array:
-        with _their_promotion():
+        with their_promotion():
             return self._flow().sample(key, condition=eta)
 
     def _flow(self) -> Any:
@@ -75,10 +75,10 @@ class Flow(AbstractHead):
 
 
 @contextlib.contextmanager
-def _their_promotion() -> Iterator[None]:
+def their_promotion() -> Iterator[None]:
     """FlowJAX relies on NumPy's promotion of ranks and types."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
 
-__all__ = ["Flow"]
+__all__ = ["Flow", "their_promotion"]

@@ -1,0 +1,92 @@
+"""The ladder above an amortised Gaussian: richer heads, where its calibration says that the family is too small.
+
+Rungs: the convex head of `default.py`, a mixture, a flow. A rung replaces the one below only for a significant gain in the
+expected log density of fresh simulations, which neither was trained on.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from ._numerics import x64
+from ._types import Budget
+from .certify.amortised import check_amortised
+from .certify.base import Certificate, Verdict
+from .certify.simulations import Simulated, simulations
+from .families.amortised import amortised
+from .families.conditional import log_probs_at
+from .ladder import Climb, RunSolver
+from .loop import Run, Trace
+from .results import MissingExtraError
+from .solvers.held_out import HeldOut
+
+_RICHER = ("mixture", "flow")
+_JUDGED = 2000  # fresh simulations that two rungs are compared on
+_LEAST = 0.02  # nats; a smaller gain is not worth a family without the promise of convexity
+_CALIBRATION = ("sbc", "expected coverage", "tarp")
+
+
+def climb_heads(
+    first: Run, others: Any, run_solver: RunSolver, *, key: int, budget: Budget, started: float, rival: Any = None
+) -> Climb:
+    """Certify the first fit; while calibration does not pass, train the next richer head, and keep it where it is better.
+
+    Arguments:
+        first: the run of the convex head.
+        others: what a ladder for densities gets; there are none.
+        run_solver: trains a q.
+        key: of checks and networks.
+        budget: of the climb; its seconds count from `started`.
+        started: by `time.perf_counter`.
+        rival: as `others`.
+    """
+    kept, name, certificate = first, "convex head", check_amortised(first, key=key)
+    traces, why, made = [first.trace], "", None
+    for head in _RICHER:
+        if not (kept.result.ok and _too_small(certificate)):
+            break
+        left = _left(budget, started)
+        if left is None:
+            why = "the budget is spent; a larger `budget` climbs further."
+            break
+        try:
+            q = amortised(first.target, head, key=key, seeds=len(first.q.members))
+        except MissingExtraError as missing:
+            why = str(missing)
+            break
+        run = run_solver(q, HeldOut(), left)
+        traces.append(run.trace)
+        made = simulations(first.target, (key + 1) % 2**32, _JUDGED) if made is None else made
+        if run.result.usable and _better(run.q, kept.q, made):
+            kept, name, certificate = run, f"{head} head", check_amortised(run, key=key)
+    if not why:
+        ended = "no richer head gains on fresh simulations." if kept.result.ok else "its training was cut short."
+        why = ended if _too_small(certificate) else "calibration asks for no richer one."
+    columns = (f.name for f in dataclasses.fields(Trace))
+    trace = Trace(*(np.concatenate([getattr(t, column) for t in traces]) for column in columns))
+    return Climb(kept, certificate, f"{name}: {why}", 0, trace)
+
+
+def _too_small(certificate: Certificate) -> bool:
+    """Whether q is miscalibrated, though it has learnt: then its family misfits."""
+    learnt = certificate["learns"].verdict is Verdict.PASS
+    return learnt and any(certificate[name].verdict is not Verdict.PASS for name in _CALIBRATION)
+
+
+def _better(new: Any, old: Any, made: Simulated) -> bool:
+    """A gain in the mean log density at the true parameters, beyond two standard errors of the paired difference."""
+    with x64():
+        gain = log_probs_at(new, made.z, made.x) - log_probs_at(old, made.z, made.x)
+    return bool(np.mean(gain) > max(_LEAST, 2 * np.std(gain) / np.sqrt(len(gain))))
+
+
+def _left(budget: Budget, started: float) -> Budget | None:
+    if budget.seconds is None:
+        return budget
+    seconds = budget.seconds - (time.perf_counter() - started)
+    return dataclasses.replace(budget, seconds=seconds) if seconds > 0 else None
+
+
+__all__ = ["climb_heads"]
