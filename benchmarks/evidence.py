@@ -1,6 +1,6 @@
 """The bracket of the log evidence on replicated posteriors whose evidence is known: Gaussian, Beta, Gamma and Student-t.
 
-Usage: python benchmarks/evidence.py [--replicates N] [--draws S] [--family NAME ...]
+Usage: python benchmarks/evidence.py [--replicates N] [--draws S] [--family NAME ...] [--out DIR]
 
 Each replicate is a new data set (of the Student-t a new number of degrees of freedom and dimensions), fitted by `tb.fit`
 with nothing chosen and checked with fresh draws. Two claims: the bracket contains the known value in at least 95 % of the
@@ -11,8 +11,10 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
+import record
 
 import tightbound as tb
 from tightbound.targets import zoo
@@ -60,9 +62,10 @@ def main() -> int:
     parser.add_argument("--replicates", type=int, default=50, metavar="N", help="of each family")
     parser.add_argument("--draws", type=int, default=10_000, metavar="S")
     parser.add_argument("--family", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write evidence.json there")
     parsed = parser.parse_args()
     print("| posterior | contained | widest where ESS > 20 % | median width | seconds |\n| --- | --- | --- | --- | --- |")
-    inside, widest, total = 0, 0.0, 0
+    rows, inside, widest, total = [], 0, 0.0, 0
     for family in parsed.family:
         started = time.perf_counter()
         found = list(measured(family, parsed.replicates, parsed.draws))
@@ -72,12 +75,18 @@ def main() -> int:
         wide = float(widths[good].max(initial=0.0))
         widest = max(widest, wide)
         seconds, typical = time.perf_counter() - started, np.median(widths)
+        rows.append({
+            "family": family, "replicates": len(found), "contained": int(contained.sum()), "effective": int(good.sum()),
+            "widest": wide, "median": typical, "seconds": seconds,
+        })  # fmt: skip
         print(f"| {family} | {contained.sum()} of {len(found)} | {wide:.3f} | {typical:.4f} | {seconds:.0f} |", flush=True)
     met = inside >= CONTAINED * total and widest <= WIDTH
     print(
         f"\n{inside} of {total} contained (at least {CONTAINED:.0%}), widest {widest:.3f} nats (at most {WIDTH}):", end=" "
     )
     print("met." if met else "NOT met.")
+    if parsed.out is not None:
+        record.write(parsed.out / "evidence.json", rows)
     return 0 if met else 1
 
 

@@ -212,6 +212,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "blackjax-pathfinder": partial(BlackJAX, "pathfinder"),
     "pymc-advi": partial(PyMC, "advi"),
     "pymc-fullrank": partial(PyMC, "fullrank_advi"),
+    "pymc-fullrank-adam": partial(PyMC, "fullrank_advi", 0.01),
     "pymc-pathfinder": partial(PyMC, "pathfinder"),
 }
 BASELINE = "numpyro-full-10k"

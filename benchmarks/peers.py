@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import posteriors
+import record
 import tables
 from methods import BASELINE, METHODS
 
@@ -99,8 +100,7 @@ def report(rows: list[tables.Row]) -> str:
 
 
 def write(folder: Path, rows: list[tables.Row]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "runs.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    record.write(folder / "runs.json", rows)
     (folder / "tables.md").write_text(report(rows) + "\n", encoding="utf-8")
 
 

@@ -5,10 +5,11 @@ Usage: python benchmarks/scaling.py [--dims D ...] [--rows N ...] [--out DIR]
 Dimensions: a chain of correlated Gaussians, whose means and sds are known (of a mean-field fit: the best mean-field sds);
 full rank up to 300, low rank above, and mean-field. Rows: logistic regression with ten coefficients against Newton's method
 on all rows.
-The certificate is not part of it. With --out and matplotlib, a figure as well.
+The certificate is not part of it; times are cold, compilation included. `figures.py` draws what --out keeps.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import record
 
 import tightbound as tb
 from tightbound.families import Gaussian
@@ -64,7 +66,9 @@ def logistic(rows: int) -> tuple[Any, np.ndarray, np.ndarray]:
 def row(what: str, size: int, fit: Any, seconds: float, mean: np.ndarray, sd: np.ndarray) -> dict[str, Any]:
     off, ratio = np.abs((fit.q.mean - mean) / sd).max(), fit.q.sd / sd
     found = {"fit": what, "size": size, "gradients": fit.evaluations, "seconds": seconds, "mean error": off}
-    return {**found, "least sd": ratio.min(), "largest sd": ratio.max(), "result": fit.result.name}
+    found |= {"least sd": ratio.min(), "largest sd": ratio.max(), "result": fit.result.name}
+    print(", ".join(f"{name} {shown(value)}" for name, value in found.items()), file=sys.stderr, flush=True)
+    return found
 
 
 def timed(**how: Any) -> tuple[Any, float]:
@@ -106,33 +110,17 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def figure(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
-    import matplotlib.pyplot as plt
-
-    drawing, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="col", layout="constrained")
-    for column, (label, rows) in zip(axes.T, tables.items(), strict=True):
-        for what in dict.fromkeys(one["fit"] for one in rows):
-            some = [one for one in rows if one["fit"] == what]
-            for axis, measure in zip(column, ("gradients", "seconds"), strict=True):
-                axis.loglog([one["size"] for one in some], [one[measure] for one in some], marker="o", label=what)
-                axis.set_ylabel(measure)
-        column[0].legend()
-        column[1].set_xlabel(label)
-    drawing.savefig(folder / "scaling.png", dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="The cost of a fit as dimensions and rows grow.")
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 10, 100, 1000, 10_000])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
-    parser.add_argument("--out", type=Path, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write scaling.json there")
     parsed = parser.parse_args()
     tables = {"dimensions": by_dimension(parsed.dims), "rows": by_rows(parsed.rows)}
     for label, rows in tables.items():
         show(f"By {label}", rows)
     if parsed.out is not None:
-        parsed.out.mkdir(parents=True, exist_ok=True)
-        figure(parsed.out, tables)
+        record.write(parsed.out / "scaling.json", [{"by": label, **one} for label, rows in tables.items() for one in rows])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ def number(value: Any, form: str = ".3f") -> str:
     return f"{value:.0e}" if abs(value) >= 1e4 else format(value, form)
 
 
+def short(posterior: str) -> str:
+    """`kidiq` of `kidiq-kidscore_interaction`, with what tells the two forms of eight schools apart."""
+    base, _, model = posterior.partition("-")
+    return model.replace("eight_schools_", "eight schools, ") if base == "eight_schools" else base.removesuffix("_data")
+
+
 def count(value: Any) -> str:
     return "–" if value is None else f"{int(value):,}"
 
@@ -111,6 +117,21 @@ def ratios(rows: list[Row], method: str, baseline: str) -> dict[str, float]:
     seconds = {(r["posterior"], r["method"]): r["seconds"] for r in rows if r["cold"] and "seconds" in r}
     both = [n for n in dict.fromkeys(row["posterior"] for row in rows) if {(n, method), (n, baseline)} <= seconds.keys()]
     return {name: seconds[name, baseline] / seconds[name, method] for name in both}
+
+
+def joined(records: list[list[Row]], baseline: str = "numpyro-full-10k") -> list[Row]:
+    """Rows of several runs, each with its cold seconds relative to the baseline's of the same run and posterior.
+
+    Where two runs have the same method, posterior and seed, the later run counts.
+    """
+    found: dict[tuple[str, str, int], Row] = {}
+    for rows in records:
+        unit = {row["posterior"]: row["seconds"] for row in rows if row["method"] == baseline and "seconds" in row}
+        for row in rows:
+            timed = row["cold"] and "seconds" in row and row["posterior"] in unit
+            relative = {"relative_seconds": row["seconds"] / unit[row["posterior"]]} if timed else {}
+            found[row["posterior"], row["method"], row["seed"]] = {**row, **relative}
+    return list(found.values())
 
 
 def conclusions(rows: list[Row], baseline: str) -> list[str]:

@@ -6,7 +6,6 @@ certifies (where the method does) and summarises. The later ones are warm: the s
 
 import dataclasses
 import json
-import math
 import sys
 import time
 import traceback
@@ -14,6 +13,7 @@ import warnings
 from typing import Any
 
 import posteriors
+import record
 from methods import METHODS, Answer
 
 _COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
@@ -32,15 +32,6 @@ class CompileClock:
         if event in _COMPILING:
             self.seconds += seconds
             self.programs += event == _COMPILING[-1]
-
-
-def plain(value: Any) -> Any:
-    """What strict JSON can hold: numbers that are not finite become strings, of NumPy's scalars their Python value."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if hasattr(value, "item"):
-        value = value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(method: str, name: str, seeds: int) -> None:
@@ -67,7 +58,7 @@ def main(method: str, name: str, seeds: int) -> None:
         except Exception as error:
             row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             traceback.print_exc()
-        print(json.dumps(plain(row), allow_nan=False), file=out, flush=True)
+        print(json.dumps(record.plain(row), allow_nan=False), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Findings against known truth: each one passes where it should and, its negative control, does not where it should not."""
 
 import dataclasses
-import importlib.util
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,10 @@ def test_evidence_brackets_known_evidence_over_replicates():
 
 
 @pytest.mark.parametrize("family", ["gaussian", "beta", "gamma", "student-t"])
-def test_evidence_brackets_known_evidence_of_replicated_posteriors(family):
+def test_evidence_brackets_known_evidence_of_replicated_posteriors(family, monkeypatch):
     """The small form of benchmarks/evidence.py: two data sets of each kind."""
-    spec = importlib.util.spec_from_file_location("evidence", Path(__file__).parents[2] / "benchmarks" / "evidence.py")
-    evidence = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(evidence)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    evidence = importlib.import_module("evidence")
     # the weights of a Student-t posterior are bounded for what its tail may hold unseen: .225 at most over 50 replicates
     widest = 0.25 if family == "student-t" else evidence.WIDTH
     for known, contained, width, share in evidence.measured(family, 2, 4000):

@@ -37,6 +37,7 @@ def test_one_mode_and_all_of_it(key):
     finding = found(q, known.target, key)
     assert (finding.verdict, finding.value) == (Verdict.PASS, 0.0)
     assert finding.detail["rivals"] == []
+    assert finding.detail["ends"] == []
     assert finding.detail["starts"] == 33
 
 
@@ -50,6 +51,7 @@ def test_a_rival_is_its_mean_root_and_evidence(weight):
         (rival,) = one.detail["rivals"]
         _elbo, mean, root = rival
         np.testing.assert_allclose(mean, [place, 0.0], atol=0.05)
+        np.testing.assert_allclose(one.detail["ends"], [[place, 0.0]], atol=0.05)
         np.testing.assert_allclose(root @ root.T, np.eye(2), atol=0.1)
     masses = sorted(np.exp(one.detail["rivals"][0][0] - known.log_evidence) for one in (finding, other))
     np.testing.assert_allclose(masses, sorted([weight, 1 - weight]), rtol=0.1)

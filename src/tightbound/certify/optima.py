@@ -89,7 +89,8 @@ def optima(draws: FreshDraws, key, *, q: AbstractFamily | None = None, starts: i
     elbo = draws.elbo
     if draws.z.shape[1] > _MOST_DIMENSIONS:
         return _of_many_dimensions(paths, white, draws.target.coordinate_names)
-    found = _local_rivals(density, _distinct(paths), white, rng, elbo.value - _RIVAL)
+    ends = _distinct(paths)[:_MAX_RIVALS]
+    found = _local_rivals(density, ends, white, rng, elbo.value - _RIVAL)
     if evaluate is None and len(white.mean) <= _MOST_BROAD:
         found += [g for g in _broad_rival(draws, white, key) if all(_another(g, other) for other in found)]
     close = [g for g in found if g.elbo > elbo.value - _RIVAL and not _is_covered(g, q, draws, white, density, rng)]
@@ -99,7 +100,7 @@ def optima(draws: FreshDraws, key, *, q: AbstractFamily | None = None, starts: i
     why = _sentence(verdict, len(paths), len(close), best - elbo.value)
     where = _where(close, white, draws.target.coordinate_names)
     rivals = [(g.elbo, white.mean + _unwhiten(white, g.mean), white.root @ g.root) for g in close]
-    detail = {"rivals": rivals, "starts": len(paths)}
+    detail = {"rivals": rivals, "starts": len(paths), "ends": [white.mean + _unwhiten(white, end) for end in ends]}
     return Finding("optima", float(len(close)), np.nan, 0.0, verdict, why, "docs/certificate.md, optima", where, detail)
 
 
@@ -154,7 +155,7 @@ def _local_rivals(
         return []
     dim = len(white.mean)
     design = moment_matched(rng, max(dim, 32), dim)
-    found = local_gaussians(density, np.stack(ends[:_MAX_RIVALS]), design, (1.0, 0.5))
+    found = local_gaussians(density, np.stack(ends), design, (1.0, 0.5))
     best: dict[bytes, LocalGaussian] = {}
     for g in found:
         g = dataclasses.replace(g, elbo=g.elbo + white.log_det)
