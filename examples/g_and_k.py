@@ -1,8 +1,8 @@
 """Tails and skew: the g-and-k distribution, trained once on simulations, checked, and refined for one data set.
 
-Run with `python examples/g_and_k.py`; takes about three minutes. The g-and-k distribution is easy to draw from (a transformed
-normal) and awkward to evaluate (its density needs a root), which made it a standard test of likelihood-free inference. Here
-the density is written down too, so that the amortised answer can be compared with NUTS.
+Run with `python examples/g_and_k.py`; takes about three minutes. The g-and-k distribution is easy to draw from (a
+transformed normal) and awkward to evaluate (its density needs a root), which made it a standard test of likelihood-free
+inference. Here the density is written down too, so that the amortised answer can be compared with NUTS.
 """
 
 import jax

@@ -48,6 +48,7 @@ _WELL_FITTED = 0.7  # share of effective draws from which on q is the posterior,
 _PROMISING = 0.5  # share of the variance of log weights that one or two coordinates explain, from which on to nest first
 _HOPELESS = 0.2  # below it no nested family comes near
 _LITTLE_MORE, _MUCH_MORE = 0.05, 0.2  # by which two coordinates must explain more to be tried after one, or before it
+_NEARLY_EQUAL = 0.9
 _LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
 _SMALL_GAIN = 0.1  # nats
 _CHECK_STARTS = 32
@@ -189,7 +190,10 @@ def _explained(attempt: Attempt) -> Explained | None:
     q, sample = attempt.gaussian, attempt.sample
     if q is None or attempt.run.q is not q or q.dim < 2 or not np.all(sample.finite):
         return None
-    return explained(q, sample.z, sample.log_w, sample.scores, pairs=q.dim <= _PAIR_UP_TO)
+    try:
+        return explained(q, sample.z, sample.log_w, sample.scores, pairs=q.dim <= _PAIR_UP_TO)
+    except np.linalg.LinAlgError:  # q is so thin that its regression on one coordinate is lost in rounding
+        return None
 
 
 def _nested_rungs(gaussian: Gaussian, told: Explained | None) -> list[AbstractSolver]:
@@ -240,7 +244,8 @@ def _restarted(
 def _heavy_tailed(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
     """The Student-t rung, where the Gaussian's weights show heavy tails and nothing else."""
     left, gaussian, sample = spent.left(), attempt.gaussian, attempt.sample
-    if attempt.passes or left is None or gaussian is None:
+    nearly_equal = sample.smoothed.ess > _NEARLY_EQUAL * len(sample.z)  # a Gaussian with less can pass on a t by luck
+    if (attempt.passes and nearly_equal) or left is None or gaussian is None:
         return attempt
     start = heavy_tailed_start(gaussian, sample.z, sample.log_w, sample.smoothed.weights)
     if start is None:

@@ -33,6 +33,8 @@ def regression(root: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, n
 
 def refit(evaluate: Evaluate, coordinates: Any, guesses: list[Knot], design: np.ndarray) -> list[Knot]:
     """Natural-gradient fits of the rest, `coordinates` held at each guess's t: one batch of all designs per iteration."""
+    if not guesses:
+        return []
     if not design.shape[1]:  # nothing is left to fit
         values, _ = evaluate(np.array([np.atleast_1d(g.t) for g in guesses])[:, np.argsort(np.atleast_1d(coordinates))])
         return [dataclasses.replace(g, elbo=float(v)) for g, v in zip(guesses, values, strict=True)]

@@ -57,8 +57,8 @@ def explained(q: Gaussian, z: np.ndarray, log_w: np.ndarray, scores: np.ndarray,
 def _candidates(u: np.ndarray, s: np.ndarray, unit: np.ndarray) -> list[int]:
     """The most strongly coupled coordinates; whitened scores see past directions in which q is long and thin."""
     values, vectors = np.linalg.eigh(unit @ unit.T)
-    root = (vectors * np.sqrt(values)) @ vectors.T
-    white = coupling_of(u, s @ root, u @ np.linalg.inv(root))
+    scale = np.sqrt(np.maximum(values, _RIDGE * values[-1]))
+    white = coupling_of(u, s @ (vectors * scale) @ vectors.T, u @ (vectors / scale) @ vectors.T)
     count = _CANDIDATES if u.shape[1] <= _MANY else _FEW
     ranked = [np.argsort(-np.sum(c**2, axis=1))[:count] for c in (coupling_of(u, s), white)]
     return list(dict.fromkeys(int(j) for j in np.concatenate(ranked)))

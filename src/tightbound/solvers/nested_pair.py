@@ -21,10 +21,11 @@ _FALL = 6.5  # nats below the best knot beyond which the lattice is not continue
 _PLANE_FALL = 14.0  # in the plane, where a knot is one evaluation
 _MOST = 25_000  # evaluations after which the lattice stays as it is
 _COARSEN = 80  # knots at which the lattice is made twice as wide; in the plane, where a knot is one evaluation, as many as
-_PLANE_KNOTS = 4_000
-_REFITS = 2  # times that it may be
-_FARTHEST = 24.0  # sds from the centre, on either axis, at the first step
+_PLANE_KNOTS = 8_000
+_REFITS = 3  # times that it may be
+_FARTHEST = 96.0  # sds from the centre, on either axis, at the first step
 _REFINE = 8  # cells of the density between knots; the plane's knots are four times as close
+_ALONE = 1e-3  # share of the mass at knots that have next to nothing on both sides, along either axis
 _DROP = 3.0  # nats per knot by which the profile is continued where no knot was fitted
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
@@ -62,7 +63,8 @@ class NestedPair(AbstractSolver):
     ELBO, the log density of t up to a constant, has fallen by 6.5 nats (14 in two dimensions); where that is far away,
     every other line is kept. Costs some 60-160 conditional fits: 10,000-25,000 gradients in up to 34 dimensions, more
     above. In two dimensions it is the posterior on a grid, for some 3,000 evaluations. Not where `Nested`, with one
-    coordinate, does, nor above 40 dimensions or so, nor on ridges much narrower than a step: the lattice loses them.
+    coordinate, does, nor above 60 dimensions or so. Where the lattice does not hold the whole posterior (tails of a power
+    law, a ridge thinner than a step), q stays the Gaussian and the result is `max_steps`.
 
     Arguments:
         coordinates: indices of t; None chooses them.
@@ -121,12 +123,13 @@ class NestedPair(AbstractSolver):
         state = dataclasses.replace(state, edge=tuple(guesses))
         state = dataclasses.replace(state, spent=state.spent + evaluate.evaluations - before)
         if not _frontier(state):
-            state = dataclasses.replace(state, result=Result.converged if _spans(state) else Result.nonfinite)
+            ended = Result.converged if _closed(state) else Result.max_steps
+            state = dataclasses.replace(state, result=ended if _spans(state) else Result.nonfinite)
         elif len(state.knots) >= (_COARSEN if q.dim > 2 else _PLANE_KNOTS):
             state = _coarsened(state)
         if state.result is None and state.spent > _MOST:
             state = dataclasses.replace(state, result=Result.max_steps)
-        if state.result is not None and _spans(state):
+        if state.result is Result.converged:
             q = _family(state)
         return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before)
 
@@ -172,6 +175,23 @@ def _coarsened(state: PairState) -> PairState:
     return dataclasses.replace(
         state, knots=kept, edge=tuple(kept), step=2.0 * state.step, farthest=2.0 * state.farthest, coarsened=times
     )
+
+
+def _closed(state: PairState) -> bool:
+    """Whether the lattice has the whole posterior: no knot at its end is still high, and hardly any stands alone.
+
+    A law of heavy tails goes on beyond the farthest knot; a ridge thinner than a step is lost between two of them.
+    """
+    knots, gone, alone, total = state.knots, state.best - state.fall, 0.0, 0.0
+    for (i, j), knot in knots.items():
+        around = [knots.get((i + a, j + b)) for a, b in _SIDES]
+        if knot.elbo > gone and any(k is None for k in around):
+            return False
+        low = [k is not None and not k.elbo > gone for k in around]
+        mass = np.exp(knot.elbo - state.best)
+        total += mass
+        alone += mass * ((low[0] and low[1]) or (low[2] and low[3]))
+    return bool(alone <= _ALONE * total)
 
 
 def _spans(state: PairState) -> bool:
