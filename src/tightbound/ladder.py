@@ -41,7 +41,7 @@ _MAX_RIVALS = 4
 _APART = 4.0  # nats of log density (median) by which two components of a mixture differ
 _MAX_RESTARTS = 2
 _NESTED_COST = 100  # gradients per dimension, about
-_SMALL = 8  # dimensions in which one coordinate costs next to nothing, and is tried first
+_SMALL = 8  # dimensions in which one coordinate costs next to nothing: either is tried first
 _LARGE = 30  # dimensions above which two cost all the patience, and one is tried first
 _PAIR_UP_TO = 64  # dimensions; above it the fits at some 60 knots cost more than they bring
 _WELL_FITTED = 0.7  # share of effective draws from which on q is the posterior, up to details
@@ -50,7 +50,6 @@ _HOPELESS = 0.2  # below it no nested family comes near
 _LITTLE_MORE, _MUCH_MORE = 0.05, 0.2  # by which two coordinates must explain more to be tried after one, or before it
 _NEARLY_EQUAL = 0.9
 _LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
-_SMALL_GAIN = 0.1  # nats
 _CHECK_STARTS = 32
 
 _BENT: dict[str, Callable[[Gaussian], Any]] = {"Warped": Warped.around, "StudentT": StudentT.around}
@@ -212,6 +211,8 @@ def _nested_rungs(gaussian: Gaussian, told: Explained | None) -> list[AbstractSo
         return one
     both = NestedPair((min(told.first, told.second), max(told.first, told.second)))
     at_once = _SMALL < gaussian.dim <= _LARGE and told.one < _PROMISING and told.both > told.one + _MUCH_MORE
+    if gaussian.dim <= _SMALL:
+        return [*one, Nested(told.second), both]
     return [both, *one] if at_once else [*one, both]
 
 
@@ -295,15 +296,11 @@ def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> A
 
 
 def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
-    """The new attempt for a gain in the ELBO beyond two standard errors, unless the old one's draws show what it misses.
-
-    A small gain counts only where it comes with weights that can be relied on.
-    """
+    """The new attempt for a gain in the ELBO beyond two standard errors, unless the old one's draws show what it misses."""
     a, b = old.sample.elbo, new.sample.elbo
     gain = b.value - a.value
     error = 0.0 if not np.isfinite(a.value) else 2.0 * float(np.hypot(np.nan_to_num(a.stderr), np.nan_to_num(b.stderr)))
-    in_vain = new.sample.smoothed.khat > _LOST and gain < _SMALL_GAIN
-    better = np.isfinite(b.value) and gain > error and not in_vain and not misses(new.run.q, new.sample, old.sample)
+    better = np.isfinite(b.value) and gain > error and not misses(new.run.q, new.sample, old.sample)
     kept, dropped = (new, old) if better else (old, new)
     spent.evaluations += dropped.used
     return kept
