@@ -217,6 +217,8 @@ def _search(
         if chosen.settled:
             return dataclasses.replace(fitted, rung=chosen.settled, checked=check(fitted, key=fitted.seed))
         fitted = _climbed(fitted, first, chosen, run_solver, _left(budget, started, spent), started)
+        if inside and not isinstance(target, Density):  # every rung of a simulator is compiled with its solver
+            inside = int(fitted.trace.evaluations[-1])
         used = evaluations_of(target) - before + inside - (fitted.checked.evaluations if fitted.checked else 0)
     return dataclasses.replace(fitted, evaluations=used)
 

@@ -47,7 +47,7 @@ def climb_heads(
     for head in _RICHER:
         if not (kept.result.ok and _too_small(certificate)):
             break
-        left = _left(budget, started)
+        left = _left(budget, started, _total(traces[-1]))
         if left is None:
             why = "the budget is spent; a larger `budget` climbs further."
             break
@@ -57,16 +57,18 @@ def climb_heads(
             why = str(missing)
             break
         run = run_solver(q, HeldOut(), left)
-        traces.append(run.trace)
+        traces.append(dataclasses.replace(run.trace, evaluations=run.trace.evaluations + _total(traces[-1])))
         made = simulations(first.target, (key + 1) % 2**32, _JUDGED) if made is None else made
         if run.result.usable and _better(run.q, kept.q, made):
             kept, name, certificate = run, f"{head} head", check_amortised(run, key=key)
     if not why:
         ended = "no richer head gains on fresh simulations." if kept.result.ok else "its training was cut short."
+        if name == f"{_RICHER[-1]} head":
+            ended = "the richest head there is."
         why = ended if _too_small(certificate) else "calibration asks for no richer one."
     columns = (f.name for f in dataclasses.fields(Trace))
     trace = Trace(*(np.concatenate([getattr(t, column) for t in traces]) for column in columns))
-    return Climb(kept, certificate, f"{name}: {why}", 0, trace)
+    return Climb(kept, certificate, f"{name}: {why}", _total(trace), trace)
 
 
 def _too_small(certificate: Certificate) -> bool:
@@ -82,11 +84,16 @@ def _better(new: Any, old: Any, made: Simulated) -> bool:
     return bool(np.mean(gain) > max(_LEAST, 2 * np.std(gain) / np.sqrt(len(gain))))
 
 
-def _left(budget: Budget, started: float) -> Budget | None:
-    if budget.seconds is None:
-        return budget
-    seconds = budget.seconds - (time.perf_counter() - started)
-    return dataclasses.replace(budget, seconds=seconds) if seconds > 0 else None
+def _total(trace: Trace) -> int:
+    return int(trace.evaluations[-1]) if len(trace.evaluations) else 0
+
+
+def _left(budget: Budget, started: float, used: int) -> Budget | None:
+    """What the runs so far have left of the budget; None where that is nothing."""
+    seconds = None if budget.seconds is None else budget.seconds - (time.perf_counter() - started)
+    evaluations = None if budget.evaluations is None else budget.evaluations - used
+    over = (seconds is not None and seconds <= 0) or (evaluations is not None and evaluations <= 0)
+    return None if over else Budget(seconds, evaluations)
 
 
 __all__ = ["climb_heads"]

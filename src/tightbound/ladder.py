@@ -1,9 +1,9 @@
 """The ladder that `fit(target)` climbs until the certificate passes, or says plainly that it does not.
 
 Rungs: the Gaussian of `default.py`; a Student-t where its weights show heavy tails and nothing else; a Gaussian nested on
-the coordinate, or the two, that couple most strongly; other starts; a warped Gaussian; where the dispersed searches of the
-check find optima that q misses, a mixture over them. A rung replaces the one below only for a significant gain in the ELBO
-on fresh draws.
+the coordinate, or the two, that explain what it misses; other starts; a warped Gaussian or a Student-t; where the searches
+of the check find optima that q misses, a mixture over them. A rung replaces the one below only for a significant gain in
+the ELBO on fresh draws.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 
 from ._types import Budget
 from .certify.base import Certificate, Finding, Verdict
-from .certify.check import certify, fresh_sample, judge
+from .certify.check import certify, fresh_sample, judge, wants_more
 from .certify.coverage import misses
 from .certify.draws import FreshDraws
 from .families.gaussian import Gaussian
@@ -72,7 +72,7 @@ class Attempt:
     told: Explained | None = None  # which coordinates explain what that Gaussian misses
 
     @property
-    def passes(self) -> bool:
+    def settled(self) -> bool:
         """Whether no rung above could do more: long tails of a posterior that q fits are its own, pulls on q small."""
         doubts = {f.name for f in self.found if f.verdict is not Verdict.PASS}
         fits = self.sample.smoothed.ess > _WELL_FITTED * len(self.sample.z)
@@ -176,7 +176,7 @@ def _attempt(name: str, run: Run, key: Any) -> Attempt:
     used = batched(run.target).evaluations - before
     full = getattr(getattr(run.q, "scale", None), "structure", None) == "full" and run.result.usable
     attempt = Attempt(name, run, sample, found, time.perf_counter() - began, used, run.q if full else None)
-    if attempt.passes:
+    if attempt.settled:
         return attempt
     attempt = dataclasses.replace(attempt, told=_explained(attempt))
     # good weights, too few of them: more draws before a richer family, unless the next one has much to gain
@@ -196,9 +196,10 @@ def _explained(attempt: Attempt) -> Explained | None:
 
 
 def _nested_rungs(gaussian: Gaussian, told: Explained | None) -> list[AbstractSolver]:
-    """One coordinate or two held together, what explains more of the log weights first; none where neither explains much.
+    """One coordinate, then two held together where they explain more of the log weights; none where neither explains much.
 
-    In the plane both at once are a grid, which fits anything.
+    Two come first in up to 30 dimensions where one explains little; in up to 8, each alone comes before both. In the plane
+    both at once are a grid, which fits anything.
     """
     if gaussian.dim == 2:
         return [NestedPair(), Nested()]
@@ -218,6 +219,8 @@ def _nested_rungs(gaussian: Gaussian, told: Explained | None) -> list[AbstractSo
 
 def _extended(attempt: Attempt, key: Any) -> Attempt:
     """The attempt judged on more draws, where few of the first ones are effective."""
+    if not wants_more(attempt.sample):
+        return attempt
     began, before = time.perf_counter(), batched(attempt.run.target).evaluations
     sample = fresh_sample(attempt.run, key)
     longer = len(sample.z) > len(attempt.sample.z)
@@ -246,7 +249,7 @@ def _heavy_tailed(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spe
     """The Student-t rung, where the Gaussian's weights show heavy tails and nothing else."""
     left, gaussian, sample = spent.left(), attempt.gaussian, attempt.sample
     nearly_equal = sample.smoothed.ess > _NEARLY_EQUAL * len(sample.z)  # a Gaussian with less can pass on a t by luck
-    if (attempt.passes and nearly_equal) or left is None or gaussian is None:
+    if (attempt.settled and nearly_equal) or left is None or gaussian is None:
         return attempt
     start = heavy_tailed_start(gaussian, sample.z, sample.log_w, sample.smoothed.weights)
     if start is None:
@@ -269,11 +272,11 @@ def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent, *,
         return attempt
     for i, solver in enumerate(_nested_rungs(gaussian, attempt.told)):
         left = spent.left()
-        if attempt.passes or left is None or ((i or again) and not spent.has_room(_NESTED_COST * gaussian.dim)):
+        if attempt.settled or left is None or ((i or again) and not spent.has_room(_NESTED_COST * gaussian.dim)):
             break
         run = run_solver(gaussian, solver, left)
         spent.add(run)
-        if run.result.usable and run.q is not gaussian:
+        if run.result.usable and not isinstance(run.q, Gaussian):
             new = dataclasses.replace(_attempt(type(run.q).__name__, run, key), gaussian=gaussian, told=attempt.told)
             attempt = _better_of(attempt, new, spent)
     return attempt
@@ -283,10 +286,10 @@ def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> A
     """The warped and the Student-t rung, each started from the Gaussian: skewed coordinates, heavy tails."""
     for name, around in _BENT.items():
         left, gaussian = spent.left(), attempt.gaussian
-        if attempt.passes or left is None or gaussian is None:
+        if attempt.settled or left is None or gaussian is None or not spent.has_room(_TO_JUDGE):
             break
-        if not spent.has_room(_TO_JUDGE):
-            break
+        if name == attempt.name:  # a t that was found before
+            continue
         run = run_solver(around(gaussian), FixedNoise(), spent.shared(left, _TO_JUDGE))
         spent.add(run)
         if run.result.usable:
@@ -313,7 +316,7 @@ def _certificate(attempt: Attempt, key: Any) -> Certificate:
 
 
 def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
-    """A mixture of q and of Gaussians refitted at the rivals that the check found, weighted by their evidence.
+    """A mixture of q and of what is refitted at the rivals that the check found, weighted by their evidence.
 
     log evidence of a component is taken as its ELBO: exact where it matches its mode, and the importance weights of the
     certificate tell where it does not.
@@ -337,6 +340,7 @@ def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, ke
             parts, logits = [*parts, new.run.q], [*logits, new.sample.elbo.value]
         else:
             attempt = _better_of(attempt, new, spent)  # it grew over both
+            parts, logits = _components(attempt) if attempt is new else (parts, logits)
     if len(parts) == len(_components(given)[0]):
         return attempt
     mixture = dataclasses.replace(attempt.run, q=Mixture(parts, np.array(logits)))
@@ -360,7 +364,7 @@ def _apart(new: Any, old: Any) -> bool:
 def _why(attempt: Attempt, certificate: Certificate, spent: _Spent) -> str:
     if certificate.verdict is Verdict.PASS:
         return f"{attempt.name}: the certificate passes."
-    if attempt.passes:
+    if attempt.settled and certificate["optima"].verdict is Verdict.PASS:
         return f"{attempt.name}: q fits; no richer family would settle what the certificate doubts."
     if spent.left() is None:
         return f"{attempt.name}: the budget is spent; a larger `budget` climbs further."

@@ -157,9 +157,14 @@ def fresh_sample(fitted: Fitted, key: Any, draws: int = _DRAWS, *, extend: bool 
         draws = min(draws, 2 * _LEAST_DRAWS)
     sample = fresh_draws(fitted, key, max(_LEAST_DRAWS, min(draws, _MAX_NUMBERS // dim // 2 * 2)))
     more = min(_MAX_DRAWS, _MAX_NUMBERS // dim // 2 * 2)
-    if extend and 2000 <= draws < more and 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0:
+    if extend and 2000 <= draws < more and wants_more(sample):
         return dataclasses.replace(fresh_draws(fitted, key, more), evaluations=draws + more)
     return sample
+
+
+def wants_more(sample: FreshDraws) -> bool:
+    """Whether more draws would help: few of these are effective, and their weights are not beyond repair."""
+    return 50 < sample.smoothed.ess < _CHEAP and sample.smoothed.khat < 1.0
 
 
 def _check_key(key: Any) -> int:

@@ -43,7 +43,8 @@ def coverage(draws: FreshDraws, q: AbstractFamily, key: Any) -> Finding:
     if found.verdict is Verdict.PASS and found.value > _MISSING:  # too few draws to tell
         more = _wide_draws(draws, white, scales, rng, _MORE)
         u, log_wide, log_p = (np.concatenate(both) for both in zip((u, log_wide, log_p), more, strict=True))
-        found = _share(draws, q, white, u, log_wide, log_p)
+        looked = _share(draws, q, white, u, log_wide, log_p)
+        found = looked if looked.detail else found  # one heavy draw can leave the second look with nothing to say
     return found
 
 

@@ -121,7 +121,7 @@ class NestedGaussian(AbstractFamily):
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """Stratified in t, antithetic in the rest; no matrix per draw, only one product per knot."""
         normals = standard_normals(n, self.dim, key, "draw")
-        half = -(-n // 2)
+        half = -(-n // 2) if self.dim > 1 else n  # on the line nothing is left to mirror
         rng = host_rng(key, "strata")
         u = (rng.permutation(half) + rng.random(half)) / half
         t = self.outer.inverse_cdf(np.concatenate([u, u])[:n])

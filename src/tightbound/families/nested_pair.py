@@ -14,6 +14,8 @@ from .._types import Array, Key, PyTree
 from .base import AbstractFamily, standard_normals
 from .bilinear import Bilinear, interpolate, locate
 
+_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host
+
 
 class NestedGaussianPair(AbstractFamily):
     """q(z) = q(t) N(rest; m(t), C(t) C(t)'), t = z[coordinates] = centre + axes y: closed form, with exact draws.
@@ -109,22 +111,33 @@ class NestedGaussianPair(AbstractFamily):
 
     def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
         y = np.linalg.solve(self.axes, (z[:, self.coordinates] - self.centre).T).T
-        mean, lower, log_diagonal = self._conditional(y, np)
-        root = lower + np.exp(log_diagonal)[:, :, None] * np.eye(self.dim - 2)
-        noise = np.linalg.solve(root, (z[:, self.rest] - mean)[..., None])[..., 0]
-        return self._log_of(y, noise, log_diagonal, np)
+        log_q = np.empty(len(z))
+        for part in self._blocks(len(z)):
+            mean, lower, log_diagonal = self._conditional(y[part], np)
+            root = lower + np.exp(log_diagonal)[:, :, None] * np.eye(self.dim - 2)
+            noise = np.linalg.solve(root, (z[part][:, self.rest] - mean)[..., None])[..., 0]
+            log_q[part] = self._log_of(y[part], noise, log_diagonal, np)
+        return log_q
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
         """Stratified over the cells of the outer density, antithetic in the rest."""
         noise = standard_normals(n, self.dim, key, "draw")[:, : self.dim - 2]
-        half, rng = -(-n // 2), host_rng(key, "strata")
-        u = np.stack([(rng.permutation(half) + rng.random(half)) / half, rng.random(half), rng.random(half)], axis=1)
+        count, rng = (-(-n // 2) if self.dim > 2 else n), host_rng(key, "strata")  # in the plane nothing is left to mirror
+        u = np.stack([(rng.permutation(count) + rng.random(count)) / count, rng.random(count), rng.random(count)], axis=1)
         y = self.outer.inverse_cdf(np.concatenate([u, u])[:n])
-        mean, lower, log_diagonal = self._conditional(y, np)
-        z = np.empty((n, self.dim))
-        z[:, self.rest] = mean + np.einsum("nij,nj->ni", lower, noise) + np.exp(log_diagonal) * noise
+        z, log_q = np.empty((n, self.dim)), np.empty(n)
         z[:, self.coordinates] = self.centre + y @ self.axes.T
-        return z, self._log_of(y, noise, log_diagonal, np)
+        for part in self._blocks(n):
+            mean, lower, log_diagonal = self._conditional(y[part], np)
+            moves = np.einsum("nij,nj->ni", lower, noise[part]) + np.exp(log_diagonal) * noise[part]
+            z[part][:, self.rest] = mean + moves
+            log_q[part] = self._log_of(y[part], noise[part], log_diagonal, np)
+        return z, log_q
+
+    def _blocks(self, n: int) -> list[slice]:
+        """Rows in blocks whose roots fit into memory."""
+        rows = max(1, _HOST_NUMBERS // self.dim**2)
+        return [slice(i, i + rows) for i in range(0, n, rows)]
 
     def _conditional(self, y, xp):
         """Mean, strictly lower root and log diagonal of the rest at y; beyond the lattice those of its edge."""

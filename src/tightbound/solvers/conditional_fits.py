@@ -37,7 +37,10 @@ def refit(evaluate: Evaluate, coordinates: Any, guesses: list[Knot], design: np.
         return []
     if not design.shape[1]:  # nothing is left to fit
         values, _ = evaluate(np.array([np.atleast_1d(g.t) for g in guesses])[:, np.argsort(np.atleast_1d(coordinates))])
-        return [dataclasses.replace(g, elbo=float(v)) for g, v in zip(guesses, values, strict=True)]
+        return [
+            dataclasses.replace(g, elbo=float(v) if np.isfinite(v) else -np.inf)
+            for g, v in zip(guesses, values, strict=True)
+        ]
     knots = [dataclasses.replace(g) for g in guesses]
     rho, open_ = [1.0] * len(knots), [True] * len(knots)
     moments = _moments(evaluate, coordinates, knots, design)

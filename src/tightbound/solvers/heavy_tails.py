@@ -45,9 +45,9 @@ def heavy_tailed_start(q: Gaussian, z: np.ndarray, log_w: np.ndarray, weights: n
 
 
 def _is_radial(squared: np.ndarray, log_w: np.ndarray) -> bool:
-    half, spread = len(log_w) // 2, np.var(log_w)
-    if not (np.all(np.isfinite(log_w)) and spread > 0):
+    if not (np.all(np.isfinite(log_w)) and np.ptp(log_w) > 0):
         return False
+    half, spread = len(log_w) // 2, np.var(log_w)
     odd = np.var(log_w[:half] - log_w[half : 2 * half]) / (4.0 * spread)
     basis = np.stack([np.ones_like(squared), squared, np.log1p(squared)], axis=1)
     residual = log_w - basis @ np.linalg.lstsq(basis, log_w, rcond=None)[0]

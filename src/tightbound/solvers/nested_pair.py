@@ -20,9 +20,9 @@ from .nested import third_order_coupling
 _FALL = 6.5  # nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
 _PLANE_FALL = 14.0  # in the plane, where a knot is one evaluation
 _MOST = 25_000  # evaluations after which the lattice stays as it is
-_COARSEN = 80  # knots at which the lattice is made twice as wide; in the plane, where a knot is one evaluation, as many as
-_PLANE_KNOTS = 8_000
-_REFITS = 3  # times that it may be
+_COARSEN = 80  # knots at which the lattice is made twice as wide
+_PLANE_KNOTS = 8_000  # the same in the plane, where a knot is one evaluation
+_MOST_COARSENED = 3
 _FARTHEST = 96.0  # sds from the centre, on either axis, at the first step
 _REFINE = 8  # cells of the density between knots; the plane's knots are four times as close
 _ALONE = 1e-3  # share of the mass at knots that have next to nothing on both sides, along either axis
@@ -97,7 +97,9 @@ class NestedPair(AbstractSolver):
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> PairState:
         mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
         evaluate, rng, dim = batched(target), host_rng(key, "nested pair"), q.dim
-        if self.coordinates is None:
+        if dim == 2:
+            pair = np.arange(2)
+        elif self.coordinates is None:
             pair = np.sort(strongest_pair(third_order_coupling(evaluate, mean, root, rng))[0])
         else:
             pair = np.array(self.coordinates)
@@ -168,7 +170,7 @@ def _frontier(state: PairState) -> dict[Place, Knot]:
 
 def _coarsened(state: PairState) -> PairState:
     """The state with every other line of its lattice, or ended where that was done before."""
-    if state.coarsened == _REFITS:
+    if state.coarsened == _MOST_COARSENED:
         return dataclasses.replace(state, result=Result.max_steps)
     kept = {(i // 2, j // 2): knot for (i, j), knot in state.knots.items() if i % 2 == 0 and j % 2 == 0}
     times = state.coarsened + 1
