@@ -74,6 +74,23 @@ def test_a_pass_with_a_mode_that_no_search_reached_is_told_from_a_wrong_pass(scr
     assert "| 0 of 1 | 1 | 0 | 0 | 0 | 1 |" in fooled.report([{"group": "out of reach", "target": "t", "seed": 0, **row}])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Gamma(0.1): infinite density at zero",
+        "only a product is identified",
+        "twenty modes within three sds",
+        "two modes 21 sds apart, a third of the mass",
+    ],
+)
+def test_no_pass_is_wrong(script, name):
+    """A boundary, an unidentified product, a chaotic likelihood, a far mode; all others and 20 seeds in docs/benchmarks.md."""
+    fooled, known = script("fooled"), script("fools").FOOLS[name]()
+    for seed in (0, 1):
+        row = fooled.one(name, known, seed)
+        assert row["verdict"] != "pass" or row["right"], row
+
+
 def test_a_record_says_what_it_belongs_to_and_fills_its_part_of_the_page(script, tmp_path):
     page, record = script("page"), script("record")
     row = {"family": "gaussian", "replicates": 4, "contained": 3, "effective": 4, "widest": np.float64(0.25), "median": 0.5}

@@ -13,6 +13,7 @@ from ._types import Estimate
 from .certify.check import fresh_sample
 from .certify.corrections import resample
 from .certify.factors import viewed
+from .results import TargetError
 from .solvers.chain_statistics import ess_mean
 from .summary import summary_of, weights_usable
 from .targets.batched import batched
@@ -159,7 +160,7 @@ def _reference_draws(target: Any, fit: Any, truth: Truth | None, key: Any) -> An
     if truth is not None:
         try:
             values = truth.sample(_DRAWS, key)
-        except NotImplementedError:  # a truth of moments alone, without draws: KL(p || q) stays empty
+        except TargetError:  # a truth of moments alone, without draws: KL(p || q) stays empty
             return None
         z, effective = _unconstrained(target, values), float(_DRAWS)
     elif fit is None:

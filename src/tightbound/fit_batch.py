@@ -95,14 +95,13 @@ def fit_batch(
         noise = standard_normals(int(draws) + draws % 2, job.programs.dim, key, "batch draws")
         log_w = _log_weights(job, lanes, noise)
         weights, khat, ess = smooth_many(log_w)
-    halves = 0.5 * (log_w[:, : len(noise) // 2] + log_w[:, len(noise) // 2 :])  # a draw and its mirror image
     fit = BatchFit(
         mean=lanes.mean, root=lanes.root, results=results, steps=lanes.steps, evaluations=used + more,
-        elbo=log_w.mean(axis=1), elbo_stderr=_stderr(halves),
+        elbo=log_w.mean(axis=1), elbo_stderr=_stderr(log_w),
         weights=weights, khat=khat, ess=ess, noise=noise, make_target=make_target, data=rows,
         coordinate_names=job.programs.names, key=key_words(key), seconds=time.perf_counter() - began,
     )  # fmt: skip
-    if throw and not any(result.usable for result in results):
+    if throw and not any(one.usable for one in results):
         raise FitError(f"None of the {count} fits is usable. The first ended with: {results[0]}", fit)
     return fit
 
@@ -241,8 +240,10 @@ def _without_lost(lanes: Lane, results: tuple[Result, ...]) -> Lane:
     return lanes
 
 
-def _stderr(x: np.ndarray) -> np.ndarray:
-    """Standard error of the mean of each row; NaN where a row holds -inf."""
+def _stderr(log_w: np.ndarray) -> np.ndarray:
+    """Standard error of the mean of each row, over draws and their mirror images; NaN where a row holds -inf."""
+    half = log_w.shape[1] // 2
+    x = 0.5 * (log_w[:, :half] + log_w[:, half:])
     finite = np.all(np.isfinite(x), axis=1)
     return np.where(finite, np.where(finite[:, None], x, 0.0).std(axis=1) / np.sqrt(x.shape[1]), np.nan)
 

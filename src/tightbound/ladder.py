@@ -254,12 +254,7 @@ def _heavy_tailed(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spe
     start = heavy_tailed_start(gaussian, sample.z, sample.log_w, sample.smoothed.weights)
     if start is None:
         return attempt
-    run = run_solver(start, FixedNoise(), left)
-    spent.add(run)
-    if not run.result.usable:
-        return attempt
-    new = dataclasses.replace(_attempt("StudentT", run, key), gaussian=gaussian, told=attempt.told)
-    return _better_of(attempt, new, spent)
+    return _tried(attempt, start, FixedNoise(), left, run_solver, key, spent)
 
 
 def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent, *, again: bool = False) -> Attempt:
@@ -274,11 +269,7 @@ def _nested(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent, *,
         left = spent.left()
         if attempt.settled or left is None or ((i or again) and not spent.has_room(_NESTED_COST * gaussian.dim)):
             break
-        run = run_solver(gaussian, solver, left)
-        spent.add(run)
-        if run.result.usable and not isinstance(run.q, Gaussian):
-            new = dataclasses.replace(_attempt(type(run.q).__name__, run, key), gaussian=gaussian, told=attempt.told)
-            attempt = _better_of(attempt, new, spent)
+        attempt = _tried(attempt, gaussian, solver, left, run_solver, key, spent)
     return attempt
 
 
@@ -290,12 +281,20 @@ def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> A
             break
         if name == attempt.name:  # a t that was found before
             continue
-        run = run_solver(around(gaussian), FixedNoise(), spent.shared(left, _TO_JUDGE))
-        spent.add(run)
-        if run.result.usable:
-            new = dataclasses.replace(_attempt(name, run, key), gaussian=gaussian, told=attempt.told)
-            attempt = _better_of(attempt, new, spent)
+        attempt = _tried(attempt, around(gaussian), FixedNoise(), spent.shared(left, _TO_JUDGE), run_solver, key, spent)
     return attempt
+
+
+def _tried(
+    attempt: Attempt, q: Any, solver: AbstractSolver, left: Budget, run_solver: RunSolver, key: Any, spent: _Spent
+) -> Attempt:
+    """The better of the attempt and of what the solver makes of q, if that is another family than the Gaussian."""
+    run = run_solver(q, solver, left)
+    spent.add(run)
+    if not run.result.usable or isinstance(run.q, Gaussian):
+        return attempt
+    new = dataclasses.replace(_attempt(type(run.q).__name__, run, key), gaussian=attempt.gaussian, told=attempt.told)
+    return _better_of(attempt, new, spent)
 
 
 def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
@@ -322,7 +321,7 @@ def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, ke
     certificate tell where it does not.
     """
     rivals = sorted(certificate["optima"].detail["rivals"], key=lambda rival: -rival[0])[:_MAX_RIVALS]
-    given, (parts, logits) = attempt, _components(attempt)
+    parts, logits = _components(attempt)
     spent.evaluations += certificate.evaluations if rivals else 0
     for _, mean, root in rivals:
         left = spent.left()
@@ -341,7 +340,7 @@ def _mixed(attempt: Attempt, certificate: Certificate, run_solver: RunSolver, ke
         else:
             attempt = _better_of(attempt, new, spent)  # it grew over both
             parts, logits = _components(attempt) if attempt is new else (parts, logits)
-    if len(parts) == len(_components(given)[0]):
+    if len(parts) == len(_components(attempt)[0]):
         return attempt
     mixture = dataclasses.replace(attempt.run, q=Mixture(parts, np.array(logits)))
     return _better_of(attempt, _attempt("Mixture", mixture, key), spent)

@@ -34,6 +34,10 @@ class Result(enum.Enum):
         "Some sites could not be matched: their cavities stayed improper, so they were skipped. Damp the updates "
         "(tb.solvers.EP(damping=0.5)), or use NaturalGradient."
     )
+    unenclosed = (
+        "The lattice of knots does not hold the whole posterior: its tails go on, or a ridge is thinner than a step. q is "
+        "the Gaussian that it began from; use tb.solvers.Nested(), a StudentT, or tb.solvers.NUTS()."
+    )
     unbounded = (
         "The log density has a flat (improper) direction: the approximation grew without bound along it. Give the "
         "parameter named in the certificate a proper prior, or fix it."

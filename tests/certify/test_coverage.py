@@ -8,9 +8,9 @@ import scipy.stats as st
 
 import tightbound as tb
 from tightbound.certify.base import Verdict
-from tightbound.certify.coverage import _log_mixture, coverage
+from tightbound.certify.coverage import _log_mixture, coverage, misses
 from tightbound.certify.draws import fresh_draws
-from tightbound.families import Gaussian
+from tightbound.families import Gaussian, Mixture
 from tightbound.targets import zoo
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -35,6 +35,17 @@ def test_the_posterior_itself_is_covered(dim):
     assert (finding.verdict, finding.value) == (Verdict.PASS, 0.0)
     truth, error = 0.5 * dim * np.log(2 * np.pi), finding.detail["log_evidence_stderr"]
     assert finding.detail["log_evidence"] == pytest.approx(truth, abs=4 * error)
+
+
+def test_draws_of_another_q_show_what_is_missed():
+    """Half of two modes is missed by a Gaussian on one; nothing by the mixture, nor by a Gaussian that fits."""
+    known = zoo.two_modes(2, separation=8.0)
+    one = Gaussian.from_root(np.array([-4.0, 0.0]), np.eye(2))
+    both = Mixture([one, Gaussian.from_root(np.array([4.0, 0.0]), np.eye(2))], np.zeros(2))
+    of_one, of_both = (fresh_draws(Claimed(q, known.target), 0, 2000) for q in (one, both))
+    assert misses(one, of_one, seen=of_both)
+    assert not misses(both, of_both, seen=of_one)
+    assert not misses(one, of_one, seen=of_one)
 
 
 @pytest.mark.parametrize("key", range(3))

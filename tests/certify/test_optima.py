@@ -8,7 +8,7 @@ import tightbound as tb
 from tightbound.certify.base import Verdict
 from tightbound.certify.draws import fresh_draws
 from tightbound.certify.optima import Whitening, _kl_to_standard, optima
-from tightbound.families import Gaussian, kl
+from tightbound.families import Gaussian, Mixture, kl
 from tightbound.solvers.start import LocalGaussian
 from tightbound.targets import zoo
 
@@ -23,7 +23,7 @@ class Claimed:
 
 
 def found(q, target, key=0, draws=2000, starts=32):
-    return optima(fresh_draws(Claimed(q, target), key, draws), key, starts=starts)
+    return optima(fresh_draws(Claimed(q, target), key, draws), key, q=q, starts=starts)
 
 
 def mode(position, sd=1.0):
@@ -55,6 +55,32 @@ def test_a_rival_is_its_mean_root_and_evidence(weight):
         np.testing.assert_allclose(root @ root.T, np.eye(2), atol=0.1)
     masses = sorted(np.exp(one.detail["rivals"][0][0] - known.log_evidence) for one in (finding, other))
     np.testing.assert_allclose(masses, sorted([weight, 1 - weight]), rtol=0.1)
+
+
+def test_without_a_density_of_q_the_distance_from_its_draws_decides():
+    """As for a chain: the same two modes, and none."""
+    known = zoo.two_modes(2, separation=10.0)
+    for q, count in ((mode(-5.0), 1.0), (Mixture([mode(-5.0), mode(5.0)], np.zeros(2)), 0.0)):
+        assert optima(fresh_draws(Claimed(q, known.target), 0, 2000), 0).value == count
+
+
+def test_an_end_on_a_bent_ridge_is_a_rival():
+    """a b = 1 +- 0.1 has two branches. The curvature at (-1, -1) makes a Gaussian worth -42 nats: it must be refitted."""
+    target = tb.from_log_density(
+        lambda p: -0.5 * ((p["a"] * p["b"] - 1) / 0.1) ** 2 - (p["a"] ** 2 + p["b"] ** 2) / 18, {"a": 1.0, "b": 1.0}
+    )
+    branch = Gaussian.from_root(np.array([1.05, 1.0]), np.array([[0.23, 0.0], [-0.23, 0.1]]))
+    finding = found(branch, target)
+    assert finding.verdict is not Verdict.PASS
+    assert any(np.all(mean < 0) for _, mean, _ in finding.detail["rivals"])
+
+
+def test_a_q_that_is_too_narrow_misses_no_mode():
+    """Mean field at correlation 0.7: wrong, which is for other findings to say."""
+    target = tb.from_log_density(
+        lambda p: -0.5 * (p["x"] @ np.linalg.inv(np.array([[1.0, 0.7], [0.7, 1.0]])) @ p["x"]), {"x": np.zeros(2)}
+    )
+    assert found(Gaussian.from_root(np.zeros(2), np.eye(2) * np.sqrt(1 - 0.49)), target).verdict is Verdict.PASS
 
 
 def test_the_verdict_depends_on_who_is_higher():

@@ -33,7 +33,7 @@ def test_every_claim_is_met(result):
 @pytest.mark.slow
 def test_the_whole_table_is_there_where_the_data_are(result):
     if result.note:
-        pytest.skip(result.note)
+        pytest.skip(result.note)  # which says where the paper's data are looked for
     assert len([c for c in result.claims if c["claim"].startswith("KL(q || p) of")]) == 20
     assert [row["n"] for row in result.tables["kl"]] == list(PUBLISHED)
 

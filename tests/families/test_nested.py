@@ -76,6 +76,11 @@ def test_draws_are_stratified_and_antithetic():
     np.testing.assert_allclose(0.5 * (z[:1000, 1] + z[1000:, 1]), 0.5 * z[:1000, 0], atol=1e-8)  # the conditional mean
 
 
+def test_on_the_line_no_draw_comes_twice():
+    q = NestedGaussian.through(0, KNOTS, -0.5 * KNOTS**2, np.empty((17, 0)), np.empty((17, 0, 0)))
+    assert len(np.unique(q.draw(1000, 0)[0])) == 1000
+
+
 @pytest.mark.parametrize("count", [1, 7, 1000])
 def test_any_number_of_draws(count):
     z, log_q = funnel(3).draw(count, 0)

@@ -75,3 +75,4 @@ def test_in_the_plane_it_is_a_grid():
         log_q, st.multivariate_normal(np.zeros(2)).logpdf(z), atol=0.06
     )  # in the tails; cells 1/8 wide
     np.testing.assert_allclose(z.std(axis=0), 1.0, atol=0.01)  # stratified
+    assert len(np.unique(z, axis=0)) == len(z), "no rest is left to mirror, so that no draw may come twice"

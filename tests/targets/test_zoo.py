@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from tightbound._numerics import x64
+from tightbound.results import TargetError
 from tightbound.targets import Rows, zoo
 from tightbound.targets.batched import batched
 from tightbound.targets.zoo import schools
@@ -165,7 +166,7 @@ def test_eight_schools(centered):
 
 
 def test_a_target_without_exact_draws_says_so():
-    with pytest.raises(NotImplementedError, match=r"logistic_regression.* has no exact sampler"):
+    with pytest.raises(TargetError, match=r"logistic_regression.* has no exact sampler"):
         zoo.logistic_regression(20).sample(3, 0)
 
 

@@ -119,7 +119,8 @@ def _of_many_dimensions(paths: list[Path], white: Whitening, names: tuple[str, .
     why = _sentence(verdict, len(paths), len(rivals), float(gap)).replace("q's ELBO", "the log density of q's own")
     best = max(rivals, key=lambda path: path.values[-1], default=home)
     where = tuple(names[j] for j in np.argsort(-np.abs(best.points[-1] - home.points[-1]))[:3]) if rivals else ()
-    detail = {"rivals": [], "starts": len(paths)}
+    ends = [white.mean + _unwhiten(white, path.points[-1]) for path in (home, *rivals)]
+    detail = {"rivals": [], "starts": len(paths), "ends": ends}
     return Finding("optima", float(len(rivals)), np.nan, 0.0, verdict, why, "docs/certificate.md, optima", where, detail)
 
 

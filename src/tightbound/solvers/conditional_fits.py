@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..estimators.fixed_design import whitened_moments
+from ..results import PairingError
+from ..targets.base import Density, require
 from .lbfgs import Evaluate
 from .natural import natural_step, newton_model
 
@@ -20,6 +22,23 @@ class Knot:
     mean: np.ndarray
     root: np.ndarray
     elbo: float
+
+
+def check_start(solver: Any, target: Any, q: Any, objective: Any) -> None:
+    """Refuse what solvers that refit a Gaussian at knots cannot start from.
+
+    Raises:
+        PairingError: q is no full-rank Gaussian, or an objective is given.
+    """
+    require(solver, target, Density)
+    name = type(solver).__name__
+    if getattr(getattr(q, "scale", None), "structure", None) != "full":
+        raise PairingError(
+            f"{name} starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
+            f"tb.fit(target, gaussian_fit.q, solver=tb.solvers.{name}())."
+        )
+    if objective is not None:
+        raise PairingError(f"{name} maximises the ELBO at each knot and takes no other objective; leave `objective` out.")
 
 
 def regression(root: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,9 @@ from ..estimators.fixed_design import moment_matched
 from ..families.nested import NestedGaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .conditional_fits import Knot, refit, regression
+from .conditional_fits import Knot, check_start, refit, regression
 from .lbfgs import Evaluate
 
 _FALL = 8.0  # nats below the best knot at which a side of the grid ends
@@ -62,14 +61,7 @@ class Nested(AbstractSolver):
     compiled: ClassVar[bool] = False
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        require(self, target, Density)
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
-            raise PairingError(
-                f"Nested starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
-                "tb.fit(target, gaussian_fit.q, solver=tb.solvers.Nested())."
-            )
-        if objective is not None:
-            raise PairingError("Nested maximises the ELBO at each knot and takes no other objective; leave `objective` out.")
+        check_start(self, target, q, objective)
         if self.coordinate is not None and not 0 <= self.coordinate < q.dim:
             raise PairingError(f"Nested: `coordinate` must lie in 0..{q.dim - 1}, got {self.coordinate}.")
 

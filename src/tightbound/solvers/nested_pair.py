@@ -1,6 +1,7 @@
 """The rung for models with two scales that matter: Gaussians fitted on a lattice of values of two coordinates."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +12,9 @@ from ..estimators.fixed_design import moment_matched
 from ..families.nested_pair import NestedGaussianPair
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .conditional_fits import Knot, refit, regression
+from .conditional_fits import Knot, check_start, refit, regression
 from .nested import third_order_coupling
 
 _FALL = 6.5  # nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
@@ -42,7 +42,7 @@ class PairState:
     slope: np.ndarray  # regression of the rest on t under the Gaussian that we start from
     design: np.ndarray
     knots: dict[Place, Knot]
-    edge: tuple[Place, ...]  # knots whose neighbours have not been looked at
+    guesses: dict[Place, Knot]  # the free places that come next
     step: float  # of the lattice, in sds
     farthest: float
     fall: float
@@ -64,7 +64,7 @@ class NestedPair(AbstractSolver):
     every other line is kept. Costs some 60-160 conditional fits: 10,000-25,000 gradients in up to 34 dimensions, more
     above. In two dimensions it is the posterior on a grid, for some 3,000 evaluations. Not where `Nested`, with one
     coordinate, does, nor above 60 dimensions or so. Where the lattice does not hold the whole posterior (tails of a power
-    law, a ridge thinner than a step), q stays the Gaussian and the result is `max_steps`.
+    law, a ridge thinner than a step), q stays the Gaussian and the result is `unenclosed`.
 
     Arguments:
         coordinates: indices of t; None chooses them.
@@ -78,16 +78,7 @@ class NestedPair(AbstractSolver):
     compiled: ClassVar[bool] = False
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        require(self, target, Density)
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
-            raise PairingError(
-                f"NestedPair starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
-                "tb.fit(target, gaussian_fit.q, solver=tb.solvers.NestedPair())."
-            )
-        if objective is not None:
-            raise PairingError(
-                "NestedPair maximises the ELBO at each knot and takes no other objective; leave `objective` out."
-            )
+        check_start(self, target, q, objective)
         if q.dim < 2:
             raise PairingError("NestedPair needs two coordinates, and the target has one; use Nested.")
         pair = self.coordinates
@@ -100,7 +91,7 @@ class NestedPair(AbstractSolver):
         if dim == 2:
             pair = np.arange(2)
         elif self.coordinates is None:
-            pair = np.sort(strongest_pair(third_order_coupling(evaluate, mean, root, rng))[0])
+            pair = np.sort(strongest_pair(third_order_coupling(evaluate, mean, root, rng)))
         else:
             pair = np.array(self.coordinates)
         slope, conditional_root = regression(root, pair)
@@ -111,26 +102,26 @@ class NestedPair(AbstractSolver):
         result = None if np.isfinite(start.elbo) else Result.nonfinite
         step, fall = (1.0, _FALL) if dim > 2 else (0.25, _PLANE_FALL)
         step = step if self.step_sds is None else self.step_sds
-        return PairState(
-            pair, mean[pair], axes, slope, design, {(0, 0): start}, ((0, 0),), step, _FARTHEST, fall, result=result
-        )
+        state = PairState(pair, mean[pair], axes, slope, design, {(0, 0): start}, {}, step, _FARTHEST, fall, result=result)
+        return dataclasses.replace(state, guesses=_frontier(state, state.knots))
 
     def step(self, target: Any, q: Any, objective: Any, state: PairState, key: Any) -> tuple[Any, Any, Any, Info]:
         """All free places next to knots that are not too far down, in the same batch."""
         evaluate = batched(target)
         before = evaluate.evaluations
-        guesses = _frontier(state)
-        new = refit(evaluate, state.coordinates, list(guesses.values()), state.design)
-        state.knots.update(zip(guesses, new, strict=True))
-        state = dataclasses.replace(state, edge=tuple(guesses))
-        state = dataclasses.replace(state, spent=state.spent + evaluate.evaluations - before)
-        if not _frontier(state):
-            ended = Result.converged if _closed(state) else Result.max_steps
+        new = dict(
+            zip(state.guesses, refit(evaluate, state.coordinates, [*state.guesses.values()], state.design), strict=True)
+        )
+        state.knots.update(new)  # in place: thousands of knots in the plane, in a hundred steps
+        spent = state.spent + evaluate.evaluations - before
+        state = dataclasses.replace(state, guesses=_frontier(state, new), spent=spent)
+        if not state.guesses:
+            ended = Result.converged if _closed(state) else Result.unenclosed
             state = dataclasses.replace(state, result=ended if _spans(state) else Result.nonfinite)
         elif len(state.knots) >= (_COARSEN if q.dim > 2 else _PLANE_KNOTS):
             state = _coarsened(state)
         if state.result is None and state.spent > _MOST:
-            state = dataclasses.replace(state, result=Result.max_steps)
+            state = dataclasses.replace(state, result=Result.unenclosed)
         if state.result is Result.converged:
             q = _family(state)
         return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before)
@@ -139,20 +130,19 @@ class NestedPair(AbstractSolver):
         return state.result
 
 
-def strongest_pair(coupling: np.ndarray) -> tuple[np.ndarray, float]:
-    """The most strongly coupled coordinate, the one most strongly coupled once that is held, and how strongly that is."""
+def strongest_pair(coupling: np.ndarray) -> np.ndarray:
+    """The most strongly coupled coordinate, and the one most strongly coupled once that is held."""
     first = int(np.argmax(np.sum(coupling**2, axis=1)))
     left = np.sum(np.delete(coupling, first, axis=1) ** 2, axis=1)
     left[first] = -np.inf
-    second = int(np.argmax(left))
-    return np.array([first, second]), float(left[second])
+    return np.array([first, int(np.argmax(left))])
 
 
-def _frontier(state: PairState) -> dict[Place, Knot]:
-    """Guesses at the free places next to a knot, its mean extrapolated from the knot before it or by regression."""
+def _frontier(state: PairState, new: Iterable[Place]) -> dict[Place, Knot]:
+    """Guesses at the free places next to the `new` knots, the mean extrapolated from the knot before it or by regression."""
     guesses: dict[Place, Knot] = {}
     least = state.best - state.fall
-    for i, j in state.edge:
+    for i, j in new:
         knot = state.knots[i, j]
         if not knot.elbo > least:
             continue
@@ -171,12 +161,11 @@ def _frontier(state: PairState) -> dict[Place, Knot]:
 def _coarsened(state: PairState) -> PairState:
     """The state with every other line of its lattice, or ended where that was done before."""
     if state.coarsened == _MOST_COARSENED:
-        return dataclasses.replace(state, result=Result.max_steps)
+        return dataclasses.replace(state, result=Result.unenclosed)
     kept = {(i // 2, j // 2): knot for (i, j), knot in state.knots.items() if i % 2 == 0 and j % 2 == 0}
-    times = state.coarsened + 1
-    return dataclasses.replace(
-        state, knots=kept, edge=tuple(kept), step=2.0 * state.step, farthest=2.0 * state.farthest, coarsened=times
-    )
+    farther = {"step": 2.0 * state.step, "farthest": 2.0 * state.farthest, "coarsened": state.coarsened + 1}
+    state = dataclasses.replace(state, knots=kept, **farther)
+    return dataclasses.replace(state, guesses=_frontier(state, kept))
 
 
 def _closed(state: PairState) -> bool:

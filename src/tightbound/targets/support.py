@@ -221,7 +221,7 @@ def reason_against(constraint: Any) -> str | None:
         return "its values are discrete, but a log density on R^d needs continuous ones; sum the discrete values out"
     try:
         transform = bijection(constraint)
-    except NotImplementedError:
+    except NotImplementedError:  # how NumPyro says that it knows no bijection
         return "NumPyro has no bijection onto it from an unconstrained space; write the parameter in other coordinates"
     if type(transform).__name__ == "ComplexTransform":
         return "its values are complex; use two real parameters"

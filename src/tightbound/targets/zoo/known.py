@@ -10,6 +10,7 @@ import numpy as np
 
 from ..._numerics import host_rng
 from ..._types import Key
+from ...results import TargetError
 from ..base import Density
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -43,10 +44,10 @@ class Known:
         """`n` exact draws of the values: value name -> `[n, ...]`.
 
         Raises:
-            NotImplementedError: when this target has no exact sampler.
+            TargetError: when this target has no exact sampler.
         """
         if self.draw is None:
-            raise NotImplementedError(f"{self.name} has no exact sampler.")
+            raise TargetError(f"{self.name} has no exact sampler; draw from it with tb.solvers.NUTS().")
         return self.draw(n, host_rng(key, "zoo"))
 
 
