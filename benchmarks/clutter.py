@@ -1,9 +1,10 @@
-"""The default's Gaussian against the best one on the clutter spec's data sets, and EP's evidence: 200 data sets per n.
+"""The default's Gaussian against the best one on the clutter spec's data sets, and EP's evidence:
+200 data sets per n.
 
     python benchmarks/clutter.py [--sets 200] [--sizes 5 20] [--fits]
 
-`--fits` runs `tb.fit` with its ladder and certificate as well, some .1 s each. Seeds are those of the clutter spec, section
-5.1.
+`--fits` runs `tb.fit` with its ladder and certificate as well, some .1 s each. Seeds are those of
+the clutter spec, section 5.1.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from tightbound.targets import Clutter
 
 
 def measure(n: int, sets: int, fits: bool) -> None:
-    """Print excess KL of the first rung over the best Gaussian, KL of the fit, EP's evidence, and seconds."""
+    """Print excess KL of the first rung over the best Gaussian, KL of the fit, EP's evidence, and
+    seconds.
+    """
     rng = np.random.default_rng(1000 + n)
     rung, final, wide, evidence, verdicts, seconds = [], [], [], [], [], []
     for _ in range(sets):
@@ -40,14 +43,23 @@ def measure(n: int, sets: int, fits: bool) -> None:
             verdicts.append(str(fit.certificate.verdict))
     excess, wide = np.array(rung), np.array(wide)
     print(f"n = {n}, {sets} data sets, first rung: excess KL over the best Gaussian, nats")
-    print(f"  mean {excess.mean():.2e}, median {np.median(excess):.2e}, largest {excess.max():.2e}, ", end="")
+    print(
+        f"  mean {excess.mean():.2e}, median {np.median(excess):.2e}, largest {excess.max():.2e}, ",
+        end="",
+    )
     print(f"above .3: {100 * np.mean(excess > 0.3):.1f} %")
     if wide.any():
         print(f"  v / vg > 5: {wide.sum()} data sets, largest {excess[wide].max():.2e}")
-    print(f"  median seconds {np.median(seconds):.3f}; median |log evidence error| of EP {np.nanmedian(evidence):.2e}")
+    print(
+        f"  median seconds {np.median(seconds):.3f}; median |log evidence error| of EP"
+        f" {np.nanmedian(evidence):.2e}"
+    )
     if fits:
         counts = {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))}
-        print(f"  tb.fit: KL(q || p) mean {np.mean(final):.2e}, largest {np.max(final):.2e}; verdicts {counts}")
+        print(
+            f"  tb.fit: KL(q || p) mean {np.mean(final):.2e}, largest {np.max(final):.2e}; verdicts"
+            f" {counts}"
+        )
 
 
 if __name__ == "__main__":

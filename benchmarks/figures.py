@@ -1,4 +1,6 @@
-"""The pictures of docs/benchmarks.md, from the records that the other scripts left in build/bench; nothing is run here.
+"""The pictures of docs/benchmarks.md, from the records that the other scripts left in build/bench.
+
+Nothing is run here.
 
 Usage: python benchmarks/figures.py [--records build/bench] [--out docs/images]
 
@@ -47,7 +49,14 @@ def verdicts(axes: Any, seeds: Rows, race: Rows) -> None:
     names = sorted({row["posterior"] for row in seeds}, reverse=True)
     for row in race:
         if row["method"] == "numpyro-full-10k" and "max_error" in row and row["posterior"] in names:
-            axes.plot(clipped(row["max_error"]), names.index(row["posterior"]), "s", color="#1f5fa8", mfc="none", ms=7)
+            axes.plot(
+                clipped(row["max_error"]),
+                names.index(row["posterior"]),
+                "s",
+                color="#1f5fa8",
+                mfc="none",
+                ms=7,
+            )
     own = [row for row in seeds if row["method"] == "tightbound" and "max_error" in row]
     for row in own:
         height = names.index(row["posterior"]) + 0.12 * (row["seed"] - 2)
@@ -68,28 +77,49 @@ def accuracy(left: Any, right: Any, rows: Rows) -> None:
     """Error against gradients, and against cold seconds relative to the baseline of the same run."""
     rng = np.random.default_rng(0)
     for method, (label, colour, marker) in STYLE.items():
-        own = [row for row in rows if row["method"] == method and row["cold"] and "max_error" in row]
+        own = [
+            row for row in rows if row["method"] == method and row["cold"] and "max_error" in row
+        ]
         if not own:
             continue
         style = {"color": colour, "marker": marker, "ls": "", "ms": 5, "alpha": 0.8, "label": label}
         if marker != "x":
             style |= {"mfc": colour if method == "tightbound" else "none"}
         counted = [row for row in own if row["evaluations"]]
-        x = np.array([row["evaluations"] + (row["certificate_evaluations"] or 0) for row in counted])
-        spread = 0.0 if method == "tightbound" else 0.06  # of the peers, most have the same number of gradients everywhere
-        left.plot(x * np.exp(spread * rng.standard_normal(len(x))), [clipped(row["max_error"]) for row in counted], **style)
+        x = np.array(
+            [row["evaluations"] + (row["certificate_evaluations"] or 0) for row in counted]
+        )
+        spread = (
+            0.0 if method == "tightbound" else 0.06
+        )  # of the peers, most have the same number of gradients everywhere
+        left.plot(
+            x * np.exp(spread * rng.standard_normal(len(x))),
+            [clipped(row["max_error"]) for row in counted],
+            **style,
+        )
         if method == "tightbound":
             errors = [clipped(row["max_error"]) for row in counted]
-            left.hlines(errors, [row["evaluations"] for row in counted], x, color=colour, lw=0.8, alpha=0.6)
+            left.hlines(
+                errors, [row["evaluations"] for row in counted], x, color=colour, lw=0.8, alpha=0.6
+            )
         timed = [row for row in own if "relative_seconds" in row]
-        right.plot([row["relative_seconds"] for row in timed], [clipped(row["max_error"]) for row in timed], **style)
+        right.plot(
+            [row["relative_seconds"] for row in timed],
+            [clipped(row["max_error"]) for row in timed],
+            **style,
+        )
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.axhline(MEAN, color="black", lw=1, ls=":")
     left.set_ylabel("largest error of a mean, reference sds")
-    left.set_xlabel("gradients; of tightbound, lines from the fit alone\nto the fit and its certificate")
-    right.set_xlabel("cold seconds, as multiples of NumPyro full rank,\n10,000 steps, on that posterior in the same run")
+    left.set_xlabel(
+        "gradients; of tightbound, lines from the fit alone\nto the fit and its certificate"
+    )
+    right.set_xlabel(
+        "cold seconds, as multiples of NumPyro full rank,\n10,000 steps, on that posterior in the"
+        " same run"
+    )
     handles, labels = right.get_legend_handles_labels()
     right.legend(handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -101,7 +131,12 @@ def scaling(axes: Any, rows: Rows) -> None:
         for what in dict.fromkeys(row["fit"] for row in some):
             own = [row for row in some if row["fit"] == what]
             for panel, measure in zip(column, ("gradients", "seconds"), strict=True):
-                panel.loglog([row["size"] for row in own], [row[measure] for row in own], marker="o", label=what)
+                panel.loglog(
+                    [row["size"] for row in own],
+                    [row[measure] for row in own],
+                    marker="o",
+                    label=what,
+                )
                 panel.set_ylabel(f"{measure} of the fit")
                 panel.grid(lw=0.3)
         column[0].legend(fontsize=8)
@@ -113,10 +148,18 @@ def raw_speed(axes: Any, rows: Rows) -> None:
     x, y = [row["microseconds"] for row in rows], [100 * row["share"] for row in rows]
     axes.plot(x, y, "o", color="#c02020", ms=5)
     for row in rows:
-        if row["microseconds"] < 10.0:  # there the goal asks nothing, and the names would lie upon each other
+        if (
+            row["microseconds"] < 10.0
+        ):  # there the goal asks nothing, and the names would lie upon each other
             continue
         at = (row["microseconds"], 100 * row["share"])
-        axes.annotate(tables.short(row["posterior"]), at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            tables.short(row["posterior"]),
+            at,
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+        )
     axes.set_xscale("log")
     axes.axhline(50, color="black", lw=1, ls=":")
     axes.axvline(10, color="black", lw=1, ls=":")
@@ -134,8 +177,12 @@ def draw_verdicts(records: Path) -> Any:
 
 
 def draw_accuracy(records: Path) -> Any:
-    drawing, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), sharey=True, layout="constrained")
-    accuracy(left, right, tables.joined([*record.runs(records, "peers"), *record.runs(records, "race")]))
+    drawing, (left, right) = plt.subplots(
+        1, 2, figsize=(11.5, 4.6), sharey=True, layout="constrained"
+    )
+    accuracy(
+        left, right, tables.joined([*record.runs(records, "peers"), *record.runs(records, "race")])
+    )
     return drawing
 
 
@@ -167,7 +214,10 @@ def main() -> int:
     parsed.out.mkdir(parents=True, exist_ok=True)
     for name, (draw, needs) in FIGURES.items():
         if missing := record.missing(parsed.records, needs):
-            print(f"{name}.png is left out: {', '.join(missing)} is not in {parsed.records}.", file=sys.stderr)
+            print(
+                f"{name}.png is left out: {', '.join(missing)} is not in {parsed.records}.",
+                file=sys.stderr,
+            )
             continue
         draw(parsed.records).savefig(parsed.out / f"{name}.png", dpi=110)
         plt.close("all")

@@ -2,10 +2,11 @@
 
 Usage: python benchmarks/fooled.py [--seeds 20] [--targets PART ...] [--out DIR]
 
-An answer is right when every mean that `summary()` prints is within 0.1 sd of the truth and every sd within 0.8 to 1.25 of
-it. A **wrong pass** is "pass" on an answer that is not right: the worst thing that can happen here. It is an **unseen
-mode**, and counted apart, where the target has a mode near which neither q nor any of the certificate's searches ended:
-the limit that its finding `optima` states. Exit 1 where there is a wrong pass.
+An answer is right when every mean that `summary()` prints is within 0.1 sd of the truth and every
+sd within 0.8 to 1.25 of it. A **wrong pass** is "pass" on an answer that is not right: the worst
+thing that can happen here. It is an **unseen mode**, and counted apart, where the target has a mode
+near which neither q nor any of the certificate's searches ended: the limit that its finding
+`optima` states. Exit 1 where there is a wrong pass.
 """
 
 import argparse
@@ -37,7 +38,10 @@ def errors(fit: Any, known: Known) -> dict[str, Any]:
     names, mean = flatten_values(jax.tree.map(lambda leaf: np.asarray(leaf)[None], known.mean))
     _, sd = flatten_values(jax.tree.map(lambda leaf: np.asarray(leaf)[None], known.sd))
     table = fit.summary().loc[list(names)]
-    error, ratio = np.max(np.abs(table["mean"].to_numpy() - mean[0]) / sd[0]), table["sd"].to_numpy() / sd[0]
+    error, ratio = (
+        np.max(np.abs(table["mean"].to_numpy() - mean[0]) / sd[0]),
+        table["sd"].to_numpy() / sd[0],
+    )
     right = bool(error <= MEAN and ratio.min() >= SD_LOW and ratio.max() <= SD_HIGH)
     return {"max_error": error, "sd_low": ratio.min(), "sd_high": ratio.max(), "right": right}
 
@@ -56,7 +60,10 @@ def runs(seeds: int, parts: list[str]) -> Iterator[dict[str, Any]]:
 def unseen(name: str, fit: Any) -> bool:
     """Whether the target has a mode that no draw of q and no end of a search is near."""
     ends = [*fit.q.draw(4000, 0)[0], *fit.certificate["optima"].detail.get("ends", [])]
-    near = [np.min(np.linalg.norm(np.stack(ends) - place, axis=1)) < 3 * sd * len(place) ** 0.5 for place, sd in MODES[name]]
+    near = [
+        np.min(np.linalg.norm(np.stack(ends) - place, axis=1)) < 3 * sd * len(place) ** 0.5
+        for place, sd in MODES[name]
+    ]
     return not all(near)
 
 
@@ -86,10 +93,21 @@ def table(rows: list[dict[str, Any]], groups: tuple[str, ...] = tuple(GROUPS)) -
     lines = []
     for name in dict.fromkeys(row["target"] for row in rows if row["group"] in groups):
         own = [row for row in rows if row["target"] == name]
-        verdicts = [sum(row["verdict"] == verdict for row in own) for verdict in ("pass", "caution", "fail")]
-        families = sorted({row["family"] for row in own}, key=lambda family: -sum(row["family"] == family for row in own))
-        wrong, hidden = sum(map(wrong_pass, own)), sum(row["unseen"] and row["verdict"] == "pass" for row in own)
-        low, high = min(float(row["sd_low"]) for row in own), max(float(row["sd_high"]) for row in own)
+        verdicts = [
+            sum(row["verdict"] == verdict for row in own) for verdict in ("pass", "caution", "fail")
+        ]
+        families = sorted(
+            {row["family"] for row in own},
+            key=lambda family: -sum(row["family"] == family for row in own),
+        )
+        wrong, hidden = (
+            sum(map(wrong_pass, own)),
+            sum(row["unseen"] and row["verdict"] == "pass" for row in own),
+        )
+        low, high = (
+            min(float(row["sd_low"]) for row in own),
+            max(float(row["sd_high"]) for row in own),
+        )
         lines.append([
             name, f"{sum(row['right'] for row in own)} of {len(own)}", *map(str, verdicts),
             f"**{wrong}**" if wrong else "0", str(hidden), f"{sum(row['holds'] for row in own)} of {len(own)}",
@@ -114,9 +132,10 @@ def conclusions(rows: list[dict[str, Any]]) -> list[str]:
             [row for row in own if row["verdict"] == "pass" and not row["unseen"]],
         )
         lines.append(
-            f"{group}: {len(own)} fits of {len({row['target'] for row in own})} targets, {right} right, {passes} say pass, "
-            f"**{wrong} wrong passes**, {hidden} with a mode that no search reached; the bracket of the other passes "
-            f"holds the evidence in {sum(row['holds'] for row in sound)} of {len(sound)}"
+            f"{group}: {len(own)} fits of {len({row['target'] for row in own})} targets, {right}"
+            f" right, {passes} say pass, **{wrong} wrong passes**, {hidden} with a mode that no"
+            " search reached; the bracket of the other passes holds the evidence in"
+            f" {sum(row['holds'] for row in sound)} of {len(sound)}"
         )
     return lines
 
@@ -128,16 +147,34 @@ def report(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="The default fit on targets built to fool it.")
     parser.add_argument("--seeds", type=int, default=20, metavar="N")
-    parser.add_argument("--targets", nargs="+", default=[], metavar="PART", help="only names that contain a PART")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write fooled.json and fooled.md there")
+    parser.add_argument(
+        "--targets", nargs="+", default=[], metavar="PART", help="only names that contain a PART"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write fooled.json and fooled.md there"
+    )
     parsed = parser.parse_args()
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []
     for row in runs(parsed.seeds, parsed.targets):
         rows.append(row)
-        mark = "WRONG PASS" if wrong_pass(row) else "unseen" if row["unseen"] else "right" if row["right"] else "wrong"
-        head = f"{row['target'][:44]:44s} seed {row['seed']:2d} {row['seconds']:6.2f} s {row['verdict']:8s}{mark:10s}"
-        said = f"error {row['max_error']:.3f} sd {row['sd_low']:.2f}-{row['sd_high']:.2f} {row['family']}"
+        mark = (
+            "WRONG PASS"
+            if wrong_pass(row)
+            else "unseen"
+            if row["unseen"]
+            else "right"
+            if row["right"]
+            else "wrong"
+        )
+        head = (
+            f"{row['target'][:44]:44s} seed {row['seed']:2d} {row['seconds']:6.2f} s"
+            f" {row['verdict']:8s}{mark:10s}"
+        )
+        said = (
+            f"error {row['max_error']:.3f} sd {row['sd_low']:.2f}-{row['sd_high']:.2f}"
+            f" {row['family']}"
+        )
         print(f"{head} {said} {' '.join(row['doubts'])}", file=sys.stderr, flush=True)
     if parsed.out is not None:
         record.write(parsed.out / "fooled.json", rows)

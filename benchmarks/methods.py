@@ -1,7 +1,8 @@
-"""The methods that are compared: each fits one posterior and summarises it, as a user of that library would.
+"""The methods that are compared: each fits one posterior and summarises it, as a user of that
+library would.
 
-A method is `run(name, seed) -> Answer`; only what happens between its call and its summary is timed, and `diagnose` (the
-k-hat of the importance weights) afterwards is not.
+A method is `run(name, seed) -> Answer`; only what happens between its call and its summary is
+timed, and `diagnose` (the k-hat of the importance weights) afterwards is not.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ _QUANTILES = {"5%": 0.05, "50%": 0.5, "95%": 0.95}
 
 @dataclasses.dataclass
 class Answer:
-    """Summary per value, gradients of the fit and of what certifies it, and what the method says of itself."""
+    """Summary per value, gradients of the fit and of what certifies it, and what the method says of
+    itself.
+    """
 
     summary: dict[str, dict[str, float]]
     evaluations: int | None
@@ -37,7 +40,8 @@ class Tightbound:
     def __init__(self) -> None:
         import tightbound as tb
 
-        # what the library imports when it is first needed: imports are outside the clock for everybody
+        # what the library imports when it is first needed: imports are outside the clock for
+        # everybody
         for module in ("pandas", "xarray", "scipy.interpolate"):
             importlib.import_module(module)
 
@@ -59,7 +63,12 @@ class Tightbound:
             "family": type(fit.q).__name__, "fit_seconds": fit.seconds, "certificate_seconds": certificate.seconds,
         }  # fmt: skip
         return Answer(
-            summary, fit.evaluations, certificate.evaluations, str(certificate.verdict.value), certificate.khat, extra
+            summary,
+            fit.evaluations,
+            certificate.evaluations,
+            str(certificate.verdict.value),
+            certificate.khat,
+            extra,
         )
 
 
@@ -91,7 +100,9 @@ class NumPyro:
         fit_key, draw_key = jax.random.split(jax.random.key(seed))
         params = svi.run(fit_key, self.steps, progress_bar=False).params
         draws = guide.sample_posterior(draw_key, params, sample_shape=(DRAWS,))
-        return Answer(summarise(draws), self.steps, diagnose=lambda: self._khat(model, guide, params))
+        return Answer(
+            summarise(draws), self.steps, diagnose=lambda: self._khat(model, guide, params)
+        )
 
     def _khat(self, model: Any, guide: Any, params: Any) -> float:
         import jax
@@ -100,16 +111,22 @@ class NumPyro:
 
         def log_weight(key):
             log_q, trace = log_density(handlers.seed(guide, key), (), {}, params)
-            log_p, _ = log_density(handlers.replay(handlers.seed(model, key), trace), (), {}, params)
+            log_p, _ = log_density(
+                handlers.replay(handlers.seed(model, key), trace), (), {}, params
+            )
             return log_p - log_q
 
-        return khat(jax.lax.map(log_weight, jax.random.split(jax.random.key(1), DRAWS), batch_size=50))
+        return khat(
+            jax.lax.map(log_weight, jax.random.split(jax.random.key(1), DRAWS), batch_size=50)
+        )
 
 
 class BlackJAX:
-    """`meanfield_vi`, `fullrank_vi` (Adam(0.01), 10,000 steps of 5 draws in one compiled scan) or `pathfinder`, float64.
+    """`meanfield_vi`, `fullrank_vi` (Adam(0.01), 10,000 steps of 5 draws in one compiled scan) or
+    `pathfinder`, float64.
 
-    The library starts its two Gaussians at zero on the unconstrained scale; pathfinder starts at uniform(-2, 2).
+    The library starts its two Gaussians at zero on the unconstrained scale; pathfinder starts at
+    uniform(-2, 2).
     """
 
     steps, draws_per_step = 10_000, 5
@@ -154,24 +171,36 @@ class BlackJAX:
         import jax.numpy as jnp
         import optax
 
-        algorithm = getattr(blackjax, self.algorithm)(log_density, optax.adam(0.01), self.draws_per_step)
+        algorithm = getattr(blackjax, self.algorithm)(
+            log_density, optax.adam(0.01), self.draws_per_step
+        )
 
         @jax.jit
         def run(key):
             state = algorithm.init(jnp.zeros(dim))
-            return jax.lax.scan(lambda s, k: (algorithm.step(k, s)[0], None), state, jax.random.split(key, self.steps))[0]
+            return jax.lax.scan(
+                lambda s, k: (algorithm.step(k, s)[0], None),
+                state,
+                jax.random.split(key, self.steps),
+            )[0]
 
         state = run(keys[0])
         module = getattr(blackjax.vi, self.algorithm)
         make = getattr(module, f"generate_{self.algorithm.removesuffix('_vi')}_logdensity")
-        return algorithm.sample(keys[1], state, DRAWS), jax.vmap(make(*state[:2])), self.steps * self.draws_per_step
+        return (
+            algorithm.sample(keys[1], state, DRAWS),
+            jax.vmap(make(*state[:2])),
+            self.steps * self.draws_per_step,
+        )
 
     def _pathfinder(self, log_density: Any, dim: int, keys: Any) -> tuple[Any, Any, None]:
         import blackjax
         import jax
 
         start = jax.random.uniform(keys[2], (dim,), minval=-2.0, maxval=2.0)
-        state, _ = jax.jit(lambda key, x: blackjax.vi.pathfinder.approximate(key, log_density, x))(keys[0], start)
+        state, _ = jax.jit(lambda key, x: blackjax.vi.pathfinder.approximate(key, log_density, x))(
+            keys[0], start
+        )
         z, log_q = blackjax.vi.pathfinder.sample(keys[1], state, DRAWS)
         return z, lambda _: log_q, None
 
@@ -196,7 +225,11 @@ def summarise(draws: dict[str, Any]) -> dict[str, dict[str, float]]:
     for name, value in draws.items():
         array = np.asarray(value)
         shape = array.shape[1:]
-        labels = [f"{name}[{', '.join(map(str, index))}]" for index in np.ndindex(shape)] if shape else [name]
+        labels = (
+            [f"{name}[{', '.join(map(str, index))}]" for index in np.ndindex(shape)]
+            if shape
+            else [name]
+        )
         out |= dict(zip(labels, columns(array.reshape(len(array), -1)), strict=True))
     return out
 

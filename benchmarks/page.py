@@ -1,9 +1,11 @@
-"""Puts the tables of the records into docs/benchmarks.md, so that no number there is copied by hand.
+"""Puts the tables of the records into docs/benchmarks.md, so that no number there is copied by
+hand.
 
 Usage: python benchmarks/page.py [--records build/bench] [--page docs/benchmarks.md]
 
-Each part of the page between `<!-- measured: NAME -->` and `<!-- end -->` is replaced by what PARTS[NAME] says of the
-records; the rest is prose. Where a record is missing its part stays as it is, and that is said.
+Each part of the page between `<!-- measured: NAME -->` and `<!-- end -->` is replaced by what
+PARTS[NAME] says of the records; the rest is prose. Where a record is missing its part stays as it
+is, and that is said.
 """
 
 import argparse
@@ -25,7 +27,12 @@ from methods import BASELINE
 
 Rows = list[dict[str, Any]]
 
-UNSCALED = ("diamonds", "earnings", "kidiq", "sblrc")  # regressions on predictors in raw units: unkind to Adam
+UNSCALED = (
+    "diamonds",
+    "earnings",
+    "kidiq",
+    "sblrc",
+)  # regressions on predictors in raw units: unkind to Adam
 _PART = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -66,9 +73,16 @@ def race(records: Path) -> str:
             *(f"{tables.number(row['sd_low'], '.2f')}–{tables.number(row['sd_high'], '.2f')}" for row in (a, b)),
             a["verdict"],
         ])  # fmt: skip
-    better = [cold[BASELINE, name]["rms_error"] / cold["tightbound", name]["rms_error"] for name in times]
-    said = f"rms error, NumPyro's over tightbound's: median {median(better):.0f}, least {min(better):.1f}"
-    return tables.markdown(head, lines) + "\n\n" + bullets([*tables.conclusions(rows, BASELINE), said])
+    better = [
+        cold[BASELINE, name]["rms_error"] / cold["tightbound", name]["rms_error"] for name in times
+    ]
+    said = (
+        f"rms error, NumPyro's over tightbound's: median {median(better):.0f}, least"
+        f" {min(better):.1f}"
+    )
+    return (
+        tables.markdown(head, lines) + "\n\n" + bullets([*tables.conclusions(rows, BASELINE), said])
+    )
 
 
 def peers(records: Path) -> str:
@@ -85,8 +99,16 @@ def peers(records: Path) -> str:
         if not good:
             continue
         errors = sorted(finite_or_infinite(row) for row in good)
-        even = [finite_or_infinite(row) for row in good if tables.short(row["posterior"]) not in UNSCALED]
-        spent = [row["evaluations"] + (row["certificate_evaluations"] or 0) for row in good if row["evaluations"]]
+        even = [
+            finite_or_infinite(row)
+            for row in good
+            if tables.short(row["posterior"]) not in UNSCALED
+        ]
+        spent = [
+            row["evaluations"] + (row["certificate_evaluations"] or 0)
+            for row in good
+            if row["evaluations"]
+        ]
         khats = [float(row["khat"]) for row in good if row.get("khat") is not None]
         relative = [row["relative_seconds"] for row in good if "relative_seconds" in row]
         lines.append([
@@ -134,7 +156,13 @@ def fooled_part(records: Path) -> str:
 
 
 def evidence_part(records: Path) -> str:
-    head = ("posterior", "bracket holds the evidence", "ESS above 2,000", "widest of those, nats", "median, nats")
+    head = (
+        "posterior",
+        "bracket holds the evidence",
+        "ESS above 2,000",
+        "widest of those, nats",
+        "median, nats",
+    )
     rows = record.read(records / "evidence.json")[0]
     lines = [
         [
@@ -144,8 +172,14 @@ def evidence_part(records: Path) -> str:
         for row in rows
     ]  # fmt: skip
     inside, total = sum(row["contained"] for row in rows), sum(row["replicates"] for row in rows)
-    goal = f"goal: {evidence.CONTAINED:.0%} and at most {evidence.WIDTH} nats where {evidence.EFFECTIVE:.0%} are effective"
-    said = f"{inside} of {total} contained, widest {max(row['widest'] for row in rows):.3f} nats ({goal})"
+    goal = (
+        f"goal: {evidence.CONTAINED:.0%} and at most {evidence.WIDTH} nats where"
+        f" {evidence.EFFECTIVE:.0%} are effective"
+    )
+    said = (
+        f"{inside} of {total} contained, widest {max(row['widest'] for row in rows):.3f} nats"
+        f" ({goal})"
+    )
     return tables.markdown(head, lines) + "\n\n" + bullets([said])
 
 
@@ -154,7 +188,16 @@ def raw_part(records: Path) -> str:
 
 
 def scaling_part(records: Path) -> str:
-    head = ("grows", "fit", "size", "gradients", "cold seconds", "largest error of a mean, sds", "sd ratios", "result")
+    head = (
+        "grows",
+        "fit",
+        "size",
+        "gradients",
+        "cold seconds",
+        "largest error of a mean, sds",
+        "sd ratios",
+        "result",
+    )
     lines = [
         [
             row["by"], row["fit"], tables.count(row["size"]), tables.count(row["gradients"]),
@@ -202,7 +245,9 @@ def filled(text: str, records: Path) -> str:
             sys.exit(f"The page wants a part {name!r}; there are: {', '.join(PARTS)}.")
         write, needs = PARTS[name]
         if missing := record.missing(records, needs):
-            print(f"{name} stays as it is: {', '.join(missing)} is not in {records}.", file=sys.stderr)
+            print(
+                f"{name} stays as it is: {', '.join(missing)} is not in {records}.", file=sys.stderr
+            )
             return found.group()
         return f"{begin}\n{write(records)}\n\n{end}"
 
@@ -210,11 +255,17 @@ def filled(text: str, records: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Puts the measured tables into docs/benchmarks.md.")
+    parser = argparse.ArgumentParser(
+        description="Puts the measured tables into docs/benchmarks.md."
+    )
     parser.add_argument("--records", type=Path, default=record.BUILD, metavar="DIR")
-    parser.add_argument("--page", type=Path, default=record.ROOT / "docs" / "benchmarks.md", metavar="FILE")
+    parser.add_argument(
+        "--page", type=Path, default=record.ROOT / "docs" / "benchmarks.md", metavar="FILE"
+    )
     parsed = parser.parse_args()
-    parsed.page.write_text(filled(parsed.page.read_text(encoding="utf-8"), parsed.records), encoding="utf-8")
+    parsed.page.write_text(
+        filled(parsed.page.read_text(encoding="utf-8"), parsed.records), encoding="utf-8"
+    )
     return 0
 
 

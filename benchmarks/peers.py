@@ -1,10 +1,12 @@
 """tightbound against its peers on real posteriors with reference draws.
 
-Usage: python benchmarks/peers.py [--posteriors PART ...] [--methods NAME ...] [--seeds N] [--fast] [--out DIR]
+Usage: python benchmarks/peers.py [--posteriors PART ...] [--methods NAME ...] [--seeds N] [--fast]
+[--out DIR]
 
-Each method meets each posterior in a process of its own, so that the first call is cold; the methods take turns on a
-posterior, so that a busy machine is unfair to all of them alike. `posteriors.py` has the bar that decides what is right,
-`methods.py` what each method runs, `tables.py` what is printed.
+Each method meets each posterior in a process of its own, so that the first call is cold; the
+methods take turns on a posterior, so that a busy machine is unfair to all of them alike.
+`posteriors.py` has the bar that decides what is right, `methods.py` what each method runs,
+`tables.py` what is printed.
 """
 
 import argparse
@@ -24,14 +26,36 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="tightbound against its peers on real posteriors with reference draws.")
-    parser.add_argument("--posteriors", nargs="+", default=[], metavar="PART", help="only names that contain a PART")
+    parser = argparse.ArgumentParser(
+        description="tightbound against its peers on real posteriors with reference draws."
+    )
+    parser.add_argument(
+        "--posteriors", nargs="+", default=[], metavar="PART", help="only names that contain a PART"
+    )
     every = list(METHODS)
-    parser.add_argument("--methods", nargs="+", default=every, choices=every, metavar="NAME", help=", ".join(every))
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 for tightbound; the peers get 0")
-    parser.add_argument("--fast", action="store_true", help=f"a few posteriors, tightbound and {BASELINE} only")
-    parser.add_argument("--timeout", type=float, default=900.0, metavar="S", help="seconds for a method on a posterior")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write runs.json and tables.md there")
+    parser.add_argument(
+        "--methods", nargs="+", default=every, choices=every, metavar="NAME", help=", ".join(every)
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="seeds 0 to N-1 for tightbound; the peers get 0",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help=f"a few posteriors, tightbound and {BASELINE} only"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=900.0,
+        metavar="S",
+        help="seconds for a method on a posterior",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write runs.json and tables.md there"
+    )
     parsed = parser.parse_args()
     if parsed.seeds < 1:
         parser.error("--seeds must be at least 1.")
@@ -48,7 +72,9 @@ def run(method: str, name: str, seeds: int, timeout: float) -> list[tables.Row]:
     command = [sys.executable, str(WORKER), method, name, str(seeds)]
     error = "its process ended early"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
         output, tail = done.stdout, done.stderr.strip().splitlines()[-1:]
         error += f" with {done.returncode}: {' '.join(tail)}"[:300]
     except subprocess.TimeoutExpired as late:
@@ -67,7 +93,11 @@ def line(row: tables.Row) -> str:
     mark = "FALSE PASS" if tables.false_pass(row) else "right" if row["right"] else "wrong"
     low, high = (tables.number(row[side], ".2f") for side in ("sd_low", "sd_high"))
     errors = f"max error {tables.number(row['max_error'])}, sd {low} to {high}"
-    return head + f"{row['seconds']:7.2f} s {tables.count(row['evaluations']):>9s} gradients, {errors}: {said} {mark}"
+    return (
+        head
+        + f"{row['seconds']:7.2f} s {tables.count(row['evaluations']):>9s} gradients, {errors}:"
+        f" {said} {mark}"
+    )
 
 
 def main() -> int:
@@ -75,7 +105,9 @@ def main() -> int:
     chosen = posteriors.names(parsed.posteriors) if posteriors.FOLDER.exists() else []
     if not chosen:
         known = ", ".join(posteriors.names([]))
-        unknown = f"No posterior has a name with {' or '.join(parsed.posteriors)}; there are: {known}."
+        unknown = (
+            f"No posterior has a name with {' or '.join(parsed.posteriors)}; there are: {known}."
+        )
         print(unknown if known else posteriors.MISSING, file=sys.stderr)
         return 2
     rows: list[tables.Row] = []

@@ -1,4 +1,7 @@
-"""The development posteriors: models, data and reference draws, and the bar that an answer is held against."""
+"""The development posteriors.
+
+Models, data and reference draws, and the bar that an answer is held against.
+"""
 
 import dataclasses
 import importlib
@@ -10,8 +13,9 @@ import numpy as np
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "posteriordb"
 MISSING = (
-    "The posteriors are not there: benchmarks need the folder ../shared/data/posteriordb beside this repository "
-    "(models.py, numpyro_models.py, and per posterior data.json and reference.npz). It is not part of the repository."
+    "The posteriors are not there: benchmarks need the folder ../shared/data/posteriordb beside"
+    " this repository (models.py, numpyro_models.py, and per posterior data.json and"
+    " reference.npz). It is not part of the repository."
 )
 FAST = ("kidiq", "wells", "eight_schools-eight_schools_noncentered", "garch")
 
@@ -37,12 +41,17 @@ def names(parts: list[str]) -> list[str]:
 def python_name(name: str) -> str:
     """`beta[1]` and `x[1,2]` of the reference are `beta[0]` and `x[0, 1]` in Python."""
     base, bracket, index = name.partition("[")
-    return f"{base}[{', '.join(str(int(i) - 1) for i in index[:-1].split(','))}]" if bracket else base
+    return (
+        f"{base}[{', '.join(str(int(i) - 1) for i in index[:-1].split(','))}]" if bracket else base
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Errors against reference draws: of means in reference sds, or of quantiles in 90 % intervals (`by_quantiles`)."""
+    """Errors against reference draws.
+
+    Of means in reference sds, or of quantiles in 90 % intervals (`by_quantiles`).
+    """
 
     max_error: float
     rms_error: float
@@ -54,10 +63,16 @@ class Score:
 
 
 def score(name: str, summary: dict[str, dict[str, float]]) -> Score:
-    """`summary[python name]` holds mean, sd, 5%, 50%, 95%. A value that is missing or not finite is wrong."""
+    """`summary[python name]` holds mean, sd, 5%, 50%, 95%.
+
+    A value that is missing or not finite is wrong.
+    """
     reference = np.load(FOLDER / name / "reference.npz")
     rows = [summary[python_name(str(n))] for n in reference["names"]]
-    got = {column: np.array([row[column] for row in rows], dtype=float) for column in ("mean", "sd", "5%", "50%", "95%")}
+    got = {
+        column: np.array([row[column] for row in rows], dtype=float)
+        for column in ("mean", "sd", "5%", "50%", "95%")
+    }
     ratio = got["sd"] / reference["sd"]
     by_quantiles = any(part in name for part in NO_MOMENTS)
     if by_quantiles:
@@ -71,4 +86,12 @@ def score(name: str, summary: dict[str, dict[str, float]]) -> Score:
         right = bool(np.all(errors <= limit) and np.all((ratio >= SD_LOW) & (ratio <= SD_HIGH)))
     worst = str(reference["names"][int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))])
     rms = float(np.sqrt(np.mean(errors**2)))
-    return Score(float(errors.max()), rms, float(ratio.min()), float(ratio.max()), right, by_quantiles, python_name(worst))
+    return Score(
+        float(errors.max()),
+        rms,
+        float(ratio.min()),
+        float(ratio.max()),
+        right,
+        by_quantiles,
+        python_name(worst),
+    )

@@ -1,7 +1,9 @@
-"""PyMC's ADVI, full-rank ADVI and (from pymc-extras) Pathfinder, on the same JAX density as every other method.
+"""PyMC's ADVI, full-rank ADVI and (from pymc-extras) Pathfinder, on the same JAX density as every
+other method.
 
-They need `pip install -c constraints.txt -e '.[bench]'`. The density enters as a `pm.Potential` of flat unconstrained
-values, through an operation whose value and gradient JAX compiles: PyMC's own compiler is not what is compared.
+They need `pip install -c constraints.txt -e '.[bench]'`. The density enters as a `pm.Potential` of
+flat unconstrained values, through an operation whose value and gradient JAX compiles: PyMC's own
+compiler is not what is compared.
 """
 
 from collections.abc import Callable
@@ -12,10 +14,11 @@ import posteriors
 
 
 class PyMC:
-    """`pm.fit(10_000, method=...)` with its own optimiser, or `pymc_extras.fit(method="pathfinder")`, as they come.
+    """`pm.fit(10_000, method=...)` with its own optimiser, or
+    `pymc_extras.fit(method="pathfinder")`, as they come.
 
-    PyMC's own optimiser (Adagrad on a window) moves a parameter by about 0.001 per step; `adam` gives its ADVI the Adam and
-    the rate that NumPyro and BlackJAX get.
+    PyMC's own optimiser (Adagrad on a window) moves a parameter by about 0.001 per step; `adam`
+    gives its ADVI the Adam and the rate that NumPyro and BlackJAX get.
     """
 
     steps = 10_000
@@ -53,10 +56,15 @@ class PyMC:
         flat = np.asarray(jax.jit(jax.vmap(lambda point: posterior.flat(point, data)))(draws))
         named = [posteriors.python_name(n) for n in posterior.names]
         summary = dict(zip(named, methods.columns(flat), strict=True))
-        return methods.Answer(summary, counter[0], diagnose=gaussian and (lambda: _khat(log_density, draws, gaussian)))
+        return methods.Answer(
+            summary, counter[0], diagnose=gaussian and (lambda: _khat(log_density, draws, gaussian))
+        )
 
     def _draws(self, seed: int) -> tuple[np.ndarray, Any]:
-        """`[DRAWS, d]` on the unconstrained scale, and the approximation where it is a Gaussian; called inside the model."""
+        """`[DRAWS, d]` on the unconstrained scale, and the approximation where it is a Gaussian.
+
+        Called inside the model.
+        """
         import methods
         import pymc as pm
 
@@ -68,8 +76,12 @@ class PyMC:
             quiet = {"display_summary": False, "progressbar": False, "concurrent": None}
             found = pmx.fit(method="pathfinder", num_draws=methods.DRAWS, random_seed=seed, **quiet)
         else:
-            chosen = {} if self.adam is None else {"obj_optimizer": pm.adam(learning_rate=self.adam)}
-            approximation = pm.fit(self.steps, method=self.method, random_seed=seed, progressbar=False, **chosen)
+            chosen = (
+                {} if self.adam is None else {"obj_optimizer": pm.adam(learning_rate=self.adam)}
+            )
+            approximation = pm.fit(
+                self.steps, method=self.method, random_seed=seed, progressbar=False, **chosen
+            )
             found = approximation.sample(methods.DRAWS, random_seed=seed)
         values = np.asarray(found.posterior["z"])
         return values.reshape(-1, values.shape[-1]), approximation
@@ -81,12 +93,17 @@ def _khat(log_density: Callable[[Any], Any], draws: np.ndarray, approximation: A
     import methods
     from scipy.stats import multivariate_normal
 
-    log_q = multivariate_normal(approximation.mean.eval(), approximation.cov.eval(), allow_singular=True).logpdf(draws)
-    return methods.khat(jax.jit(lambda z: jax.lax.map(log_density, z, batch_size=50))(draws) - log_q)
+    log_q = multivariate_normal(
+        approximation.mean.eval(), approximation.cov.eval(), allow_singular=True
+    ).logpdf(draws)
+    return methods.khat(
+        jax.jit(lambda z: jax.lax.map(log_density, z, batch_size=50))(draws) - log_q
+    )
 
 
 def potential(log_density: Callable[[Any], Any]) -> tuple[Any, list[int]]:
-    """The density as an operation of PyTensor with two outputs, value and score, and a list that counts its evaluations.
+    """The density as an operation of PyTensor with two outputs, value and score, and a list that
+    counts its evaluations.
 
     One operation, so that a step that wants both pays for one.
     """
@@ -106,7 +123,10 @@ def potential(log_density: Callable[[Any], Any]) -> tuple[Any, list[int]]:
         def perform(self, node: Any, inputs: Any, outputs: Any) -> None:
             counter[0] += 1
             value, score = both(inputs[0])
-            outputs[0][0], outputs[1][0] = np.asarray(value, dtype=np.float64), np.asarray(score, dtype=np.float64)
+            outputs[0][0], outputs[1][0] = (
+                np.asarray(value, dtype=np.float64),
+                np.asarray(score, dtype=np.float64),
+            )
 
         def connection_pattern(self, node: Any) -> list[list[bool]]:
             return [[True, False]]

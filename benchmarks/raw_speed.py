@@ -2,10 +2,11 @@
 
 Usage: python benchmarks/raw_speed.py [--posteriors PART ...] [--rounds 3] [--out DIR]
 
-The bare gradient is `jit(vmap(value_and_grad(log density)))` on a batch of points drawn from the fit, at the batch size
-that is fastest per point. A warm fit (same target, another key) and the bare gradient take turns in one process, so that a
-busy machine slows both. Share = gradients of the fit x seconds of one bare gradient / seconds of the fit. The rest is the
-algebra and the decisions between the batches, and batches smaller or slower than the best.
+The bare gradient is `jit(vmap(value_and_grad(log density)))` on a batch of points drawn from the
+fit, at the batch size that is fastest per point. A warm fit (same target, another key) and the bare
+gradient take turns in one process, so that a busy machine slows both. Share = gradients of the fit
+x seconds of one bare gradient / seconds of the fit. The rest is the algebra and the decisions
+between the batches, and batches smaller or slower than the best.
 """
 
 import argparse
@@ -63,7 +64,15 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ("posterior", "d", "one bare gradient, µs", "fastest batch", "gradients", "warm fit, s", "share of raw speed")
+    head = (
+        "posterior",
+        "d",
+        "one bare gradient, µs",
+        "fastest batch",
+        "gradients",
+        "warm fit, s",
+        "share of raw speed",
+    )
     lines = [
         [
             row["posterior"], str(row["dim"]), tables.number(row["microseconds"], ".1f"), str(row["batch"]),
@@ -75,8 +84,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The share of the speed of bare gradients that a fit reaches.")
-    parser.add_argument("--posteriors", nargs="+", default=[], metavar="PART", help="only names that contain a PART")
+    parser = argparse.ArgumentParser(
+        description="The share of the speed of bare gradients that a fit reaches."
+    )
+    parser.add_argument(
+        "--posteriors", nargs="+", default=[], metavar="PART", help="only names that contain a PART"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write raw_speed.json there")
     parsed = parser.parse_args()

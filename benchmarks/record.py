@@ -1,7 +1,7 @@
 """Measurements on disk: rows with the commit, the versions and the day that they belong to.
 
-A record is `{"made": {...}, "rows": [...]}` in strict JSON; scripts write them below `build/bench`, and `figures.py` and
-`page.py` read nothing else.
+A record is `{"made": {...}, "rows": [...]}` in strict JSON; scripts write them below `build/bench`,
+and `figures.py` and `page.py` read nothing else.
 """
 
 import datetime
@@ -21,12 +21,25 @@ _LIBRARIES = ("jax", "numpy", "numpyro", "blackjax", "pymc", "pymc-extras", "pyt
 
 
 def made() -> dict[str, Any]:
-    """What the numbers depend on: commit (and whether files differ from it), day, libraries, processor."""
+    """What the numbers depend on.
+
+    Commit (and whether files differ from it), day, libraries, processor.
+    """
     differs = bool(_git("status", "--porcelain", "--", "src", "benchmarks"))
     versions = {name: version for name in _LIBRARIES if (version := _version(name))}
-    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+    }
     day = datetime.date.today().isoformat()
-    return {"commit": _git("rev-parse", "--short", "HEAD"), "differs": differs, "day": day, "versions": versions, **machine}
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "differs": differs,
+        "day": day,
+        "versions": versions,
+        **machine,
+    }
 
 
 def write(path: Path, rows: list[dict[str, Any]], **more: Any) -> None:
@@ -44,8 +57,15 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def runs(records: Path, name: str) -> list[list[dict[str, Any]]]:
-    """The rows of `name/runs.json`, and of `name-1/runs.json` and so on where a long measurement was made in parts."""
-    return [read(path)[0] for path in sorted([*records.glob(f"{name}/runs.json"), *records.glob(f"{name}-*/runs.json")])]
+    """The rows of `name/runs.json`, and of `name-1/runs.json` and so on where a long measurement
+    was made in parts.
+    """
+    return [
+        read(path)[0]
+        for path in sorted(
+            [*records.glob(f"{name}/runs.json"), *records.glob(f"{name}-*/runs.json")]
+        )
+    ]
 
 
 def missing(records: Path, needs: tuple[str, ...]) -> list[str]:
@@ -54,7 +74,10 @@ def missing(records: Path, needs: tuple[str, ...]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """What strict JSON can hold: numbers that are not finite become strings, of NumPy's scalars their Python value."""
+    """What strict JSON can hold.
+
+    Numbers that are not finite become strings, of NumPy's scalars their Python value.
+    """
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -66,7 +89,9 @@ def plain(value: Any) -> Any:
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
     except OSError:  # no git: the record says no commit
         return ""
     return done.stdout.strip()

@@ -1,11 +1,12 @@
-"""What a fit costs as the dimensions and the rows grow: gradients, seconds, and how far off the answer is.
+"""What a fit costs as the dimensions and the rows grow: gradients, seconds, and how far off the
+answer is.
 
 Usage: python benchmarks/scaling.py [--dims D ...] [--rows N ...] [--out DIR]
 
-Dimensions: a chain of correlated Gaussians, whose means and sds are known (of a mean-field fit: the best mean-field sds);
-full rank up to 300, low rank above, and mean-field. Rows: logistic regression with ten coefficients against Newton's method
-on all rows.
-The certificate is not part of it; times are cold, compilation included. `figures.py` draws what --out keeps.
+Dimensions: a chain of correlated Gaussians, whose means and sds are known (of a mean-field fit: the
+best mean-field sds); full rank up to 300, low rank above, and mean-field. Rows: logistic regression
+with ten coefficients against Newton's method on all rows. The certificate is not part of it; times
+are cold, compilation included. `figures.py` draws what --out keeps.
 """
 
 import argparse
@@ -28,11 +29,17 @@ _COEFFICIENTS = 10
 
 
 def chain(dim: int) -> tuple[Any, np.ndarray, np.ndarray]:
-    """z_1 ~ N(1, 1 / .36), z_{i+1} - 1 ~ N(.8 (z_i - 1), 1): the target, its sds, and the best mean-field sds."""
+    """z_1 ~ N(1, 1 / .36), z_{i+1} - 1 ~ N(.8 (z_i - 1), 1).
+
+    The target, its sds, and the best mean-field sds.
+    """
 
     def log_density(params):
         z = params["z"] - 1.0
-        return -0.5 * jnp.sum((z[1:] - _CORRELATED * z[:-1]) ** 2) - 0.5 * (1 - _CORRELATED**2) * z[0] ** 2
+        return (
+            -0.5 * jnp.sum((z[1:] - _CORRELATED * z[:-1]) ** 2)
+            - 0.5 * (1 - _CORRELATED**2) * z[0] ** 2
+        )
 
     precision = np.full(dim, 1 + _CORRELATED**2)
     precision[[0, -1]] = 1.0
@@ -59,15 +66,29 @@ def logistic(rows: int) -> tuple[Any, np.ndarray, np.ndarray]:
         precision = (x.T * (p * (1 - p))) @ x + np.eye(_COEFFICIENTS) / 25
         beta = beta + np.linalg.solve(precision, x.T @ (y - p) - beta / 25)
     example = {"beta": np.zeros(_COEFFICIENTS)}
-    target = tb.from_rows(lambda q: -0.5 * jnp.sum(q["beta"] ** 2) / 25, log_likelihood, {"x": x, "y": y}, example)
+    target = tb.from_rows(
+        lambda q: -0.5 * jnp.sum(q["beta"] ** 2) / 25, log_likelihood, {"x": x, "y": y}, example
+    )
     return target, beta, np.sqrt(np.diag(np.linalg.inv(precision)))
 
 
-def row(what: str, size: int, fit: Any, seconds: float, mean: np.ndarray, sd: np.ndarray) -> dict[str, Any]:
+def row(
+    what: str, size: int, fit: Any, seconds: float, mean: np.ndarray, sd: np.ndarray
+) -> dict[str, Any]:
     off, ratio = np.abs((fit.q.mean - mean) / sd).max(), fit.q.sd / sd
-    found = {"fit": what, "size": size, "gradients": fit.evaluations, "seconds": seconds, "mean error": off}
+    found = {
+        "fit": what,
+        "size": size,
+        "gradients": fit.evaluations,
+        "seconds": seconds,
+        "mean error": off,
+    }
     found |= {"least sd": ratio.min(), "largest sd": ratio.max(), "result": fit.result.name}
-    print(", ".join(f"{name} {shown(value)}" for name, value in found.items()), file=sys.stderr, flush=True)
+    print(
+        ", ".join(f"{name} {shown(value)}" for name, value in found.items()),
+        file=sys.stderr,
+        flush=True,
+    )
     return found
 
 
@@ -82,9 +103,19 @@ def by_dimension(dims: list[int]) -> list[dict[str, Any]]:
     for dim in dims:
         target, sd, flat_sd = chain(dim)
         if dim <= 300:
-            out.append(row("full rank", dim, *timed(target=target, solver=NaturalGradient()), np.ones(dim), sd))
+            out.append(
+                row(
+                    "full rank",
+                    dim,
+                    *timed(target=target, solver=NaturalGradient()),
+                    np.ones(dim),
+                    sd,
+                )
+            )
         else:
-            out.append(row("low rank", dim, *timed(target=target, solver=FixedDraws()), np.ones(dim), sd))
+            out.append(
+                row("low rank", dim, *timed(target=target, solver=FixedDraws()), np.ones(dim), sd)
+            )
         flat = timed(target=target, q=Gaussian.diagonal(dim), solver=FixedDraws())
         out.append(row("mean field", dim, *flat, np.ones(dim), flat_sd))
     return out
@@ -94,9 +125,13 @@ def by_rows(rows: list[int]) -> list[dict[str, Any]]:
     out = []
     for count in rows:
         target, beta, sd = logistic(count)
-        out.append(row("all rows", count, *timed(target=target, solver=NaturalGradient()), beta, sd))
+        out.append(
+            row("all rows", count, *timed(target=target, solver=NaturalGradient()), beta, sd)
+        )
         if count >= 10_000:
-            out.append(row("subsampled", count, *timed(target=target, solver=Subsampled()), beta, sd))
+            out.append(
+                row("subsampled", count, *timed(target=target, solver=Subsampled()), beta, sd)
+            )
     return out
 
 
@@ -107,7 +142,13 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def main() -> None:
@@ -120,7 +161,10 @@ def main() -> None:
     for label, rows in tables.items():
         show(f"By {label}", rows)
     if parsed.out is not None:
-        record.write(parsed.out / "scaling.json", [{"by": label, **one} for label, rows in tables.items() for one in rows])
+        record.write(
+            parsed.out / "scaling.json",
+            [{"by": label, **one} for label, rows in tables.items() for one in rows],
+        )
 
 
 if __name__ == "__main__":

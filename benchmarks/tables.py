@@ -24,9 +24,15 @@ def number(value: Any, form: str = ".3f") -> str:
 
 
 def short(posterior: str) -> str:
-    """`kidiq` of `kidiq-kidscore_interaction`, with what tells the two forms of eight schools apart."""
+    """`kidiq` of `kidiq-kidscore_interaction`, with what tells the two forms of eight schools
+    apart.
+    """
     base, _, model = posterior.partition("-")
-    return model.replace("eight_schools_", "eight schools, ") if base == "eight_schools" else base.removesuffix("_data")
+    return (
+        model.replace("eight_schools_", "eight schools, ")
+        if base == "eight_schools"
+        else base.removesuffix("_data")
+    )
 
 
 def count(value: Any) -> str:
@@ -36,7 +42,9 @@ def count(value: Any) -> str:
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *map(list, rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def full_table(rows: list[Row]) -> str:
@@ -113,23 +121,39 @@ def middle(rows: list[Row], column: str) -> str:
 
 
 def ratios(rows: list[Row], method: str, baseline: str) -> dict[str, float]:
-    """Per posterior: cold seconds of the baseline over those of the method, where both have an answer."""
-    seconds = {(r["posterior"], r["method"]): r["seconds"] for r in rows if r["cold"] and "seconds" in r}
-    both = [n for n in dict.fromkeys(row["posterior"] for row in rows) if {(n, method), (n, baseline)} <= seconds.keys()]
+    """Per posterior.
+
+    Cold seconds of the baseline over those of the method, where both have an answer.
+    """
+    seconds = {
+        (r["posterior"], r["method"]): r["seconds"] for r in rows if r["cold"] and "seconds" in r
+    }
+    both = [
+        n
+        for n in dict.fromkeys(row["posterior"] for row in rows)
+        if {(n, method), (n, baseline)} <= seconds.keys()
+    ]
     return {name: seconds[name, baseline] / seconds[name, method] for name in both}
 
 
 def joined(records: list[list[Row]], baseline: str = "numpyro-full-10k") -> list[Row]:
-    """Rows of several runs, each with its cold seconds relative to the baseline's of the same run and posterior.
+    """Rows of several runs, each with its cold seconds relative to the baseline's of the same run
+    and posterior.
 
     Where two runs have the same method, posterior and seed, the later run counts.
     """
     found: dict[tuple[str, str, int], Row] = {}
     for rows in records:
-        unit = {row["posterior"]: row["seconds"] for row in rows if row["method"] == baseline and "seconds" in row}
+        unit = {
+            row["posterior"]: row["seconds"]
+            for row in rows
+            if row["method"] == baseline and "seconds" in row
+        }
         for row in rows:
             timed = row["cold"] and "seconds" in row and row["posterior"] in unit
-            relative = {"relative_seconds": row["seconds"] / unit[row["posterior"]]} if timed else {}
+            relative = (
+                {"relative_seconds": row["seconds"] / unit[row["posterior"]]} if timed else {}
+            )
             found[row["posterior"], row["method"], row["seed"]] = {**row, **relative}
     return list(found.values())
 
@@ -139,7 +163,9 @@ def conclusions(rows: list[Row], baseline: str) -> list[str]:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        line = f"{method}: {_number_of(own, lambda r: r.get('right', False))} of {len(own)} runs right"
+        line = (
+            f"{method}: {_number_of(own, lambda r: r.get('right', False))} of {len(own)} runs right"
+        )
         if any(row.get("verdict") for row in own):
             passes = _number_of(own, lambda r: r.get("verdict") == "pass")
             line += f", {passes} say pass, {_number_of(own, false_pass)} false passes"
@@ -149,12 +175,17 @@ def conclusions(rows: list[Row], baseline: str) -> list[str]:
     if cold:
         low, high = min(cold, key=lambda n: cold[n]), max(cold, key=lambda n: cold[n])
         lines.append(
-            f"cold seconds, {baseline} : tightbound, median {median(cold.values()):.1f} over {len(cold)} posteriors, from "
-            f"{cold[low]:.1f} ({low}) to {cold[high]:.1f} ({high})"
+            f"cold seconds, {baseline} : tightbound, median {median(cold.values()):.1f} over"
+            f" {len(cold)} posteriors, from {cold[low]:.1f} ({low}) to {cold[high]:.1f} ({high})"
         )
-    gradients = [row["evaluations"] for row in rows if row["method"] == "tightbound" and "right" in row]
+    gradients = [
+        row["evaluations"] for row in rows if row["method"] == "tightbound" and "right" in row
+    ]
     if gradients:
-        lines.append(f"gradients of a tightbound fit: median {count(median(gradients))}, most {count(max(gradients))}")
+        lines.append(
+            f"gradients of a tightbound fit: median {count(median(gradients))}, most"
+            f" {count(max(gradients))}"
+        )
     return lines
 
 

@@ -1,7 +1,10 @@
-"""One method on one posterior in a process of its own: `worker.py METHOD POSTERIOR SEEDS`. One JSON line per seed on stdout.
+"""One method on one posterior in a process of its own: `worker.py METHOD POSTERIOR SEEDS`.
 
-Imports and reading the data come before the clock. The first seed is the cold call: it makes the target, compiles, fits,
-certifies (where the method does) and summarises. The later ones are warm: the same target, another key.
+One JSON line per seed on stdout.
+
+Imports and reading the data come before the clock. The first seed is the cold call: it makes the
+target, compiles, fits, certifies (where the method does) and summarises. The later ones are warm:
+the same target, another key.
 """
 
 import dataclasses
@@ -16,11 +19,16 @@ import posteriors
 import record
 from methods import METHODS, Answer
 
-_COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+_COMPILING = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
 
 
 class CompileClock:
-    """Seconds in lowering and in XLA's compiler, as JAX reports them (tracing nests, and is left out)."""
+    """Seconds in lowering and in XLA's compiler, as JAX reports them (tracing nests, and is left
+    out).
+    """
 
     def __init__(self) -> None:
         import jax.monitoring
@@ -50,9 +58,15 @@ def main(method: str, name: str, seeds: int) -> None:
                 target = ready.target(name, data)
             answer: Answer = ready.run(name, target, seed)
             row["seconds"] = time.perf_counter() - started
-            row["compile_seconds"], row["programs"] = clock.seconds - before, clock.programs - programs
+            row["compile_seconds"], row["programs"] = (
+                clock.seconds - before,
+                clock.programs - programs,
+            )
             row |= dataclasses.asdict(posteriors.score(name, answer.summary))
-            row |= {"evaluations": answer.evaluations, "certificate_evaluations": answer.certificate_evaluations}
+            row |= {
+                "evaluations": answer.evaluations,
+                "certificate_evaluations": answer.certificate_evaluations,
+            }
             row |= {"verdict": answer.verdict, "khat": answer.khat, **answer.extra}
             row["khat"] = answer.diagnose() if answer.diagnose is not None else answer.khat
         except Exception as error:

@@ -1,9 +1,11 @@
 """Check the docs, run their examples, and render them.
 
-Links lead somewhere, headings in them too; `tb.` names exist; Python blocks compile; the pages and headings that docstrings
-and findings cite are there. A block that starts with ```python run is executed, in one namespace per page, as a user would.
+Links lead somewhere, headings in them too; `tb.` names exist; Python blocks compile; the pages and
+headings that docstrings and findings cite are there. A block that starts with ```python run is
+executed, in one namespace per page, as a user would.
 
-Usage: python docs/build.py [--no-run] [--out build/docs]. Where the docs are wrong: one line for each fault, and exit 1.
+Usage: python docs/build.py [--no-run] [--out build/docs]. Where the docs are wrong: one line for
+each fault, and exit 1.
 """
 
 import argparse
@@ -60,7 +62,9 @@ def exists(dotted: str) -> bool:
 
 
 def headings(tokens: list[Token]) -> list[str]:
-    inline = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
+    inline = [
+        after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"
+    ]
     return [text.replace("`", "") for text in inline]
 
 
@@ -105,13 +109,21 @@ def broken_link(path: Path, href: str) -> Iterator[str]:
 
 
 def wrong_citations(source: Path = ROOT / "src") -> Iterator[str]:
-    """Citations such as `docs/certificate.md, moments` in the source: the page and the heading must be there."""
+    """Citations such as `docs/certificate.md, moments` in the source.
+
+    The page and the heading must be there.
+    """
     for path in sorted(source.rglob("*.py")):
-        for page, heading in re.findall(r"(docs/[\w-]+\.md)(?:, ([\w -]+))?", path.read_text(encoding="utf-8")):
+        for page, heading in re.findall(
+            r"(docs/[\w-]+\.md)(?:, ([\w -]+))?", path.read_text(encoding="utf-8")
+        ):
             if not (ROOT / page).exists():
                 yield f"{path.name} cites {page}, which does not exist."
             elif heading and heading.strip() not in headings(parse(ROOT / page)):
-                yield f"{path.name} cites {page}, {heading.strip()}, but that page has no such heading."
+                yield (
+                    f"{path.name} cites {page}, {heading.strip()}, but that page has no such"
+                    " heading."
+                )
 
 
 def failed_examples(path: Path, tokens: list[Token]) -> Iterator[str]:
@@ -128,7 +140,10 @@ def failed_examples(path: Path, tokens: list[Token]) -> Iterator[str]:
                 exec(compile("\n" * (first - 1) + token.content, str(path), "exec"), namespace)
         except Exception as error:
             inside = [f.lineno for f in _frames(error) if f.filename == str(path)]
-            yield f"{path.name}, line {inside[-1] if inside else first}: the example raised {type(error).__name__}: {error}"
+            yield (
+                f"{path.name}, line {inside[-1] if inside else first}: the example raised"
+                f" {type(error).__name__}: {error}"
+            )
             return
         print(f"{path.name}, line {first}: ran in {time.perf_counter() - started:.1f} s")
 
@@ -157,7 +172,9 @@ def render(tokens: list[Token], title: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Check the docs, run their examples, and render them to HTML.")
+    parser = argparse.ArgumentParser(
+        description="Check the docs, run their examples, and render them to HTML."
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs")
     parser.add_argument("--no-run", action="store_true", help="leave the examples alone")
     arguments = parser.parse_args()

@@ -8,12 +8,16 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])  # of coaching, in points of a test
+# of coaching, in points of a test
+EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])  # their standard errors
 
 
 def model(y=EFFECTS, sigma=ERRORS):
-    """Effects theta of the schools around a common mean; non-centred, so that the posterior is no funnel."""
+    """Effects theta of the schools around a common mean.
+
+    Non-centred, so that the posterior is no funnel.
+    """
     mu = numpyro.sample("mu", dist.Normal(0, 5))
     tau = numpyro.sample("tau", dist.HalfCauchy(5))
     with numpyro.plate("school", len(y)):

@@ -1,8 +1,10 @@
-"""Tails and skew: the g-and-k distribution, trained once on simulations, checked, and refined for one data set.
+"""Tails and skew: the g-and-k distribution, trained once on simulations, checked, and refined for
+one data set.
 
-Run with `python examples/g_and_k.py`; takes about three minutes. The g-and-k distribution is easy to draw from (a
-transformed normal) and awkward to evaluate (its density needs a root), which made it a standard test of likelihood-free
-inference. Here the density is written down too, so that the amortised answer can be compared with NUTS.
+Run with `python examples/g_and_k.py`; takes about three minutes. The g-and-k distribution is easy
+to draw from (a transformed normal) and awkward to evaluate (its density needs a root), which made
+it a standard test of likelihood-free inference. Here the density is written down too, so that the
+amortised answer can be compared with NUTS.
 """
 
 import jax
@@ -41,11 +43,20 @@ def simulate(key, p):
 def log_prior(p):
     """Of the same prior, up to a constant."""
     log_b = jnp.log(p["b"])
-    return -0.5 * (p["a"] / 2) ** 2 - 2 * log_b**2 - log_b - 0.5 * p["g"] ** 2 - 0.5 * (p["k"] / 0.4) ** 2
+    return (
+        -0.5 * (p["a"] / 2) ** 2
+        - 2 * log_b**2
+        - log_b
+        - 0.5 * p["g"] ** 2
+        - 0.5 * (p["k"] / 0.4) ** 2
+    )
 
 
 def log_likelihood(p, x):
-    """Sum of log phi(z) - log Q'(z), Q(z) = x solved by bisection; one Newton step carries the derivatives."""
+    """Sum of log phi(z) - log Q'(z), Q(z) = x solved by bisection.
+
+    One Newton step carries the derivatives.
+    """
     low, high = jnp.full(x.shape, -12.0), jnp.full(x.shape, 12.0)
 
     def halve(_, ends):
@@ -72,7 +83,12 @@ def main(steps=None, chains=True):
     truth = {"a": 1.0, "b": 1.3, "g": 0.8, "k": 0.3}
     x = np.asarray(simulate(jr.key(7), truth))
     posterior = fit.at(x)
-    print("Amortised, at one data set:", posterior.summary(), posterior.certificate.explain(), sep="\n")
+    print(
+        "Amortised, at one data set:",
+        posterior.summary(),
+        posterior.certificate.explain(),
+        sep="\n",
+    )
     closer = tb.refine(posterior, "elbo", key=1)
     print("Refined by the ELBO:", closer.summary(), sep="\n")
     exact = tb.refine(posterior, "nuts", key=2) if chains else None

@@ -1,9 +1,10 @@
-"""The star cluster CYG OB1: a regression of light on temperature with four giants far off the line, against a t model.
+"""The star cluster CYG OB1: a regression of light on temperature with four giants far off the line,
+against a t model.
 
     python examples/star_cluster.py PATH/robustbase_starsCYG.csv [--out FOLDER]
 
-The file is `starsCYG` of the R package robustbase in the form of the Rdatasets collection: columns `log.Te` and `log.light`
-of 47 stars. It is not part of this repository.
+The file is `starsCYG` of the R package robustbase in the form of the Rdatasets collection: columns
+`log.Te` and `log.light` of 47 stars. It is not part of this repository.
 """
 
 import argparse
@@ -22,7 +23,10 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def regression(temperature: np.ndarray, light: np.ndarray) -> tuple[tb.Fit, np.ndarray]:
-    """Line with 20 % of stars that may lie anywhere; both coordinates centred at their medians. Noise sd .4."""
+    """Line with 20 % of stars that may lie anywhere; both coordinates centred at their medians.
+
+    Noise sd .4.
+    """
     centred = temperature - np.median(temperature)
     target = tb.targets.LinearClutter(
         np.column_stack([np.ones_like(centred), centred]), light, w=0.2, vg=0.4**2, vc=2.0, prior_mean=[5.0, 0.0],
@@ -33,7 +37,9 @@ def regression(temperature: np.ndarray, light: np.ndarray) -> tuple[tb.Fit, np.n
 
 
 def student_t(temperature: np.ndarray, light: np.ndarray, draws: int = 2000) -> np.ndarray:
-    """Draws `[n, 2]` of the line of a t regression with unknown scale and degrees of freedom, by NumPyro's NUTS."""
+    """Draws `[n, 2]` of the line of a t regression with unknown scale and degrees of freedom, by
+    NumPyro's NUTS.
+    """
     import jax
     import numpyro
     import numpyro.distributions as dist
@@ -42,7 +48,9 @@ def student_t(temperature: np.ndarray, light: np.ndarray, draws: int = 2000) -> 
     centred = temperature - np.median(temperature)
 
     def model(x, y):
-        line = numpyro.sample("line", dist.Normal(np.array([5.0, 0.0]), np.array([2.0, 5.0])).to_event(1))
+        line = numpyro.sample(
+            "line", dist.Normal(np.array([5.0, 0.0]), np.array([2.0, 5.0])).to_event(1)
+        )
         scale = numpyro.sample("scale", dist.HalfNormal(1.0))
         df = numpyro.sample("df", dist.Gamma(2.0, 0.1))
         numpyro.sample("y", dist.StudentT(df, line[0] + line[1] * x, scale), obs=y)
@@ -52,14 +60,20 @@ def student_t(temperature: np.ndarray, light: np.ndarray, draws: int = 2000) -> 
     return np.asarray(sampler.get_samples()["line"])
 
 
-def picture(temperature: np.ndarray, light: np.ndarray, fit: tb.Fit, inlier: np.ndarray, nuts: np.ndarray) -> Figure:
+def picture(
+    temperature: np.ndarray, light: np.ndarray, fit: tb.Fit, inlier: np.ndarray, nuts: np.ndarray
+) -> Figure:
     figure = Figure(figsize=(6.5, 4.6), layout="constrained")
     axis = figure.subplots()
-    points = axis.scatter(temperature, light, c=inlier, cmap="coolwarm_r", vmin=0, vmax=1, s=22, zorder=3)
+    points = axis.scatter(
+        temperature, light, c=inlier, cmap="coolwarm_r", vmin=0, vmax=1, s=22, zorder=3
+    )
     figure.colorbar(points, ax=axis, label="P(inlier)")
     grid = np.linspace(temperature.min() - 0.05, temperature.max() + 0.05, 50)
     basis = np.column_stack([np.ones_like(grid), grid - np.median(temperature)])
-    least = np.linalg.lstsq(np.column_stack([np.ones_like(temperature), temperature - np.median(temperature)]), light)[0]
+    least = np.linalg.lstsq(
+        np.column_stack([np.ones_like(temperature), temperature - np.median(temperature)]), light
+    )[0]
     lines = {"regression with outliers": fit.q.draw(2000, 0)[0], "t model, NUTS": nuts}
     for (label, draws), colour in zip(lines.items(), ("#0072B2", "#E69F00"), strict=True):
         band = np.quantile(draws @ basis.T, [0.05, 0.5, 0.95], axis=0)
@@ -84,12 +98,21 @@ def main() -> None:
     for i, name in enumerate(("light at the median temperature", "slope")):
         row = fit.summary().iloc[i]
         print(
-            f"{name}: {row['mean']:.2f} ± {row['sd']:.2f}; t model, NUTS: {nuts[:, i].mean():.2f} ± {nuts[:, i].std():.2f}"
+            f"{name}: {row['mean']:.2f} ± {row['sd']:.2f}; t model, NUTS: {nuts[:, i].mean():.2f} ±"
+            f" {nuts[:, i].std():.2f}"
         )
     where = np.flatnonzero(inlier < 0.5)
-    print("outliers:", *(f"star {i + 1} ({temperature[i]:.2f}, {light[i]:.2f}; P(inlier) {inlier[i]:.2g})" for i in where))
+    print(
+        "outliers:",
+        *(
+            f"star {i + 1} ({temperature[i]:.2f}, {light[i]:.2f}; P(inlier) {inlier[i]:.2g})"
+            for i in where
+        ),
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    picture(temperature, light, fit, inlier, nuts).savefig(arguments.out / "star_cluster.png", dpi=130)
+    picture(temperature, light, fit, inlier, nuts).savefig(
+        arguments.out / "star_cluster.png", dpi=130
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Strict mode for the internals: float64, no implicit promotion of ranks or dtypes.
 
-What runs the user's own code is tested as a user runs it (tests/targets/conftest.py, tests/test_user_mode.py).
+What runs the user's own code is tested as a user runs it (tests/targets/conftest.py,
+tests/test_user_mode.py).
 """
 
 import jax
@@ -20,6 +21,13 @@ def key():
 
 @pytest.fixture
 def as_a_user():
-    """JAX as a user has it: float64 off, standard promotion. For tests that run the user's own code."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    """JAX as a user has it: float64 off, standard promotion.
+
+    For tests that run the user's own code.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         yield

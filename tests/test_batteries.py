@@ -36,7 +36,13 @@ from tightbound.objectives import (
     WakePhase,
 )
 from tightbound.results import Result
-from tightbound.solvers import BatchAndMatch, FixedDraws, Laplace, NaturalGradient, StochasticGradient
+from tightbound.solvers import (
+    BatchAndMatch,
+    FixedDraws,
+    Laplace,
+    NaturalGradient,
+    StochasticGradient,
+)
 from tightbound.solvers.base import AbstractSolver, Info
 from tightbound.targets.base import Density, Joint
 from tightbound.testing import (
@@ -62,7 +68,8 @@ def as_a_user():
         yield
 
 
-# -- families ---------------------------------------------------------------------------------------------------------
+# -- families
+# ---------------------------------------------------------------------------------------------------------
 
 
 def nested():
@@ -72,12 +79,19 @@ def nested():
 
 
 def nested_pair():
-    """On a lattice of 9 x 9 knots: an independent normal pair, and one more coordinate that follows both."""
-    lattice = np.stack(np.meshgrid(np.linspace(-4.0, 4.0, 9), np.linspace(-4.0, 4.0, 9), indexing="ij"), axis=-1)
+    """On a lattice of 9 x 9 knots.
+
+    An independent normal pair, and one more coordinate that follows both.
+    """
+    lattice = np.stack(
+        np.meshgrid(np.linspace(-4.0, 4.0, 9), np.linspace(-4.0, 4.0, 9), indexing="ij"), axis=-1
+    )
     profile, means = -0.5 * np.sum(lattice**2, axis=-1), 0.3 * lattice[..., :1] * lattice[..., 1:]
     roots = np.exp(0.2 * lattice[..., 0])[..., None, None] * np.ones((1, 1))
     axes = np.array([[1.0, 0.0], [0.4, 0.8]])
-    return NestedGaussianPair.through((0, 2), np.zeros(2), axes, np.array([-4.0, -4.0]), 1.0, profile, means, roots)
+    return NestedGaussianPair.through(
+        (0, 2), np.zeros(2), axes, np.array([-4.0, -4.0]), 1.0, profile, means, roots
+    )
 
 
 FAMILIES = {
@@ -85,13 +99,23 @@ FAMILIES = {
     "Gaussian diagonal 2": Gaussian(np.array([1.0, -3.0]), Diagonal(np.array([1.0, -0.5]))),
     "Gaussian full 1": Gaussian(np.array([0.7]), Full(np.array([[0.4]]))),
     "Gaussian full 2": Gaussian.from_root(np.array([5.0, 0.0]), np.array([[2.0, 0.0], [0.9, 0.5]])),
-    "Gaussian full 4": Gaussian.from_root(np.arange(4.0), np.random.default_rng(1).standard_normal((4, 4))),
-    "Gaussian low rank 2": Gaussian(np.array([1.0, 2.0]), LowRank(np.array([[0.8], [-0.6]]), np.array([-0.3, 0.2]))),
-    "Gaussian low rank 4": Gaussian(np.zeros(4), LowRank(np.random.default_rng(2).standard_normal((4, 2)), np.zeros(4))),
-    "Mixture 2": Mixture([Gaussian.full(2), Gaussian.full(2).moved(np.array([2.0, 1.0]), 0.5)], np.array([0.3, -0.3])),
+    "Gaussian full 4": Gaussian.from_root(
+        np.arange(4.0), np.random.default_rng(1).standard_normal((4, 4))
+    ),
+    "Gaussian low rank 2": Gaussian(
+        np.array([1.0, 2.0]), LowRank(np.array([[0.8], [-0.6]]), np.array([-0.3, 0.2]))
+    ),
+    "Gaussian low rank 4": Gaussian(
+        np.zeros(4), LowRank(np.random.default_rng(2).standard_normal((4, 2)), np.zeros(4))
+    ),
+    "Mixture 2": Mixture(
+        [Gaussian.full(2), Gaussian.full(2).moved(np.array([2.0, 1.0]), 0.5)], np.array([0.3, -0.3])
+    ),
     "NestedGaussian 2": nested(),
     "NestedGaussianPair 3": nested_pair(),
-    "StudentT full 2": StudentT.around(Gaussian.from_root(np.array([5.0, 0.0]), np.array([[2.0, 0.0], [0.9, 0.5]])), 6.0),
+    "StudentT full 2": StudentT.around(
+        Gaussian.from_root(np.array([5.0, 0.0]), np.array([[2.0, 0.0], [0.9, 0.5]])), 6.0
+    ),
     "Warped 2": Warped(
         Gaussian.from_root(np.array([1.0, 2.0]), np.array([[2.0, 0.0], [1.0, 0.5]])),
         np.array([0.4, -0.2]),
@@ -152,7 +176,8 @@ def test_family_battery_passes_the_same_family_untampered(key):
     check_family(Tampered(Gaussian.full(2), ""), key)
 
 
-# -- objectives -------------------------------------------------------------------------------------------------------
+# -- objectives
+# -------------------------------------------------------------------------------------------------------
 
 OBJECTIVES = {
     "ELBO": ELBO(),
@@ -173,7 +198,11 @@ def test_objective(name, key):
 
 
 def test_bounds_are_ordered(key):
-    check_order([Renyi(1.3), ELBO(), IWELBO(2), IWELBO(5), IWELBO(20)], key, upper=[ChiUpper(1.5), ChiUpper(2.0)])
+    check_order(
+        [Renyi(1.3), ELBO(), IWELBO(2), IWELBO(5), IWELBO(20)],
+        key,
+        upper=[ChiUpper(1.5), ChiUpper(2.0)],
+    )
     check_order([ELBO(), Renyi(0.5)], key, upper=[WakePhase()])
 
 
@@ -215,7 +244,8 @@ def test_order_battery_catches_bounds_out_of_order(key):
         check_order([IWELBO(5), ELBO()], key)
 
 
-# -- estimators -------------------------------------------------------------------------------------------------------
+# -- estimators
+# -------------------------------------------------------------------------------------------------------
 
 BOTH = (ELBO(), IWELBO(2))
 LOG_WEIGHTS = (*BOTH, VRIWAE(0.5, 2))
@@ -277,7 +307,8 @@ class Broken(AbstractEstimator):
 BROKEN = {
     "gradient stopped in the draws": "is biased",
     "draws too wide": "is biased",
-    "pathwise noise": "q = posterior has noise",  # right for the ELBO, but it declares what only StickTheLanding has
+    # right for the ELBO, but it declares what only StickTheLanding has
+    "pathwise noise": "q = posterior has noise",
 }
 
 
@@ -304,13 +335,15 @@ def test_estimator_battery_catches_recompilation(key):
 
         def surrogate(self, objective, target, q, state, key):
             loss, _ = Pathwise(8).surrogate(objective, target, q, None, key)
-            return loss, jnp.zeros(1 if state is None else len(state) + 1)  # a state that grows has a new shape each time
+            # a state that grows has a new shape each time
+            return loss, jnp.zeros(1 if state is None else len(state) + 1)
 
     with pytest.raises(AssertionError, match="compiled again"):
         check_estimator(Recompiling(8), BOTH[:1], key, complete=False)
 
 
-# -- targets ----------------------------------------------------------------------------------------------------------
+# -- targets
+# ----------------------------------------------------------------------------------------------------------
 
 TARGETS = {"GaussianTarget": GaussianTarget(Gaussian.from_root(np.ones(3), np.eye(3) + 0.3), 2.0)}
 
@@ -354,7 +387,11 @@ def test_target_battery_passes_the_same_target_unbroken(key):
     check_target(Scale(""), key, reference=lambda values: 3.0 - values["scale"])
 
 
-BROKEN_TARGETS = {"Jacobian": "log-Jacobian is 0", "inverse": "does not invert", "gradient": "not the difference quotient"}
+BROKEN_TARGETS = {
+    "Jacobian": "log-Jacobian is 0",
+    "inverse": "does not invert",
+    "gradient": "not the difference quotient",
+}
 
 
 @pytest.mark.parametrize(("fault", "sentence"), BROKEN_TARGETS.items(), ids=BROKEN_TARGETS)
@@ -368,18 +405,38 @@ def test_target_battery_catches_another_model(key):
         check_target(Scale(""), key, reference=lambda values: -2.0 * values["scale"])
 
 
-# -- solvers ----------------------------------------------------------------------------------------------------------
+# -- solvers
+# ----------------------------------------------------------------------------------------------------------
 
 ROOT = np.random.default_rng(0).standard_normal((4, 4))
 MEAN = np.array([0.1, -5.0, 20.0, 1.0])
 POSTERIOR = Gaussian.from_root(MEAN, np.array([[0.01], [1.0], [100.0], [3.0]]) * ROOT)
 UNSCALED = Gaussian.from_root(MEAN, ROOT)
-MEAN_FIELD_SD = 1 / np.sqrt(POSTERIOR.scale.precision_diagonal())  # the best mean-field q matches the precisions
+# the best mean-field q matches the precisions
+MEAN_FIELD_SD = 1 / np.sqrt(POSTERIOR.scale.precision_diagonal())
 SOLVERS = {
-    "StochasticGradient full": (StochasticGradient(), POSTERIOR, Gaussian.full(4), POSTERIOR.sd, False),
-    "StochasticGradient diagonal": (StochasticGradient(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, False),
+    "StochasticGradient full": (
+        StochasticGradient(),
+        POSTERIOR,
+        Gaussian.full(4),
+        POSTERIOR.sd,
+        False,
+    ),
+    "StochasticGradient diagonal": (
+        StochasticGradient(),
+        POSTERIOR,
+        Gaussian.diagonal(4),
+        MEAN_FIELD_SD,
+        False,
+    ),
     "NaturalGradient full": (NaturalGradient(), POSTERIOR, Gaussian.full(4), POSTERIOR.sd, True),
-    "NaturalGradient diagonal": (NaturalGradient(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, True),
+    "NaturalGradient diagonal": (
+        NaturalGradient(),
+        POSTERIOR,
+        Gaussian.diagonal(4),
+        MEAN_FIELD_SD,
+        True,
+    ),
     "BatchAndMatch": (BatchAndMatch(), UNSCALED, Gaussian.full(4), UNSCALED.sd, False),
     "FixedDraws diagonal": (FixedDraws(), POSTERIOR, Gaussian.diagonal(4), MEAN_FIELD_SD, True),
     "FixedDraws low rank": (FixedDraws(), POSTERIOR, Gaussian.low_rank(4, 4), POSTERIOR.sd, False),
@@ -391,7 +448,9 @@ SOLVERS = {
 def test_solver(member):
     solver, posterior, q, sd, monotone = member
     with as_a_user():
-        check_solver(solver, GaussianTarget(posterior, 2.0), q, mean=posterior.mean, sd=sd, monotone=monotone)
+        check_solver(
+            solver, GaussianTarget(posterior, 2.0), q, mean=posterior.mean, sd=sd, monotone=monotone
+        )
 
 
 class Scripted(AbstractSolver):
@@ -431,11 +490,21 @@ SCRIPTS = {
 def test_solver_battery_catches(fault, sentence):
     with pytest.raises(AssertionError, match=sentence):
         check_solver(
-            Scripted(fault), GaussianTarget(POSTERIOR), Gaussian.full(4), mean=POSTERIOR.mean, sd=POSTERIOR.sd, monotone=True
+            Scripted(fault),
+            GaussianTarget(POSTERIOR),
+            Gaussian.full(4),
+            mean=POSTERIOR.mean,
+            sd=POSTERIOR.sd,
+            monotone=True,
         )
 
 
 def test_solver_battery_passes_the_same_solver_unbroken():
     check_solver(
-        Scripted(""), GaussianTarget(POSTERIOR), Gaussian.full(4), mean=POSTERIOR.mean, sd=POSTERIOR.sd, monotone=True
+        Scripted(""),
+        GaussianTarget(POSTERIOR),
+        Gaussian.full(4),
+        mean=POSTERIOR.mean,
+        sd=POSTERIOR.sd,
+        monotone=True,
     )

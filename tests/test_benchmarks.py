@@ -27,7 +27,9 @@ def grid(name):
         return np.linspace(-300.0, 10.0, 60_001)[:, None], np.log(310 / 60_000)
     if name == "ripples":
         return np.linspace(-9.0, 9.0, 20_001)[:, None], np.log(18 / 20_000)
-    if name == "product":  # narrower than in the target's own quadrature: one quadrant, in log a and log b
+    if (
+        name == "product"
+    ):  # narrower than in the target's own quadrature: one quadrant, in log a and log b
         side = np.linspace(-9.0, 3.5, 1601)
         return np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), 2 * np.log(12.5 / 1600)
     side = np.linspace(-6.0, 7.5, 1351)
@@ -38,11 +40,15 @@ def grid(name):
 def test_the_truth_of_the_benchmarks_targets(script, name):
     """Against a quadrature of the target's own density."""
     fools = script("fools")
-    known = fools.two_sizes(2, 6.0, (1.0, 0.1), 0.95) if name == "two_sizes" else getattr(fools, name)()
+    known = (
+        fools.two_sizes(2, 6.0, (1.0, 0.1), 0.95) if name == "two_sizes" else getattr(fools, name)()
+    )
     z, log_cell = grid(name)
     with jax.enable_x64(True):
         log_p = np.asarray(jax.jit(jax.vmap(known.target.log_density))(z))
-    values = {"x": z if name == "two_sizes" else np.exp(z[:, 0]) if name == "piled_at_zero" else z[:, 0]}
+    values = {
+        "x": z if name == "two_sizes" else np.exp(z[:, 0]) if name == "piled_at_zero" else z[:, 0]
+    }
     mean, sd = moments_on_grid(log_p, values)
     np.testing.assert_allclose(mean["x"], known.mean["x"], atol=1e-6)
     np.testing.assert_allclose(sd["x"], known.sd["x"], atol=1e-6)
@@ -50,7 +56,10 @@ def test_the_truth_of_the_benchmarks_targets(script, name):
 
 
 def test_the_truth_of_the_product(script):
-    """On the quadrant a, b > 0 in logarithms; the other branch mirrors it, and little else holds mass."""
+    """On the quadrant a, b > 0 in logarithms.
+
+    The other branch mirrors it, and little else holds mass.
+    """
     known = script("fools").product()
     u, log_cell = grid("product")
     with jax.enable_x64(True):
@@ -70,8 +79,12 @@ def test_a_pass_with_a_mode_that_no_search_reached_is_told_from_a_wrong_pass(scr
     assert row["unseen"]
     assert row["max_error"] == pytest.approx(15 / known.sd["x"][0], abs=0.01)  # q stays at zero
     assert not fooled.wrong_pass(row)
-    assert fooled.wrong_pass({**row, "unseen": False}), "a pass on a wrong answer with every mode seen"
-    assert "| 0 of 1 | 1 | 0 | 0 | 0 | 1 |" in fooled.report([{"group": "out of reach", "target": "t", "seed": 0, **row}])
+    assert fooled.wrong_pass({**row, "unseen": False}), (
+        "a pass on a wrong answer with every mode seen"
+    )
+    assert "| 0 of 1 | 1 | 0 | 0 | 0 | 1 |" in fooled.report(
+        [{"group": "out of reach", "target": "t", "seed": 0, **row}]
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +97,10 @@ def test_a_pass_with_a_mode_that_no_search_reached_is_told_from_a_wrong_pass(scr
     ],
 )
 def test_no_pass_is_wrong(script, name):
-    """A boundary, an unidentified product, a chaotic likelihood, a far mode; all others and 20 seeds in docs/benchmarks.md."""
+    """A boundary, an unidentified product, a chaotic likelihood, a far mode.
+
+    All others and 20 seeds in docs/benchmarks.md.
+    """
     fooled, known = script("fooled"), script("fools").FOOLS[name]()
     for seed in (0, 1):
         row = fooled.one(name, known, seed)
@@ -93,12 +109,22 @@ def test_no_pass_is_wrong(script, name):
 
 def test_a_record_says_what_it_belongs_to_and_fills_its_part_of_the_page(script, tmp_path):
     page, record = script("page"), script("record")
-    row = {"family": "gaussian", "replicates": 4, "contained": 3, "effective": 4, "widest": np.float64(0.25), "median": 0.5}
+    row = {
+        "family": "gaussian",
+        "replicates": 4,
+        "contained": 3,
+        "effective": 4,
+        "widest": np.float64(0.25),
+        "median": 0.5,
+    }
     record.write(tmp_path / "evidence.json", [row])
     rows, made = record.read(tmp_path / "evidence.json")
     assert rows == [row]
     assert made["versions"]["jax"] == jax.__version__
-    text = "A\n<!-- measured: evidence -->\nstale\n<!-- end -->\nB\n<!-- measured: scaling -->\nkept\n<!-- end -->\n"
+    text = (
+        "A\n<!-- measured: evidence -->\nstale\n<!-- end -->\nB\n<!-- measured: scaling"
+        " -->\nkept\n<!-- end -->\n"
+    )
     filled = page.filled(text, tmp_path)
     assert "| gaussian | 3 of 4 | 4 | 0.250 | 0.5000 |" in filled
     assert "stale" not in filled
@@ -110,8 +136,14 @@ def test_a_record_says_what_it_belongs_to_and_fills_its_part_of_the_page(script,
 def test_seconds_are_compared_within_a_run(script):
     joined = script("tables").joined
     row = {"posterior": "p", "seed": 0, "cold": True}
-    early = [{**row, "method": "numpyro-full-10k", "seconds": 4.0}, {**row, "method": "other", "seconds": 2.0}]
-    late = [{**row, "method": "numpyro-full-10k", "seconds": 8.0}, {**row, "method": "tightbound", "seconds": 1.0}]
+    early = [
+        {**row, "method": "numpyro-full-10k", "seconds": 4.0},
+        {**row, "method": "other", "seconds": 2.0},
+    ]
+    late = [
+        {**row, "method": "numpyro-full-10k", "seconds": 8.0},
+        {**row, "method": "tightbound", "seconds": 1.0},
+    ]
     ratios = {one["method"]: one["relative_seconds"] for one in joined([early, late])}
     assert ratios == {"numpyro-full-10k": 1.0, "other": 0.5, "tightbound": 0.125}
 
@@ -122,5 +154,15 @@ def _forget(monkeypatch):
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name in ("fools", "fooled", "page", "record", "tables", "figures", "methods", "posteriors", "evidence"):
+        if name in (
+            "fools",
+            "fooled",
+            "page",
+            "record",
+            "tables",
+            "figures",
+            "methods",
+            "posteriors",
+            "evidence",
+        ):
             del sys.modules[name]

@@ -54,7 +54,11 @@ DATA = {"size": 4, "y": [1.0, 2.0, 3.0, 6.0]}
 @pytest.fixture(scope="module", autouse=True)
 def as_a_user():
     """The models here are a user's code: float64 off, JAX's standard promotion."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         yield
 
 
@@ -101,20 +105,32 @@ def test_json_is_one_object_and_nothing_else(run):
     shown = json.loads(ran.out)  # fails on a second object
     assert ran.out.count("\n") == 1
     assert "MODEL.py speaks" in ran.err
-    assert (shown["verdict"], shown["result"], shown["seed"], shown["model"]) == ("pass", "converged", 0, "model.py")
+    assert (shown["verdict"], shown["result"], shown["seed"], shown["model"]) == (
+        "pass",
+        "converged",
+        0,
+        "model.py",
+    )
     assert set(shown["summary"]) == {"x[0]", "x[1]"}
     assert shown["summary"]["x[0]"]["mean"] == pytest.approx(3.0, abs=0.01)
     assert shown["summary"]["x[1]"]["sd"] == pytest.approx(1.0, abs=0.05)
     lower, upper = shown["log_evidence"]
     assert lower - 1e-9 <= np.log(2 * np.pi) <= upper + 1e-9  # the integral of the density
-    assert {finding["name"] for finding in shown["findings"]} >= {"finite", "converged", "khat", "evidence", "moments"}
+    assert {finding["name"] for finding in shown["findings"]} >= {
+        "finite",
+        "converged",
+        "khat",
+        "evidence",
+        "moments",
+    }
 
 
 def test_json_has_no_nan_and_no_infinity(run):
     def refuse(constant):
         raise AssertionError(constant)
 
-    json.loads(run("fit", model(NORMAL), "--json").out, parse_constant=refuse)  # k-hat is -inf here, and some s.e. are NaN
+    # k-hat is -inf here, and some s.e. are NaN
+    json.loads(run("fit", model(NORMAL), "--json").out, parse_constant=refuse)
 
 
 def test_the_same_seed_gives_the_same_numbers(run):
@@ -128,7 +144,12 @@ def test_out_has_report_fit_and_summary(run, tmp_path):
     ran = run("fit", model(NORMAL), "--out", "deep/folder")
     assert ran.code == 0
     out = tmp_path / "deep" / "folder"
-    assert {path.name for path in out.iterdir()} == {"report.html", "fit.npz", "summary.csv", "summary.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "fit.npz",
+        "summary.csv",
+        "summary.json",
+    }
     assert "Written to deep/folder: fit.npz, summary.csv, summary.json, report.html." in ran.out
     target = tb.from_log_density(lambda p: -0.5 * ((p["x"] - 3.0) ** 2).sum(), {"x": np.zeros(2)})
     table = tb.load(out / "fit.npz", target).summary()
@@ -142,7 +163,10 @@ def test_out_has_report_fit_and_summary(run, tmp_path):
 
 
 def test_a_saved_fit_is_certified_anew_and_other_data_are_found_out(run):
-    """N(3, 1) certified against itself passes; against data two sds away it is pulled there by exactly that much."""
+    """N(3, 1) certified against itself passes.
+
+    Against data two sds away it is pulled there by exactly that much.
+    """
     run("fit", model(NORMAL), "--out", "saved")
     again = run("check", "saved/fit.npz", model(NORMAL))
     assert again.code == 0
@@ -206,7 +230,9 @@ def test_the_data_reach_the_model(run, content, kind):
 
 def test_columns_of_a_csv_reach_the_model(run):
     write("data.csv", "\ufeffy, group\n1,a\n2,a\n3.0,b\n6,b\n")
-    content = FUNCTION.replace("return", "assert list(data['group']) == ['a', 'a', 'b', 'b']\n        return")
+    content = FUNCTION.replace(
+        "return", "assert list(data['group']) == ['a', 'a', 'b', 'b']\n        return"
+    )
     ran = run("fit", model(content), "--data", "data.csv", "--json")
     assert json.loads(ran.out)["summary"]["mean"]["mean"] == pytest.approx(3.0, abs=0.02)
 
@@ -258,24 +284,42 @@ def test_an_npz_of_objects_is_refused(run):
 
 def test_a_missing_data_file_is_named(run):
     ran = run("fit", model(FUNCTION), "--data", "none.json")
-    assert (ran.code, ran.err) == (2, "--data none.json: the file cannot be read: No such file or directory.\n")
+    assert (ran.code, ran.err) == (
+        2,
+        "--data none.json: the file cannot be read: No such file or directory.\n",
+    )
 
 
 # MODEL.py
 
 THREE = "It must define one of three: `target`, a tightbound target"
 BAD_MODELS = {
-    "raises": ("x = 1\nraise KeyError('oops')", ['File "model.py", line 2, in <module>', "KeyError: 'oops'"]),
+    "raises": (
+        "x = 1\nraise KeyError('oops')",
+        ['File "model.py", line 2, in <module>', "KeyError: 'oops'"],
+    ),
     "syntax": ("x = (\n", ['File "model.py", line 1', "SyntaxError: '(' was never closed"]),
     "exits": ("import sys\nsys.exit(3)", ['File "model.py", line 2', "SystemExit: 3"]),
     "nothing": ("x = 1", ["model.py defines neither `target` nor `model`.", THREE]),
     "a number": ("target = 3", ["`target` in model.py is a int.", THREE]),
-    "needs data": (FUNCTION, ["`target(data)` in model.py does not fit its data", "there is no --data FILE"]),
-    "model needs data": (NUMPYRO, ["`model(size, y)` in model.py does not fit", "'size'; there is no --data FILE"]),
-    "returns none": ("def target():\n    pass", ["`target` in model.py returned a NoneType, not a tightbound target."]),
+    "needs data": (
+        FUNCTION,
+        ["`target(data)` in model.py does not fit its data", "there is no --data FILE"],
+    ),
+    "model needs data": (
+        NUMPYRO,
+        ["`model(size, y)` in model.py does not fit", "'size'; there is no --data FILE"],
+    ),
+    "returns none": (
+        "def target():\n    pass",
+        ["`target` in model.py returned a NoneType, not a tightbound target."],
+    ),
     "vector": (
         NORMAL.replace(".sum()", ""),
-        ['File "model.py", line 6', "`log_density` returned shape (2,), but a log density is one number in nats."],
+        [
+            'File "model.py", line 6',
+            "`log_density` returned shape (2,), but a log density is one number in nats.",
+        ],
     ),
     "nan": (NORMAL.replace("-0.5", "np.nan"), ["model.py cannot be fitted:", "NaN"]),
 }
@@ -352,8 +396,16 @@ def test_what_cannot_be_written_does_not_lose_the_rest(run):
     ran = run("fit", model(NORMAL), "--out", "out", "--json")
     assert ran.code == 2
     assert json.loads(ran.out)["verdict"] == "pass"
-    assert "report.html was not written: The report cannot be written to 'out/report.html'. It is a folder." in ran.err
-    assert {path.name for path in Path("out").iterdir()} == {"report.html", "fit.npz", "summary.csv", "summary.json"}
+    assert (
+        "report.html was not written: The report cannot be written to 'out/report.html'. It is a"
+        " folder." in ran.err
+    )
+    assert {path.name for path in Path("out").iterdir()} == {
+        "report.html",
+        "fit.npz",
+        "summary.csv",
+        "summary.json",
+    }
 
 
 def test_without_cyclopts_it_says_what_to_install(run, monkeypatch):
@@ -372,7 +424,10 @@ def test_help_names_the_commands_and_options(run):
     assert all(command in run("--help").out for command in ("fit", "reproduce", "list"))
     ran = run("fit", "--help")
     assert ran.code == 0
-    assert all(option in ran.out for option in ("MODEL", "--data", "--out", "--seed", "--json", "--tol", "--seconds"))
+    assert all(
+        option in ran.out
+        for option in ("MODEL", "--data", "--out", "--seed", "--json", "--tol", "--seconds")
+    )
 
 
 def test_help_imports_nothing_heavy():
@@ -388,7 +443,9 @@ def test_help_imports_nothing_heavy():
         assert not heavy, heavy
     """
     source = str(Path(tb.__file__).parent)
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program), source], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), source], check=True, capture_output=True
+    )
 
 
 # experiments
@@ -399,7 +456,15 @@ def experiments(monkeypatch):
     import tightbound.experiments as module
 
     claims = {
-        name: [{"claim": f"{name} claim", "source": "Table 1", "published": 1.0, "measured": np.float64(1.1), "ok": ok}]
+        name: [
+            {
+                "claim": f"{name} claim",
+                "source": "Table 1",
+                "published": 1.0,
+                "measured": np.float64(1.1),
+                "ok": ok,
+            }
+        ]
         for name, ok in (("good", True), ("bad", False))
     }
     monkeypatch.setattr(module, "REGISTRY", {"good": "A table.", "bad": "A figure."}, raising=False)
@@ -409,7 +474,9 @@ def experiments(monkeypatch):
             raise module.OptionError("it takes no option `data`")
         note = f"fast={fast}, {options}"
         tables = {"a table": [{"n": 1, "kl": 0.5}, {"n": 2}]}
-        return SimpleNamespace(name=name, claims=claims[name], note=note, ok=name == "good", tables=tables)
+        return SimpleNamespace(
+            name=name, claims=claims[name], note=note, ok=name == "good", tables=tables
+        )
 
     monkeypatch.setattr(module, "run", fake_run)
     monkeypatch.setattr(module, "pictures", lambda result: {"a figure": b"PNG"})
@@ -447,7 +514,9 @@ def test_reproduce_writes_claims_tables_and_pictures(run, experiments, tmp_path)
     assert "Written to" in ran.out
 
 
-def test_a_picture_that_cannot_be_drawn_does_not_cost_the_tables(run, experiments, tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_tables(
+    run, experiments, tmp_path, monkeypatch
+):
     def pictures(result):
         raise tb.results.MissingExtraError("matplotlib", "plots", "A picture")
 
@@ -483,8 +552,17 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def test_the_example_works_with_and_without_its_data(run):
     without = json.loads(run("fit", EXAMPLES / "eight_schools.py", "--json").out)
-    given = json.loads(run("fit", EXAMPLES / "eight_schools.py", "--data", EXAMPLES / "eight_schools.json", "--json").out)
+    given = json.loads(
+        run(
+            "fit",
+            EXAMPLES / "eight_schools.py",
+            "--data",
+            EXAMPLES / "eight_schools.json",
+            "--json",
+        ).out
+    )
     assert without["summary"] == given["summary"]
-    # mu and tau of the 10,000 reference draws of posteriordb, eight_schools-eight_schools_noncentered
+    # mu and tau of the 10,000 reference draws of posteriordb,
+    # eight_schools-eight_schools_noncentered
     assert given["summary"]["mu"]["mean"] == pytest.approx(4.4, abs=0.15)
     assert given["summary"]["tau"]["mean"] == pytest.approx(3.6, abs=0.15)

@@ -1,4 +1,7 @@
-"""`tb.compare`: KLs against closed forms, errors against the truth and against a reference, and what it refuses."""
+"""`tb.compare`.
+
+KLs against closed forms, errors against the truth and against a reference, and what it refuses.
+"""
 
 import io
 
@@ -24,7 +27,10 @@ def fitted(q, seconds=0.5):
 
 @pytest.fixture(scope="module")
 def fits():
-    draws = np.random.default_rng(0).standard_normal((4, 1000, 3)) @ np.linalg.cholesky(KNOWN.cov).T + KNOWN.mean["x"]
+    draws = (
+        np.random.default_rng(0).standard_normal((4, 1000, 3)) @ np.linalg.cholesky(KNOWN.cov).T
+        + KNOWN.mean["x"]
+    )
     return {
         "exact": fitted(TRUTH),
         "off": fitted(TRUTH.moved(KNOWN.mean["x"] + 0.5 * KNOWN.sd["x"], 0.8)),
@@ -41,8 +47,12 @@ def test_kl_both_ways_and_errors_against_the_truth(against_truth, fits):
     table, off = against_truth.table, fits["off"].q
     assert table.loc["exact", "KL(q||p)"] == pytest.approx(0.0, abs=1e-9)
     assert table.loc["exact", "KL(p||q)"] == pytest.approx(0.0, abs=1e-9)
-    assert table.loc["off", "KL(q||p)"] == pytest.approx(kl(off, TRUTH), abs=4 * table.loc["off", "stderr"])
-    assert table.loc["off", "KL(p||q)"] == pytest.approx(kl(TRUTH, off), abs=4 * table.loc["off", "KL(p||q) stderr"])
+    assert table.loc["off", "KL(q||p)"] == pytest.approx(
+        kl(off, TRUTH), abs=4 * table.loc["off", "stderr"]
+    )
+    assert table.loc["off", "KL(p||q)"] == pytest.approx(
+        kl(TRUTH, off), abs=4 * table.loc["off", "KL(p||q) stderr"]
+    )
     assert table.loc["off", "KL(p||q) stderr"] < 0.1
     assert table.loc["exact", "mean error"] < 1e-9  # antithetic draws
     assert np.isnan(table.loc["chains", "KL(p||q)"])
@@ -82,7 +92,12 @@ def test_what_it_refuses(fits):
     other = tb.from_log_density(lambda p: -0.5 * p["y"] ** 2, {"y": 0.0})
     with pytest.raises(ValueError, match="`fits` is empty"):
         tb.compare([])
-    with pytest.raises(ValueError, match="'Gaussian 2' and 'Gaussian 1' are fits of different targets"):
+    with pytest.raises(
+        ValueError, match="'Gaussian 2' and 'Gaussian 1' are fits of different targets"
+    ):
         tb.compare([fits["exact"], tb.fit(other)])
-    with pytest.raises(ValueError, match="`reference` is none of the fits; they are called 'exact', 'off', 'chains'"):
+    with pytest.raises(
+        ValueError,
+        match="`reference` is none of the fits; they are called 'exact', 'off', 'chains'",
+    ):
         tb.compare(fits, reference="NUTS")

@@ -1,4 +1,7 @@
-"""`tb.compare_estimators`: variances against closed forms, the order, the picture, and what it refuses."""
+"""`tb.compare_estimators`.
+
+Variances against closed forms, the order, the picture, and what it refuses.
+"""
 
 import numpy as np
 import pytest
@@ -30,13 +33,18 @@ def compared():
         "Enumerate": Enumerate(),
         "Relaxed": Relaxed(4),
     }
-    return tb.compare_estimators(target(), Gaussian.diagonal(1).moved(np.array([M])), estimators=named, key=3, repeats=2000)
+    return tb.compare_estimators(
+        target(), Gaussian.diagonal(1).moved(np.array([M])), estimators=named, key=3, repeats=2000
+    )
 
 
 def test_variances_are_those_of_the_closed_forms(compared):
-    """Per draw: pathwise 1 + (m^2 + 2); antithetic pairs leave 2 of eps^2, twice over; sticking the landing m^2: z - eps = m.
+    """Per draw: pathwise 1 + (m^2 + 2); antithetic pairs leave 2 of eps^2, twice over.
 
-    The score function: f = m^2/2 + m eps up to a constant, times (eps, eps^2 - 1), by Gauss-Hermite.
+    Sticking the landing m^2: z - eps = m.
+
+    The score function: f = m^2/2 + m eps up to a constant, times (eps, eps^2 - 1), by
+    Gauss-Hermite.
     """
     t, w = np.polynomial.hermite_e.hermegauss(30)
     f, scores = M**2 / 2 + M * t, np.stack([t, t**2 - 1])
@@ -52,13 +60,21 @@ def test_variances_are_those_of_the_closed_forms(compared):
     table = compared.table
     assert set(table.index) == set(expected)
     for name, value in expected.items():
-        assert abs(table.loc[name, "variance"] - value) <= 4 * table.loc[name, "stderr"] + 1e-15, name
+        assert abs(table.loc[name, "variance"] - value) <= 4 * table.loc[name, "stderr"] + 1e-15, (
+            name
+        )
     np.testing.assert_allclose(table["variance x cost"], table["variance"] * table["evaluations"])
     assert table.loc["Pathwise", "evaluations"] == 8
 
 
 def test_best_first_and_ready_to_use(compared):
-    assert list(compared.table.index) == ["taylor", "StickTheLanding", "antithetic", "Pathwise", "Score"]
+    assert list(compared.table.index) == [
+        "taylor",
+        "StickTheLanding",
+        "antithetic",
+        "Pathwise",
+        "Score",
+    ]
     assert isinstance(compared.best, Score)
     assert compared.table["variance x cost"].is_monotonic_increasing
     assert (compared.table["seconds"] > 0).all()
@@ -79,11 +95,16 @@ def test_the_picture_is_written(compared, tmp_path):
 
 
 def test_discrete_latents():
-    """A pair of coins: Enumerate has no noise and comes first; Relaxed is named as biased, Pathwise as impossible."""
+    """A pair of coins: Enumerate has no noise and comes first.
+
+    Relaxed is named as biased, Pathwise as impossible.
+    """
     coins = tb.from_log_density(lambda v: 0.7 * v["b"][0] * v["b"][1], {"b": np.zeros(2)})
     some = ("Enumerate", "Score", "Pathwise", "Relaxed")
     named = {name: e for name, e in candidates(16, ELBO()).items() if name in some}
-    found = tb.compare_estimators(coins, Product(b=Bernoulli(np.array([0.3, -0.5]))), estimators=named, repeats=50)
+    found = tb.compare_estimators(
+        coins, Product(b=Bernoulli(np.array([0.3, -0.5]))), estimators=named, repeats=50
+    )
     assert found.table.index[0] == "Enumerate"
     assert found.table.loc["Enumerate", "evaluations"] == 4
     assert isinstance(found.estimators["Score"], Score)
@@ -94,7 +115,9 @@ def test_discrete_latents():
 @pytest.mark.parametrize("objective", [ELBO(), IWELBO(3), IWELBO(8)], ids=repr)
 @pytest.mark.parametrize("draws", [1, 10, 32])
 def test_the_library_s_own_list_fits_groups_pairs_and_points(objective, draws):
-    """Whatever is refused is refused for the family or the objective, never for the number of draws."""
+    """Whatever is refused is refused for the family or the objective, never for the number of
+    draws.
+    """
     for name, estimator in candidates(draws, objective).items():
         reason = refusal(estimator, target(), Gaussian.diagonal(1), objective)
         assert reason is None or "multiple of" not in reason, name
@@ -102,13 +125,21 @@ def test_the_library_s_own_list_fits_groups_pairs_and_points(objective, draws):
 
 
 def test_a_biased_pairing_is_refused():
-    with pytest.raises(tb.PairingError, match="StickTheLanding: its gradient of IWELBO is biased, and more draws"):
+    with pytest.raises(
+        tb.PairingError, match="StickTheLanding: its gradient of IWELBO is biased, and more draws"
+    ):
         tb.compare_estimators(
-            target(), Gaussian.full(1), tb.objectives.IWELBO(2), estimators={"StickTheLanding": StickTheLanding(4)}
+            target(),
+            Gaussian.full(1),
+            tb.objectives.IWELBO(2),
+            estimators={"StickTheLanding": StickTheLanding(4)},
         )
 
 
 def test_bad_arguments_are_named():
-    for options, sentence in (({"cost": "money"}, "`cost` must be"), ({"repeats": 1}, "`repeats` must be at least 2")):
+    for options, sentence in (
+        ({"cost": "money"}, "`cost` must be"),
+        ({"repeats": 1}, "`repeats` must be at least 2"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             tb.compare_estimators(target(), Gaussian.full(1), **options)

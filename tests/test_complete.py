@@ -25,8 +25,8 @@ KINDS = {
     "solvers": AbstractSolver,
     "targets": AbstractTarget,
 }
-# Parts whose battery cannot be that of test_batteries.py, because they run on targets of one kind or have an optimum of
-# their own; each has known truth in the file named here.
+# Parts whose battery cannot be that of test_batteries.py, because they run on targets of one kind
+# or have an optimum of their own; each has known truth in the file named here.
 ELSEWHERE = {
     "Subsampled": "solvers/test_subsampled.py",
     "Pathfinder": "solvers/test_pathfinder.py",
@@ -115,22 +115,33 @@ MADE_BY = {
 def modules(package):
     """All modules below a package, the package included."""
     path = [str(Path(package.__file__).parent)]
-    found = [importlib.import_module(info.name) for info in pkgutil.walk_packages(path, package.__name__ + ".")]
+    found = [
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(path, package.__name__ + ".")
+    ]
     return [package, *found]
 
 
 def concrete(package, base):
     """Public concrete subclasses of `base` that are defined below the package."""
-    members = {c for module in modules(package) for _, c in inspect.getmembers(module, inspect.isclass)}
+    members = {
+        c for module in modules(package) for _, c in inspect.getmembers(module, inspect.isclass)
+    }
     return {
         c.__name__: c
         for c in members
-        if issubclass(c, base) and c.__module__.startswith(package.__name__) and not is_abstract(c) and c.__name__[0] != "_"
+        if issubclass(c, base)
+        and c.__module__.startswith(package.__name__)
+        and not is_abstract(c)
+        and c.__name__[0] != "_"
     }
 
 
 def is_abstract(c):
-    """Equinox's abstract classes have abstract methods or abstract attributes; ours are called so as well, abilities are bare."""
+    """Equinox's abstract classes have abstract methods or abstract attributes.
+
+    Ours are called so as well, abilities are bare.
+    """
     attributes = getattr(c, "__abstractvars__", ()) or getattr(c, "__abstractclassvars__", ())
     return bool(inspect.isabstract(c) or attributes or c.__name__.startswith("Abstract"))
 
@@ -145,11 +156,21 @@ def table():
         for name in ("FAMILIES", "OBJECTIVES", "TARGETS")
         for member in getattr(batteries, name).values()
     }
-    return found | {type(row[0]).__name__ for name in ("ESTIMATORS", "SOLVERS") for row in getattr(batteries, name).values()}
+    return found | {
+        type(row[0]).__name__
+        for name in ("ESTIMATORS", "SOLVERS")
+        for row in getattr(batteries, name).values()
+    }
 
 
-CLASSES = [(kind, name, c) for kind, base in KINDS.items() for name, c in sorted(concrete(getattr(tb, kind), base).items())]
-every_class = pytest.mark.parametrize(("kind", "name", "part"), CLASSES, ids=[name for _, name, _ in CLASSES])
+CLASSES = [
+    (kind, name, c)
+    for kind, base in KINDS.items()
+    for name, c in sorted(concrete(getattr(tb, kind), base).items())
+]
+every_class = pytest.mark.parametrize(
+    ("kind", "name", "part"), CLASSES, ids=[name for _, name, _ in CLASSES]
+)
 
 
 def test_the_walk_finds_what_is_known_to_be_there():
@@ -164,18 +185,27 @@ def test_the_walk_finds_what_is_known_to_be_there():
 @every_class
 def test_it_is_exported_from_its_package(kind, name, part):
     package = getattr(tb, kind)
-    assert getattr(package, name, None) is part, f"tb.{kind} does not export {name}: import it in {kind}/__init__.py."
+    assert getattr(package, name, None) is part, (
+        f"tb.{kind} does not export {name}: import it in {kind}/__init__.py."
+    )
 
 
 @every_class
 def test_it_is_documented(kind, name, part):
     text = part.__dict__.get("__doc__") or ""
-    generated = text.startswith(f"{name}(") and "\n" not in text  # what dataclasses write where there is none
-    assert len(text.split()) >= 8, f"{name} has no docstring that says what it is and when not to use it."
+    # what dataclasses write where there is none
+    generated = text.startswith(f"{name}(") and "\n" not in text
+    assert len(text.split()) >= 8, (
+        f"{name} has no docstring that says what it is and when not to use it."
+    )
     assert not generated, f"{name} has no docstring of its own."
-    for field in dataclasses.fields(part) if kind in ("estimators", "solvers", "objectives") else ():
+    for field in (
+        dataclasses.fields(part) if kind in ("estimators", "solvers", "objectives") else ()
+    ):
         own = field.name in part.__dict__.get("__annotations__", {})
-        assert not own or f"{field.name}:" in text.replace("`", ""), f"{name}: the docstring leaves out `{field.name}`."
+        assert not own or f"{field.name}:" in text.replace("`", ""), (
+            f"{name}: the docstring leaves out `{field.name}`."
+        )
 
 
 @every_class
@@ -183,8 +213,8 @@ def test_it_is_in_a_battery(kind, name, part):
     if name in table():
         return
     assert name in ELSEWHERE, (
-        f"{name} is in no table of tests/test_batteries.py: add a member there, or say in ELSEWHERE of "
-        "tests/test_complete.py which file compares it with known truth."
+        f"{name} is in no table of tests/test_batteries.py: add a member there, or say in ELSEWHERE"
+        " of tests/test_complete.py which file compares it with known truth."
     )
     file = TESTS / ELSEWHERE[name]
     assert file.exists(), f"{name}: {file} does not exist."
@@ -197,7 +227,8 @@ def test_nothing_is_excused_twice():
     assert not stale, f"ELSEWHERE lists what is in a table, or does not exist: {sorted(stale)}"
 
 
-# -- negative controls ------------------------------------------------------------------------------------------------
+# -- negative controls
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_class_that_is_forgotten_is_seen(monkeypatch):
@@ -205,7 +236,9 @@ def test_a_class_that_is_forgotten_is_seen(monkeypatch):
         pass
 
     Forgotten.__module__ = "tightbound.solvers.laplace"
-    monkeypatch.setattr(importlib.import_module("tightbound.solvers.laplace"), "Forgotten", Forgotten, raising=False)
+    monkeypatch.setattr(
+        importlib.import_module("tightbound.solvers.laplace"), "Forgotten", Forgotten, raising=False
+    )
     assert "Forgotten" in concrete(tb.solvers, AbstractSolver)
     assert not hasattr(tb.solvers, "Forgotten")
     assert "Forgotten" not in table() | set(ELSEWHERE)
@@ -217,7 +250,8 @@ def test_a_class_that_is_forgotten_is_seen(monkeypatch):
         test_it_is_in_a_battery("solvers", "Forgotten", Forgotten)
 
 
-# -- public names (DESIGN.md section 3, as far as they exist by now) --------------------------------------------------
+# -- public names (DESIGN.md section 3, as far as they exist by now)
+# --------------------------------------------------
 
 NAMES = [
     "from_expected_log_joint",
@@ -288,7 +322,7 @@ NAMES = [
     "estimators.FromModel",
     "solvers.HeldOut",
     "families.Conditional",
-    "families.amortised",
+    "amortised.amortised",
     "Fit.at",
     "refine",
     "Fit.certificate",
@@ -310,7 +344,11 @@ NAMES = [
 def test_a_public_name_exists_and_is_documented(name):
     thing = tb
     for i, part in enumerate(name.split(".")):
-        fields = {f.name for f in dataclasses.fields(thing)} if i and dataclasses.is_dataclass(thing) else set()
+        fields = (
+            {f.name for f in dataclasses.fields(thing)}
+            if i and dataclasses.is_dataclass(thing)
+            else set()
+        )
         if part in fields:
             return
         thing = getattr(thing, part)
@@ -337,7 +375,11 @@ def test_fit_has_the_promised_fields_and_arguments():
         "throw",
     ]
     assert list(signature.parameters) == expected
-    defaults = {n: p.default for n, p in signature.parameters.items() if p.default is not inspect.Parameter.empty}
+    defaults = {
+        n: p.default
+        for n, p in signature.parameters.items()
+        if p.default is not inspect.Parameter.empty
+    }
     assert defaults["key"] == 0
     assert defaults["tol"] == 0.02
     assert defaults["throw"] is True

@@ -26,7 +26,11 @@ def normal(y, mean, sd):
 @pytest.fixture(scope="module", autouse=True)
 def as_a_user():
     """The models here are a user's code: float64 off, JAX's standard promotion."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         yield
 
 
@@ -35,8 +39,14 @@ def rows_fit():
     """A regression with nested parameters, from rows."""
     return tb.fit(
         tb.from_rows(
-            lambda p: normal(p["line"]["slope"], 0.0, 5.0) + normal(p["line"]["at_zero"], 0.0, 5.0) - p["sd"],
-            lambda p, rows: normal(rows["y"], p["line"]["at_zero"] + p["line"]["slope"] * rows["x"], p["sd"]),
+            lambda p: (
+                normal(p["line"]["slope"], 0.0, 5.0)
+                + normal(p["line"]["at_zero"], 0.0, 5.0)
+                - p["sd"]
+            ),
+            lambda p, rows: normal(
+                rows["y"], p["line"]["at_zero"] + p["line"]["slope"] * rows["x"], p["sd"]
+            ),
             {"x": X, "y": Y},
             {"line": {"slope": 0.0, "at_zero": 0.0}, "sd": 1.0},
             support={"sd": "positive"},
@@ -84,7 +94,9 @@ def test_the_fit_group_has_the_trace_and_the_findings(rows_fit, tree):
         at = group.sel(finding=name)
         np.testing.assert_equal(float(at["value"]), finding.value)
         np.testing.assert_equal(float(at["stderr"]), finding.stderr)
-        np.testing.assert_equal(float(at["threshold"]), np.nan if finding.threshold is None else finding.threshold)
+        np.testing.assert_equal(
+            float(at["threshold"]), np.nan if finding.threshold is None else finding.threshold
+        )
         assert str(at["verdict"].values) == finding.verdict
         assert str(at["why"].values) == finding.why
 
@@ -96,7 +108,10 @@ def test_the_attributes_say_how_far_off_it_is(rows_fit, tree):
     assert tree.attrs["khat"] == certificate.khat
     assert tree.attrs["result"] == "converged"
     assert tree.attrs["elbo"] == certificate.elbo.value
-    assert (tree.attrs["log_evidence_lower"], tree.attrs["log_evidence_upper"]) == certificate.log_evidence
+    assert (
+        tree.attrs["log_evidence_lower"],
+        tree.attrs["log_evidence_upper"],
+    ) == certificate.log_evidence
     # plain ones only: files keep no others
     assert {type(value) for value in tree.attrs.values()} <= {str, float, int}
 
@@ -114,7 +129,13 @@ def test_rows_give_data_and_log_likelihood(rows_fit, tree):
 
 def test_a_numpyro_model_gives_all_groups(numpyro_fit):
     tree = numpyro_fit.to_datatree(400)
-    assert set(tree.children) == {"posterior", "fit", "observed_data", "log_likelihood", "posterior_predictive"}
+    assert set(tree.children) == {
+        "posterior",
+        "fit",
+        "observed_data",
+        "log_likelihood",
+        "posterior_predictive",
+    }
     np.testing.assert_array_equal(tree["observed_data"]["y"].values, Y)
     draws = numpyro_fit.sample(numpyro_fit.seed, 400, corrected=True)
     expected = log_likelihood(regression, draws, X, y=Y)["y"]  # NumPyro's own
@@ -123,7 +144,8 @@ def test_a_numpyro_model_gives_all_groups(numpyro_fit):
     )  # it computes in float32
     mean = draws["beta"][:, :1] + draws["beta"][:, 1:] * X
     residual = (tree["posterior_predictive"]["y"].values[0] - mean) / draws["sd"][:, None]
-    assert scipy.stats.kstest(residual.ravel(), "norm").pvalue > 1e-3  # independent standard normals, by the model
+    # independent standard normals, by the model
+    assert scipy.stats.kstest(residual.ravel(), "norm").pvalue > 1e-3
 
 
 def test_a_plain_density_has_no_data(plain_fit):
@@ -136,7 +158,9 @@ def test_arviz_reads_it(tree):
 
 
 def test_the_tree_is_the_same_each_time(rows_fit, tree):
-    assert rows_fit.to_datatree(DRAWS)["posterior"].to_dataset().equals(tree["posterior"].to_dataset())
+    assert (
+        rows_fit.to_datatree(DRAWS)["posterior"].to_dataset().equals(tree["posterior"].to_dataset())
+    )
 
 
 @pytest.mark.parametrize("n", [0, -3])
@@ -154,7 +178,9 @@ def test_a_value_called_like_a_dimension_is_named(name):
 
 def test_a_log_likelihood_too_large_is_left_out_and_said(rows_fit, monkeypatch):
     monkeypatch.setattr(datatree, "_MOST_NUMBERS", 100)
-    with pytest.warns(UserWarning, match=r"would hold 960 numbers\. Ask for fewer draws: fit\.to_datatree\(4\)"):
+    with pytest.warns(
+        UserWarning, match=r"would hold 960 numbers\. Ask for fewer draws: fit\.to_datatree\(4\)"
+    ):
         tree = rows_fit.to_datatree(40)
     assert "log_likelihood" not in tree.children
     assert "observed_data" in tree.children

@@ -1,4 +1,7 @@
-"""The bar on real posteriors with reference draws: right where it says "pass", and "pass" often enough."""
+"""The bar on real posteriors with reference draws.
+
+Right where it says "pass", and "pass" often enough.
+"""
 
 import sys
 from pathlib import Path
@@ -11,12 +14,25 @@ import tightbound as tb
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "posteriordb"
 pytestmark = [
     pytest.mark.usefixtures("as_a_user"),
-    pytest.mark.skipif(not FOLDER.exists(), reason="no ../shared/data/posteriordb: reference draws are not committed"),
+    pytest.mark.skipif(
+        not FOLDER.exists(),
+        reason="no ../shared/data/posteriordb: reference draws are not committed",
+    ),
 ]
 
 # A subset that takes seconds; `make bench` runs all nineteen with five seeds.
-MUST_PASS = ["kidiq-kidscore_interaction", "sblrc-blr", "nes1976-nes", "arK-arK", "wells_data-wells_interaction_model"]
-MUST_BE_RIGHT = ["eight_schools-eight_schools_centered", "seeds_data-seeds_stanified_model", "garch-garch11"]
+MUST_PASS = [
+    "kidiq-kidscore_interaction",
+    "sblrc-blr",
+    "nes1976-nes",
+    "arK-arK",
+    "wells_data-wells_interaction_model",
+]
+MUST_BE_RIGHT = [
+    "eight_schools-eight_schools_centered",
+    "seeds_data-seeds_stanified_model",
+    "garch-garch11",
+]
 
 
 @pytest.fixture(scope="module")

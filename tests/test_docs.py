@@ -1,4 +1,7 @@
-"""The docs are true: links, names and citations on every page; and that the checker sees what is wrong."""
+"""The docs are true: links, names and citations on every page.
+
+And that the checker sees what is wrong.
+"""
 
 import importlib.util
 import subprocess
@@ -7,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("markdown_it", reason="the docs are read with markdown-it-py, a development dependency")
+pytest.importorskip(
+    "markdown_it", reason="the docs are read with markdown-it-py, a development dependency"
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,12 +49,17 @@ def test_the_checker_sees(build, tmp_path, text, fault):
 
 def test_good_pages_have_no_faults(build, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# What `tb.fit` does: a list\n\n[here](#what-tbfit-does-a-list), `tb.families.Gaussian.full`")
+    page.write_text(
+        "# What `tb.fit` does: a list\n\n[here](#what-tbfit-does-a-list),"
+        " `tb.families.Gaussian.full`"
+    )
     assert list(build.faults(page, build.parse(page))) == []
 
 
 def test_a_citation_of_a_missing_heading_is_seen(build, tmp_path):
-    (tmp_path / "part.py").write_text('source = "docs/certificate.md, horoscope"\nother = "docs/nothing.md"\n')
+    (tmp_path / "part.py").write_text(
+        'source = "docs/certificate.md, horoscope"\nother = "docs/nothing.md"\n'
+    )
     first, second = build.wrong_citations(tmp_path)
     assert "horoscope" in first
     assert "docs/nothing.md" in second
@@ -65,7 +75,10 @@ def test_an_example_that_fails_is_seen_at_its_line(build, tmp_path):
 
 def test_blocks_share_a_page_and_unmarked_ones_are_not_run(build, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```python run\nx = 1\n```\n\n```python\nraise SystemError\n```\n\n```python run\nassert x == 1\n```\n")
+    page.write_text(
+        "```python run\nx = 1\n```\n\n```python\nraise SystemError\n```\n\n```python run\nassert x"
+        " == 1\n```\n"
+    )
     assert list(build.failed_examples(page, build.parse(page))) == []
 
 

@@ -1,4 +1,7 @@
-"""The examples on real data find what is known of those data; skipped where the data are not at hand."""
+"""The examples on real data find what is known of those data.
+
+Skipped where the data are not at hand.
+"""
 
 import importlib.util
 import os
@@ -8,7 +11,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PLACES = [Path(os.environ.get("TIGHTBOUND_DATA", "")) / "classic", ROOT.parent / "shared" / "data" / "classic"]
+PLACES = [
+    Path(os.environ.get("TIGHTBOUND_DATA", "")) / "classic",
+    ROOT.parent / "shared" / "data" / "classic",
+]
 
 
 def example(name):
@@ -26,7 +32,10 @@ def data(name):
 
 
 def test_newcomb():
-    """The two times that everyone leaves out, -44 and -2; the mean of the other 64 is 27.75, its standard error .64."""
+    """The two times that everyone leaves out, -44 and -2.
+
+    The mean of the other 64 is 27.75, its standard error .64.
+    """
     newcomb = example("newcomb")
     x = newcomb.read(data("MASS_newcomb.csv"))
     fit, inlier = newcomb.clutter(x)
@@ -36,7 +45,10 @@ def test_newcomb():
 
 
 def test_star_cluster():
-    """The four giants (stars 11, 20, 30, 34) are outliers; without all outliers the slope is that of least squares."""
+    """The four giants (stars 11, 20, 30, 34) are outliers.
+
+    Without all outliers the slope is that of least squares.
+    """
     stars = example("star_cluster")
     temperature, light = stars.read(data("robustbase_starsCYG.csv"))
     fit, inlier = stars.regression(temperature, light)

@@ -1,4 +1,8 @@
-"""`tb.fit`: the default against closed forms, the caller's choices, continuing, budgets, and nothing compiled twice."""
+"""`tb.fit`.
+
+The default against closed forms, the caller's choices, continuing, budgets, and nothing compiled
+twice.
+"""
 
 import dataclasses
 
@@ -18,12 +22,15 @@ LOG_2PI = np.log(2 * np.pi)
 ROOT = np.array([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [-1.0, 0.2, 0.1]])
 MEAN = np.array([1.0, -2.0, 3.0])
 PRECISION = np.linalg.inv(ROOT @ ROOT.T)
-NORMAL = tb.from_log_density(lambda p: -0.5 * (p["x"] - MEAN) @ PRECISION @ (p["x"] - MEAN), {"x": np.zeros(3)})
+NORMAL = tb.from_log_density(
+    lambda p: -0.5 * (p["x"] - MEAN) @ PRECISION @ (p["x"] - MEAN), {"x": np.zeros(3)}
+)
 LOG_Z = 1.5 * LOG_2PI + np.log(np.diag(ROOT)).sum()
 SD = np.sqrt(np.diag(ROOT @ ROOT.T))
 
 
-# -- nothing is compiled twice ----------------------------------------------------------------------------------------
+# -- nothing is compiled twice
+# ----------------------------------------------------------------------------------------
 
 COMPILED: list[str] = []
 
@@ -58,7 +65,8 @@ def regression(seed, width=3):
 
 
 def test_the_counter_counts(compiled):
-    tb.fit(regression(0, width=17))  # a width that no other test has: programs are shared between equal shapes
+    # a width that no other test has: programs are shared between equal shapes
+    tb.fit(regression(0, width=17))
     assert len(compiled) == 2, "one program for the density, one for the named values"
 
 
@@ -70,7 +78,9 @@ def test_a_second_fit_of_the_same_target_compiles_nothing(compiled):
     second = tb.fit(target, key=1)
     second.summary(), second.sample(1, 100)
     assert compiled == []
-    assert not np.array_equal(first.trace.loss, second.trace.loss), "another key, another start and design"
+    assert not np.array_equal(first.trace.loss, second.trace.loss), (
+        "another key, another start and design"
+    )
 
 
 def test_other_data_of_the_same_shapes_compile_nothing(compiled):
@@ -80,7 +90,9 @@ def test_other_data_of_the_same_shapes_compile_nothing(compiled):
     fit = tb.fit(other, key=0)
     assert compiled == []
     least_squares = np.linalg.lstsq(other.data["x"], other.data["y"], rcond=None)[0]
-    np.testing.assert_allclose(fit.summary().loc[["b[0]", "b[1]", "b[2]"], "mean"], least_squares, atol=0.05)
+    np.testing.assert_allclose(
+        fit.summary().loc[["b[0]", "b[1]", "b[2]"], "mean"], least_squares, atol=0.05
+    )
 
 
 def test_a_log_density_that_closes_over_other_data_compiles_nothing(compiled):
@@ -102,7 +114,8 @@ def test_a_second_stochastic_fit_compiles_nothing(compiled):
     assert compiled == []
 
 
-# -- the default ------------------------------------------------------------------------------------------------------
+# -- the default
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_the_default_is_exact_on_a_gaussian():
@@ -120,7 +133,10 @@ def test_the_default_is_exact_on_a_gaussian():
 
 
 def test_evaluations_are_those_that_the_density_saw():
-    """Counted inside the density: every point, of the fit and of the certificate, padding of the last chunk aside."""
+    """Counted inside the density.
+
+    Every point, of the fit and of the certificate, padding of the last chunk aside.
+    """
     known = zoo.logistic_regression()
     evaluator = tb.targets.batched.batched(known.target)
     before = evaluator.evaluations
@@ -143,7 +159,8 @@ def test_trace_has_one_entry_per_step():
     assert -fit.trace.loss[-1] == pytest.approx(fit.elbo.value, abs=4 * fit.elbo.stderr + 1e-9)
 
 
-# -- choices ----------------------------------------------------------------------------------------------------------
+# -- choices
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_solver_of_ones_own_starts_from_ones_own_q():
@@ -155,7 +172,10 @@ def test_a_solver_of_ones_own_starts_from_ones_own_q():
 
 
 def test_an_objective_of_ones_own_gets_a_solver_that_takes_it():
-    """IWELBO needs the stochastic solver; on a Gaussian target its optimum is the posterior as well."""
+    """IWELBO needs the stochastic solver.
+
+    On a Gaussian target its optimum is the posterior as well.
+    """
     target = tb.from_log_density(lambda p: -0.5 * jnp.sum((p["x"] - 3.0) ** 2), {"x": np.zeros(2)})
     fit = tb.fit(target, objective=tb.objectives.IWELBO(4), key=1)
     assert fit.result is tb.Result.stationary
@@ -189,7 +209,9 @@ def test_an_earlier_q_is_continued():
 
 
 def test_throw_decides_whether_a_hopeless_fit_is_an_error():
-    target = tb.from_log_density(lambda p: jnp.where(jnp.abs(p["x"]) > 0.0, jnp.nan, p["x"]), {"x": 0.0})
+    target = tb.from_log_density(
+        lambda p: jnp.where(jnp.abs(p["x"]) > 0.0, jnp.nan, p["x"]), {"x": 0.0}
+    )
     with pytest.raises(tb.FitError) as error:
         tb.fit(target, Gaussian.full(1), solver=tb.solvers.NaturalGradient())
     assert str(error.value) == str(tb.Result.nonfinite)
@@ -203,7 +225,8 @@ def test_starts_decide_how_many_paths_are_searched():
     assert many > few + 50
 
 
-# -- budgets ----------------------------------------------------------------------------------------------------------
+# -- budgets
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 0.3])
@@ -222,7 +245,8 @@ def test_a_budget_of_evaluations_is_kept_to_within_a_step():
     assert fit.result is tb.Result.budget or "budget" in fit.rung
 
 
-# -- what a fit offers ------------------------------------------------------------------------------------------------
+# -- what a fit offers
+# ------------------------------------------------------------------------------------------------
 
 
 def test_draws_follow_q_and_have_the_users_names():
@@ -236,7 +260,9 @@ def test_draws_follow_q_and_have_the_users_names():
 
 
 def test_derived_values_come_along():
-    target = tb.from_log_density(lambda p: -0.5 * p["x"] ** 2, {"x": 0.0}, derived=lambda p: {"square": p["x"] ** 2})
+    target = tb.from_log_density(
+        lambda p: -0.5 * p["x"] ** 2, {"x": 0.0}, derived=lambda p: {"square": p["x"] ** 2}
+    )
     draws = tb.fit(target).sample(0, 500)
     np.testing.assert_allclose(draws["square"], draws["x"] ** 2, rtol=1e-12)
 
@@ -257,16 +283,27 @@ def test_a_fit_is_data():
 
 
 def test_throw_refuses_what_the_certificate_does_not_pass():
-    """Pipelines: a Gaussian on one of two modes is a caution; one on the wrong side of the moon fails."""
+    """Pipelines: a Gaussian on one of two modes is a caution.
+
+    One on the wrong side of the moon fails.
+    """
     known = tb.targets.zoo.two_modes(1, separation=12.0)
     solver = tb.solvers.NaturalGradient()
     start = Gaussian.full(1).moved(np.array([6.0]))
-    with pytest.raises(tb.FitError, match=r"fit\(throw='caution'\) refuses this fit. CAUTION") as caught:
+    with pytest.raises(
+        tb.FitError, match=r"fit\(throw='caution'\) refuses this fit. CAUTION"
+    ) as caught:
         tb.fit(known.target, start, solver=solver, throw="caution")
     assert caught.value.fit.certificate.verdict == "caution"
     assert tb.fit(known.target, start, solver=solver, throw="fail").result is tb.Result.converged
     with pytest.raises(tb.FitError, match="refuses this fit. FAIL"):
-        tb.fit(known.target, start.moved(np.array([0.0]), 1e-3), solver=solver, max_steps=1, throw="fail")
+        tb.fit(
+            known.target,
+            start.moved(np.array([0.0]), 1e-3),
+            solver=solver,
+            max_steps=1,
+            throw="fail",
+        )
     assert tb.fit(known.target, throw="caution").certificate.verdict == "pass"
     with pytest.raises(ValueError, match='`throw` must be True, False, "caution" or "fail"'):
         tb.fit(known.target, throw="maybe")

@@ -1,4 +1,7 @@
-"""The loop around every solver, compiled or on the host: it stops where it is told, and hands back the last finite state."""
+"""The loop around every solver, compiled or on the host.
+
+It stops where it is told, and hands back the last finite state.
+"""
 
 from typing import ClassVar
 
@@ -19,7 +22,10 @@ TARGET = GaussianTarget(Gaussian.full(2))
 
 
 class Walk(AbstractSolver):
-    """Adds one to the mean at each step; NaN from step `lost` on; done after `last` steps. Loss 100 - step, 5 gradients each."""
+    """Adds one to the mean at each step; NaN from step `lost` on; done after `last` steps.
+
+    Loss 100 - step, 5 gradients each.
+    """
 
     last: int = eqx.field(static=True, default=10_000)
     lost: int = eqx.field(static=True, default=10_000)
@@ -61,7 +67,9 @@ def go(solver, **options):
 def assert_consistent(ran):
     """The trace has one entry per step, and says what Walk does."""
     n = ran.steps
-    assert all(column.shape == (n,) for column in (ran.trace.loss, ran.trace.change, ran.trace.evaluations))
+    assert all(
+        column.shape == (n,) for column in (ran.trace.loss, ran.trace.change, ran.trace.evaluations)
+    )
     np.testing.assert_array_equal(ran.trace.loss, 100.0 - np.arange(1, n + 1))
     np.testing.assert_array_equal(ran.trace.evaluations, 5.0 * np.arange(1, n + 1))
     assert isinstance(ran.q.mean, np.ndarray)
@@ -95,7 +103,9 @@ def test_a_compiled_solver_is_asked_between_blocks():
 def test_a_budget_of_evaluations_ends_the_run(solver):
     ran = go(solver(), budget=Budget(evaluations=1001))
     assert ran.result is Result.budget
-    assert ran.steps == {False: 201, True: 400}[solver.compiled], "checked after each step, or between blocks"
+    assert ran.steps == {False: 201, True: 400}[solver.compiled], (
+        "checked after each step, or between blocks"
+    )
     assert_consistent(ran)
 
 
@@ -124,7 +134,8 @@ def test_the_last_finite_block_comes_back_where_steps_are_compiled():
 
 
 @pytest.mark.parametrize(
-    ("error", "result"), [(KeyboardInterrupt, Result.interrupted), (np.linalg.LinAlgError, Result.nonfinite)]
+    ("error", "result"),
+    [(KeyboardInterrupt, Result.interrupted), (np.linalg.LinAlgError, Result.nonfinite)],
 )
 def test_what_was_computed_before_an_interruption_comes_back(error, result):
     ran = go(Walk(raises=(6, error)))
@@ -142,8 +153,14 @@ def test_other_errors_are_not_hidden():
 @both
 def test_progress_hears_of_every_block(solver):
     heard = []
-    go(solver(), max_steps=450, progress=lambda steps, loss, note: heard.append((steps, loss, note)))
-    assert [steps for steps, _, _ in heard] == ([200, 400, 450] if solver.compiled else list(range(1, 451)))
+    go(
+        solver(),
+        max_steps=450,
+        progress=lambda steps, loss, note: heard.append((steps, loss, note)),
+    )
+    assert [steps for steps, _, _ in heard] == (
+        [200, 400, 450] if solver.compiled else list(range(1, 451))
+    )
     assert heard[-1] == (450, -350.0, "2,250 gradients")
 
 

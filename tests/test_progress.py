@@ -30,7 +30,10 @@ def without_rich(monkeypatch):
 
 
 def shown(progress, wait=0.0, title="Solver", max_steps=5000, on=Terminal):
-    """What a run of one block of steps prints; pytest replaces stderr after its fixtures, so it is redirected here."""
+    """What a run of one block of steps prints.
+
+    Pytest replaces stderr after its fixtures, so it is redirected here.
+    """
     with contextlib.redirect_stderr(on()) as stderr, display(progress, title, max_steps) as show:
         if show is not None:
             show(1200, -3.25, "40 [bold] gradients")

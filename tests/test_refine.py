@@ -1,4 +1,7 @@
-"""Refinement at given data: each way ends at the exact posterior of a linear Gaussian model, from a rough start."""
+"""Refinement at given data.
+
+Each way ends at the exact posterior of a linear Gaussian model, from a rough start.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,7 @@ def posterior():
             log_prior=lambda p: -0.5 * jnp.sum(p["a"] ** 2),
             log_likelihood=lambda p, x: -0.5 * jnp.sum((x - MIX @ p["a"]) ** 2) / NOISE**2,
         )
-        q = tb.families.amortised(target, "diagonal", width=4, depth=1)
+        q = tb.amortised.amortised(target, "diagonal", width=4, depth=1)
         return tb.fit(target, q, solver=tb.solvers.HeldOut(), max_steps=100).at(X)
 
 
@@ -54,7 +57,9 @@ def test_nuts_started_from_it_samples_the_posterior(posterior, as_a_user):
     pytest.importorskip("blackjax")
     chains = tb.refine(posterior, "nuts", key=0)
     table = chains.summary()
-    np.testing.assert_array_less(np.abs(table["mean"].to_numpy() - MEAN) / np.sqrt(np.diag(COV)), 0.15)
+    np.testing.assert_array_less(
+        np.abs(table["mean"].to_numpy() - MEAN) / np.sqrt(np.diag(COV)), 0.15
+    )
 
 
 def test_what_cannot_be_refined_is_explained(posterior):
@@ -62,7 +67,9 @@ def test_what_cannot_be_refined_is_explained(posterior):
         tb.refine(posterior, "mcmc")
     import dataclasses
 
-    blind = tb.from_simulations({"a": np.random.default_rng(0).standard_normal((200, 2))}, np.zeros((200, 2)))
+    blind = tb.from_simulations(
+        {"a": np.random.default_rng(0).standard_normal((200, 2))}, np.zeros((200, 2))
+    )
     with pytest.raises(PairingError, match="pass `log_prior` and `log_likelihood`"):
         tb.refine(dataclasses.replace(posterior, simulator=blind))
     with pytest.raises(PairingError, match="needs the density of the posterior at x"):

@@ -1,4 +1,6 @@
-"""The report's numbers are the fit's, user's text is text, and a browser has nothing to complain about."""
+"""The report's numbers are the fit's, user's text is text, and a browser has nothing to complain
+about.
+"""
 
 import base64
 import dataclasses
@@ -70,19 +72,34 @@ def parsed(number_as_text):
 @pytest.fixture(scope="module", autouse=True)
 def as_a_user():
     """The models here are a user's code: float64 off, JAX's standard promotion."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         yield
 
 
 @pytest.fixture(scope="module")
 def fit():
-    """Names to be escaped, and a q that the weights correct: too narrow by a fifth in one coordinate of N(0, I)."""
+    """Names to be escaped, and a q that the weights correct.
+
+    Too narrow by a fifth in one coordinate of N(0, I).
+    """
     target = tb.from_log_density(
         lambda p: -0.5 * ((p["a & b"] ** 2).sum() + p[EVIL] ** 2), {EVIL: 0.0, "a & b": np.zeros(2)}
     )
-    found = tb.fit(target, tb.families.Gaussian.full(3), tb.objectives.ELBO(), tb.solvers.NaturalGradient(), key=1)
+    found = tb.fit(
+        target,
+        tb.families.Gaussian.full(3),
+        tb.objectives.ELBO(),
+        tb.solvers.NaturalGradient(),
+        key=1,
+    )
     trace = Trace(np.array([1e6, 5.0, 3.0, -2.7]), np.ones(4), np.arange(4.0) * 100)
-    return dataclasses.replace(found, q=tb.families.Gaussian.full(3).moved(np.zeros(3), [0.8, 1.0, 1.0]), trace=trace)
+    return dataclasses.replace(
+        found, q=tb.families.Gaussian.full(3).moved(np.zeros(3), [0.8, 1.0, 1.0]), trace=trace
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +124,9 @@ def test_the_summary_is_the_fits(fit, page):
     assert [row[0] for row in rows] == list(table.index)
     for row, (_, expected) in zip(rows, table.iterrows(), strict=True):
         numbers = [expected[name] for name in table.columns if name != "draws"]
-        np.testing.assert_allclose([parsed(cell) for cell in row[1:-1]], numbers, atol=0.006 * expected["sd"])
+        np.testing.assert_allclose(
+            [parsed(cell) for cell in row[1:-1]], numbers, atol=0.006 * expected["sd"]
+        )
         assert row[-1] == expected["draws"]
     assert "corrected" in [row[-1] for row in rows]  # else this test would see less than it should
 
@@ -116,7 +135,10 @@ def test_the_findings_are_the_certificates(fit, page):
     _, *rows = page.tables["findings"]
     assert [row[0] for row in rows] == list(fit.certificate)
     for row, finding in zip(rows, fit.certificate.values(), strict=True):
-        assert row[1].split() == [{"pass": "✓", "caution": "!", "fail": "✕"}[finding.verdict], finding.verdict]
+        assert row[1].split() == [
+            {"pass": "✓", "caution": "!", "fail": "✕"}[finding.verdict],
+            finding.verdict,
+        ]
         np.testing.assert_allclose(parsed(row[2]), finding.value, rtol=0.006)
         np.testing.assert_allclose(parsed(row[3]), finding.stderr, rtol=0.06)
         assert (parsed(row[4]) if row[4] else None) == (
@@ -146,8 +168,13 @@ def test_user_text_is_escaped(source, page):
 
 
 def test_the_page_asks_nobody_for_anything(source, page):
-    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
-    addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert (
+        "content",
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+    ) in page.attributes
+    addresses = [
+        value for name, value in page.attributes if name in ("src", "href", "srcset", "action")
+    ]
     assert all(address.startswith("data:") for address in addresses)
     assert "url(" not in source
     assert "@import" not in source
@@ -184,7 +211,9 @@ def write(fit, tmp_path):
 
 
 def standing_for(fit, **changed):
-    """A fit with some attributes replaced, as any object with the attributes of a fit may be reported."""
+    """A fit with some attributes replaced, as any object with the attributes of a fit may be
+    reported.
+    """
     names = (
         "q",
         "target",
@@ -217,7 +246,12 @@ def test_a_poor_q_is_shown_without_a_correction(fit, tmp_path):
     away = dataclasses.replace(fit, q=poor)
     assert away.certificate.verdict == "fail"
     shown = write(away, tmp_path)
-    assert shown.text.count("Only q is shown: its importance weights are not good enough to correct it.") == 2
+    assert (
+        shown.text.count(
+            "Only q is shown: its importance weights are not good enough to correct it."
+        )
+        == 2
+    )
     assert "FAIL" in shown.text
 
 
@@ -228,12 +262,16 @@ def test_a_fit_without_steps_has_no_path(fit, tmp_path):
 
 def test_a_long_noisy_path_is_thinned(fit, tmp_path):
     steps = np.arange(20_000.0)
-    trace = Trace(1e6 * np.exp(-steps) + np.random.default_rng(0).normal(size=len(steps)), steps, steps)
+    trace = Trace(
+        1e6 * np.exp(-steps) + np.random.default_rng(0).normal(size=len(steps)), steps, steps
+    )
     write(standing_for(fit, trace=trace), tmp_path)
     assert (tmp_path / "r.html").stat().st_size < 2_000_000
 
 
-@pytest.mark.parametrize("name", ["$x^", "a$b$", "line\nbreak", "`tick", "変数", "n" * 300, "50%", "_under_"])
+@pytest.mark.parametrize(
+    "name", ["$x^", "a$b$", "line\nbreak", "`tick", "変数", "n" * 300, "50%", "_under_"]
+)
 def test_any_name_can_be_plotted(name, tmp_path):
     target = tb.from_log_density(lambda p: -0.5 * (p[name] ** 2).sum(), {name: np.zeros(2)})
     assert f"{name}[0]" in write(tb.fit(target), tmp_path).text
@@ -265,7 +303,8 @@ def test_many_values_are_cut_to_those_that_matter(tmp_path):
 def test_worst_first_follows_the_correction():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4000, 4))
-    weights = np.exp(0.5 * x[:, 2] + 0.2 * x[:, 1])  # moves the mean of column 2 by 0.5, that of 1 by 0.2, no other
+    # moves the mean of column 2 by 0.5, that of 1 by 0.2, no other
+    weights = np.exp(0.5 * x[:, 2] + 0.2 * x[:, 1])
     table = moment_table(("a", "b", "c", "d"), x, weights / weights.sum())
     assert list(worst_first(table)) == [2, 1, 0, 3]
 
@@ -276,7 +315,14 @@ def test_contents_rank_by_the_finding_moments(fit):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0123456, "0.01235"), (-2.0, "−2"), (np.nan, "–"), (np.inf, "∞"), (-np.inf, "−∞"), (1234567.0, "1.235e+06")],
+    [
+        (0.0123456, "0.01235"),
+        (-2.0, "−2"),
+        (np.nan, "–"),
+        (np.inf, "∞"),
+        (-np.inf, "−∞"),
+        (1234567.0, "1.235e+06"),
+    ],
 )
 def test_number(value, shown):
     assert number(value) == shown
@@ -298,28 +344,40 @@ def test_prose_marks_code_and_escapes_it():
 
 def test_a_missing_folder_is_named(fit, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"The report cannot be written to '.*gone/r\.html'\. The folder .*create it"
+        FileNotFoundError,
+        match=r"The report cannot be written to '.*gone/r\.html'\. The folder .*create it",
     ):
         fit.report(tmp_path / "gone" / "r.html")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_path_that_cannot_be_written_is_named(fit, tmp_path):
-    with pytest.raises(IsADirectoryError, match=r"'.*' *\. It is a folder\. Pass .* Nothing is lost"):
+    with pytest.raises(
+        IsADirectoryError, match=r"'.*' *\. It is a folder\. Pass .* Nothing is lost"
+    ):
         fit.report(tmp_path)
 
 
 def test_without_matplotlib_it_says_what_to_install(fit, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib" or name == "tightbound.report.plots"]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.split(".")[0] == "matplotlib" or name == "tightbound.report.plots"
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"needs `matplotlib`.*pip install 'tightbound\[plots\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"needs `matplotlib`.*pip install 'tightbound\[plots\]'"
+    ):
         fit.report(tmp_path / "r.html")
 
 
 # a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --enable-logging=stderr --v=0 --window-size=1200,2400 --dump-dom"""
@@ -327,7 +385,9 @@ FLAGS = FLAGS.split()
 
 
 @pytest.mark.chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser, google-chrome or chrome on the PATH")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium, chromium-browser, google-chrome or chrome on the PATH"
+)
 def test_a_browser_opens_it_without_a_complaint(path, tmp_path):
     def opened(file):
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
@@ -340,5 +400,8 @@ def test_a_browser_opens_it_without_a_complaint(path, tmp_path):
     assert "<script" not in dom
     # negative control: a page that has something to complain about is heard
     broken = tmp_path / "broken.html"
-    broken.write_text(path.read_text(encoding="utf-8").replace("</main>", "<script>1</script></main>"), encoding="utf-8")
+    broken.write_text(
+        path.read_text(encoding="utf-8").replace("</main>", "<script>1</script></main>"),
+        encoding="utf-8",
+    )
     assert opened(broken)[1]

@@ -31,7 +31,11 @@ def gaussian_target(dim=DIM, name="x"):
 @pytest.fixture(scope="module", autouse=True)
 def as_a_user():
     """The models here are a user's code: float64 off, JAX's standard promotion."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         yield
 
 
@@ -43,25 +47,38 @@ def target():
 def nested():
     rng = np.random.default_rng(3)
     knots = np.linspace(-2.0, 2.0, 6)
-    roots = np.tril(rng.normal(size=(6, DIM - 1, DIM - 1)), -1) + np.eye(DIM - 1) * rng.uniform(0.5, 2, (6, 1, DIM - 1))
+    roots = np.tril(rng.normal(size=(6, DIM - 1, DIM - 1)), -1) + np.eye(DIM - 1) * rng.uniform(
+        0.5, 2, (6, 1, DIM - 1)
+    )
     return NestedGaussian.through(2, knots, -0.5 * knots**2, rng.normal(size=(6, DIM - 1)), roots)
 
 
 def members():
     rng = np.random.default_rng(1)
-    odd = np.array([np.pi, -0.0, 5e-324, 1e300, 1 / 3])  # subnormal, signed zero: nothing may be rounded or normalised
+    # subnormal, signed zero: nothing may be rounded or normalised
+    odd = np.array([np.pi, -0.0, 5e-324, 1e300, 1 / 3])
     return {
         "diagonal": Gaussian(odd, Diagonal(rng.normal(size=DIM))),
         "full": Gaussian(odd, Full(rng.normal(size=(DIM, DIM)))),
         "low_rank": Gaussian(odd, LowRank(rng.normal(size=(DIM, 2)), rng.normal(size=DIM))),
-        "float32": Gaussian(odd[:3].astype(np.float32), Diagonal(rng.normal(size=3).astype(np.float32))),
+        "float32": Gaussian(
+            odd[:3].astype(np.float32), Diagonal(rng.normal(size=3).astype(np.float32))
+        ),
         "nested": nested(),
     }
 
 
 def a_fit(q, target, **changed):
-    trace = Trace(np.array([3.0, np.nan, 1 / 3]), np.array([1.0, 0.5, np.inf]), np.array([10.0, 20.0, 30.0]))
-    fields = {"result": tb.Result.max_steps, "steps": 3, "evaluations": 30, "seconds": 0.1 + 0.2, "key": (0, 2**32 - 1)}
+    trace = Trace(
+        np.array([3.0, np.nan, 1 / 3]), np.array([1.0, 0.5, np.inf]), np.array([10.0, 20.0, 30.0])
+    )
+    fields = {
+        "result": tb.Result.max_steps,
+        "steps": 3,
+        "evaluations": 30,
+        "seconds": 0.1 + 0.2,
+        "key": (0, 2**32 - 1),
+    }
     return Fit(q, target, **{"trace": trace, **fields, **changed})
 
 
@@ -87,7 +104,10 @@ def test_all_other_fields_come_back(tmp_path, target):
     for name in ("result", "steps", "evaluations", "seconds", "key", "checked"):
         assert getattr(back, name) == getattr(fit, name), name
         assert type(getattr(back, name)) is type(getattr(fit, name)), name
-    assert all(same_bits(getattr(back.trace, f.name), getattr(fit.trace, f.name)) for f in dataclasses.fields(Trace))
+    assert all(
+        same_bits(getattr(back.trace, f.name), getattr(fit.trace, f.name))
+        for f in dataclasses.fields(Trace)
+    )
 
 
 def test_a_fit_of_the_default_comes_back_with_its_certificate(tmp_path, target):
@@ -98,14 +118,19 @@ def test_a_fit_of_the_default_comes_back_with_its_certificate(tmp_path, target):
     for old, new in zip(fit.certificate.findings, back.certificate.findings, strict=True):
         assert eqx.tree_equal(dict(old.detail), dict(new.detail), typematch=True), old.name
         same = {f.name: getattr(old, f.name) for f in dataclasses.fields(old) if f.name != "detail"}
-        assert str(same) == str({name: getattr(new, name) for name in same})  # as text, because NaN is not itself
+        # as text, because NaN is not itself
+        assert str(same) == str({name: getattr(new, name) for name in same})
     assert back.summary().equals(fit.summary())
-    assert same_bits(back.sample(5, 20, corrected=True)["x"], fit.sample(5, 20, corrected=True)["x"])
+    assert same_bits(
+        back.sample(5, 20, corrected=True)["x"], fit.sample(5, 20, corrected=True)["x"]
+    )
 
 
 def test_what_a_finding_points_at_is_saved_too(tmp_path):
     """Arrays inside of tuples inside of lists: the other mode that the search found."""
-    target = tb.from_log_density(lambda p: jnp.logaddexp(-0.5 * (p["x"] - 4) ** 2, -0.5 * (p["x"] + 4) ** 2), {"x": 0.0})
+    target = tb.from_log_density(
+        lambda p: jnp.logaddexp(-0.5 * (p["x"] - 4) ** 2, -0.5 * (p["x"] + 4) ** 2), {"x": 0.0}
+    )
     fit = a_fit(Gaussian.full(1).moved([4.0]), target)
     rivals = fit.certificate["optima"].detail["rivals"]
     assert rivals
@@ -121,7 +146,10 @@ def test_a_certificate_that_was_computed_later_is_saved_too(tmp_path, target):
 
 
 def test_equal_fits_are_equal_files(tmp_path, target):
-    one, two = (a_fit(members()["full"], target).save(tmp_path / name).read_bytes() for name in ("one", "two"))
+    one, two = (
+        a_fit(members()["full"], target).save(tmp_path / name).read_bytes()
+        for name in ("one", "two")
+    )
     assert one == two
 
 
@@ -143,7 +171,9 @@ def saved(tmp_path, target):
 def test_a_truncated_file_says_so(saved, target, kept):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=r"'.*fit\.npz' is truncated or damaged .* fit again with the same `key`"):
+    with pytest.raises(
+        ValueError, match=r"'.*fit\.npz' is truncated or damaged .* fit again with the same `key`"
+    ):
         load_parts(saved, target)
 
 
@@ -173,25 +203,33 @@ def other_zip(path: Path):
 def test_a_file_of_something_else_says_so(tmp_path, target, write):
     path = tmp_path / "other.npz"
     write(path)
-    with pytest.raises(ValueError, match=r"'.*other\.npz' is not a fit that tightbound wrote\. Pass the path"):
+    with pytest.raises(
+        ValueError, match=r"'.*other\.npz' is not a fit that tightbound wrote\. Pass the path"
+    ):
         load_parts(path, target)
 
 
 def test_a_missing_file_says_so(tmp_path, target):
-    with pytest.raises(FileNotFoundError, match=r"'.*none\.npz' cannot be read: No such file .* fit\.save"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'.*none\.npz' cannot be read: No such file .* fit\.save"
+    ):
         load_parts(tmp_path / "none.npz", target)
 
 
 def test_another_target_is_refused_by_its_dimension(saved):
     with pytest.raises(
-        ValueError, match=r"has 5 coordinates \(x\[0\], .*\), but `target` has 6 \(x\[0\].*Pass the target that"
+        ValueError,
+        match=(
+            r"has 5 coordinates \(x\[0\], .*\), but `target` has 6 \(x\[0\].*Pass the target that"
+        ),
     ):
         load_parts(saved, gaussian_target(6))
 
 
 def test_another_target_is_refused_by_its_names(saved):
     with pytest.raises(
-        ValueError, match=r"coordinate 0 is called 'x\[0\]', that of `target` 'y\[0\]'\. Pass the target that"
+        ValueError,
+        match=r"coordinate 0 is called 'x\[0\]', that of `target` 'y\[0\]'\. Pass the target that",
     ):
         load_parts(saved, gaussian_target(name="y"))
 
@@ -213,18 +251,23 @@ def test_a_newer_format_is_refused(saved, target):
 
 
 @pytest.mark.parametrize(
-    "name", ["gaussian.np", "gaussian.namespace", "..fit.Fit", "gone.Gone", "gaussian.Gone", "os.system"]
+    "name",
+    ["gaussian.np", "gaussian.namespace", "..fit.Fit", "gone.Gone", "gaussian.Gone", "os.system"],
 )
 def test_nothing_but_families_is_built_from_a_file(saved, target, name):
     with pytest.raises(ValueError, match="which this version of tightbound does not have"):
-        load_parts(rewritten(saved, lambda about: about["fields"]["q"].update({"is": name})), target)
+        load_parts(
+            rewritten(saved, lambda about: about["fields"]["q"].update({"is": name})), target
+        )
 
 
 def test_a_family_with_other_fields_is_refused(saved, target):
     def forget(about):
         del about["fields"]["q"]["fields"]["mean"]
 
-    with pytest.raises(ValueError, match=r"Gaussian with the fields scale, but this version's has mean, scale"):
+    with pytest.raises(
+        ValueError, match=r"Gaussian with the fields scale, but this version's has mean, scale"
+    ):
         load_parts(rewritten(saved, forget), target)
 
 
@@ -233,7 +276,9 @@ class Foreign(eqx.Module):
 
 
 def test_a_family_from_elsewhere_is_not_saved_but_explained(tmp_path, target):
-    with pytest.raises(ValueError, match=r"save: 'q' is a Foreign from the module .*tree_serialise_leaves"):
+    with pytest.raises(
+        ValueError, match=r"save: 'q' is a Foreign from the module .*tree_serialise_leaves"
+    ):
         save(a_fit(Foreign(np.zeros(DIM)), target), tmp_path / "fit.npz")
     assert not list(tmp_path.iterdir())
 
@@ -242,12 +287,17 @@ def test_a_family_from_elsewhere_is_not_saved_but_explained(tmp_path, target):
 
 
 def test_a_missing_folder_is_named(tmp_path, target):
-    with pytest.raises(FileNotFoundError, match=r"'.*gone/fit\.npz'\. The folder '.*gone' does not exist: create it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"'.*gone/fit\.npz'\. The folder '.*gone' does not exist: create it",
+    ):
         save(a_fit(Gaussian.full(DIM), target), tmp_path / "gone" / "fit.npz")
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(IsADirectoryError, match=r"It is a folder\. Pass the path of a file .* Nothing is lost"):
+    with pytest.raises(
+        IsADirectoryError, match=r"It is a folder\. Pass the path of a file .* Nothing is lost"
+    ):
         write_whole(tmp_path, b"new", "report")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,7 @@
-"""Draws and tables in the user's terms: against closed forms, and corrected only where the certificate believes it."""
+"""Draws and tables in the user's terms.
+
+Against closed forms, and corrected only where the certificate believes it.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +9,7 @@ import pytest
 import scipy.stats as st
 
 import tightbound as tb
-from tightbound.certify.check import fresh_sample
+from tightbound.certify.certificate import fresh_sample
 from tightbound.families import Gaussian
 from tightbound.summary import summary, summary_of, weights_usable
 
@@ -14,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 NORMAL = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["z"] ** 2), {"z": np.zeros(2)})
 WIDE = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["z"] ** 2), {"z": np.zeros(10)})
-GAMMA = tb.from_log_density(lambda p: 3.0 * jnp.log(p["x"]) - 2.0 * p["x"], {"x": 1.0}, support={"x": "positive"})
+GAMMA = tb.from_log_density(
+    lambda p: 3.0 * jnp.log(p["x"]) - 2.0 * p["x"], {"x": 1.0}, support={"x": "positive"}
+)
 TRUTH = st.gamma(4.0, scale=0.5)
 COLUMNS = ["mean", "sd", "5%", "50%", "95%"]
 
@@ -32,7 +37,8 @@ def test_an_exact_q_is_printed_as_it_is():
     assert set(table["draws"]) == {"q"}
     np.testing.assert_allclose(table["mean"], 0.0, atol=1e-12)  # antithetic
     np.testing.assert_allclose(table["sd"], 1.0, atol=4 / np.sqrt(4000))
-    np.testing.assert_allclose(table["95%"], st.norm.ppf(0.95), atol=4 * 0.034)  # sqrt(.05 .95 / 4000) / density there
+    # sqrt(.05 .95 / 4000) / density there
+    np.testing.assert_allclose(table["95%"], st.norm.ppf(0.95), atol=4 * 0.034)
 
 
 def test_a_q_that_is_too_narrow_is_corrected():
@@ -92,7 +98,9 @@ def test_corrected_draws_of_a_hopeless_q_are_plain_ones():
 
 def test_values_of_any_shape_and_derived_ones_have_rows():
     target = tb.from_log_density(
-        lambda p: -0.5 * jnp.sum(p["m"] ** 2), {"m": np.zeros((2, 2))}, derived=lambda p: {"trace": jnp.trace(p["m"])}
+        lambda p: -0.5 * jnp.sum(p["m"] ** 2),
+        {"m": np.zeros((2, 2))},
+        derived=lambda p: {"trace": jnp.trace(p["m"])},
     )
     table = tb.fit(target).summary()
     assert list(table.index) == ["m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]", "trace"]
@@ -108,7 +116,10 @@ def test_the_same_key_gives_the_same_draws():
 
 
 def test_the_expectation_of_any_function_with_its_errors():
-    """E log x and sd of log x under Gamma(4, 2): digamma(4) - log 2 and sqrt(trigamma(4)), from a q that is off."""
+    """E log x and sd of log x under Gamma(4, 2).
+
+    Digamma(4) - log 2 and sqrt(trigamma(4)), from a q that is off.
+    """
     import scipy.special as sp
 
     table = laplace(GAMMA, Gaussian(np.array([0.7]), tb.families.Diagonal(np.log([0.8])))).expect(

@@ -1,4 +1,7 @@
-"""Updates: exact where the model is conjugate, and a chain of them ends where one fit of all data does."""
+"""Updates.
+
+Exact where the model is conjugate, and a chain of them ends where one fit of all data does.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +42,10 @@ def kalman(mean, cov, data, noise=0.0):
 
 @pytest.mark.parametrize("noise", [None, 0.3])
 def test_rows_are_a_kalman_filter(noise):
-    """Linear regression in three portions, with and without moving coefficients: means and covariances to 1e-6."""
+    """Linear regression in three portions, with and without moving coefficients.
+
+    Means and covariances to 1e-6.
+    """
     mean, cov = kalman(np.zeros(2), 4 * np.eye(2), part(0, 10))
     fit = tb.fit(regression(part(0, 10)))
     for start in (10, 20):
@@ -52,7 +58,9 @@ def test_rows_are_a_kalman_filter(noise):
 
 
 def test_updated_rows_pass_the_battery_of_targets(key):
-    target = regression(part(0, 10)).after(np.array([0.3, -0.2]), np.array([[1.0, 0.2], [0.2, 0.5]]), part(10, 14))
+    target = regression(part(0, 10)).after(
+        np.array([0.3, -0.2]), np.array([[1.0, 0.2], [0.2, 0.5]]), part(10, 14)
+    )
     check_target(target, key)
     z = np.array([0.1, 0.4])
     white = np.linalg.solve(np.array([[1.0, 0.2], [0.2, 0.5]]), z - np.array([0.3, -0.2]))
@@ -65,20 +73,26 @@ def test_updated_rows_pass_the_battery_of_targets(key):
     assert float(target.log_density(z)) == pytest.approx(by_hand, abs=1e-12)
     half = target.take(np.array([0, 1]))
     assert float(half.log_density(z)) == pytest.approx(
-        float(target.log_prior(z)) + 2.0 * float(np.sum(target.log_likelihood(z, target.rows_at(np.array([0, 1]))))),
+        float(target.log_prior(z))
+        + 2.0 * float(np.sum(target.log_likelihood(z, target.rows_at(np.array([0, 1]))))),
         abs=1e-12,
     )
 
 
 def test_clutter_in_portions_is_close_to_clutter_at_once():
-    """60 points in three portions: within a fifth of a posterior sd of the fit of all of them, sds within 10 %."""
+    """60 points in three portions.
+
+    Within a fifth of a posterior sd of the fit of all of them, sds within 10 %.
+    """
     x = draw(np.random.default_rng(0), 60)
     fit, whole = tb.fit(Clutter(x[:20], vg=1.0, vc=10.0)), tb.fit(Clutter(x))
     for start in (20, 40):
         fit = tb.update(fit, x[start : start + 20])
         assert fit.target.vc == pytest.approx(10.0)
     exact = Clutter(x).exact()
-    assert fit.q.draw(4000, 0)[0].mean() == pytest.approx(exact.mean[0], abs=0.2 * exact.cov[0, 0] ** 0.5)
+    assert fit.q.draw(4000, 0)[0].mean() == pytest.approx(
+        exact.mean[0], abs=0.2 * exact.cov[0, 0] ** 0.5
+    )
     assert fit.q.draw(4000, 0)[0].std() == pytest.approx(whole.q.draw(4000, 0)[0].std(), rel=0.1)
 
 
@@ -93,7 +107,9 @@ def test_a_solver_of_one_s_own_and_a_dict_of_arguments():
 
 
 def test_what_is_refused():
-    fit = tb.fit(Clutter([1.0, 2.0, 1.5], log_clutter=[-3.0, -4.0, -3.0]), Gaussian.full(1), solver=EP())
+    fit = tb.fit(
+        Clutter([1.0, 2.0, 1.5], log_clutter=[-3.0, -4.0, -3.0]), Gaussian.full(1), solver=EP()
+    )
     with pytest.raises(TargetError, match="differ in `log_clutter`"):
         tb.update(fit, [1.0])
     with pytest.raises(TargetError, match="a dict with `x`"):
@@ -111,6 +127,6 @@ def test_what_is_refused():
     line = tb.fit(LinearClutter(np.ones((3, 1)), [1.0, 2.0, 1.5]), Gaussian.full(1), solver=EP())
     with pytest.raises(TargetError, match="`directions` and `y`"):
         tb.update(line, [1.0])
-    assert tb.update(line, {"directions": np.ones((2, 1)), "y": [1.0, 1.2]}, solver=EP()).target.background[
-        1
-    ] == pytest.approx(1.0)
+    assert tb.update(
+        line, {"directions": np.ones((2, 1)), "y": [1.0, 1.2]}, solver=EP()
+    ).target.background[1] == pytest.approx(1.0)

@@ -1,4 +1,5 @@
-"""As a user runs it: a process of its own, float64 off, JAX's standard promotion, no type checker, nothing set up by tests.
+"""As a user runs it: a process of its own, float64 off, JAX's standard promotion, no type checker,
+nothing set up by tests.
 
 One process does everything once and prints what it saw; the tests below judge it.
 """
@@ -122,7 +123,10 @@ def test_a_gaussian_beyond_float32_is_exact(seen):
 
 
 def test_draws_have_the_scale_of_q(seen):
-    """2,000 draws: standard errors .022 sd of a mean, .016 of an sd. In float32 the first coordinate would take few values."""
+    """2,000 draws: standard errors .022 sd of a mean, .016 of an sd.
+
+    In float32 the first coordinate would take few values.
+    """
     np.testing.assert_allclose(seen["draw mean"], 0.0, atol=4 * 0.0224)
     np.testing.assert_allclose(seen["draw sd"], 1.0, atol=4 * 0.0158)
     np.testing.assert_allclose(seen["fit.sample sd"], 1.0, atol=4 * 0.0112)

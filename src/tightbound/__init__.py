@@ -1,12 +1,13 @@
 """tightbound: variational inference that says how far off it is.
 
-Names in the order of the questions: what do we want to know (targets), which family, how is closeness measured, how is
-it computed and found, how far off is the answer.
+Names in the order of the questions: what do we want to know (targets), which family, how is
+closeness measured, how is it computed and found, how far off is the answer.
 """
 
 import importlib
 from typing import Any
 
+from . import amortised as amortised
 from . import certify as certify
 from . import estimators as estimators
 from . import families as families
@@ -15,11 +16,12 @@ from . import solvers as solvers
 from . import targets as targets
 from ._types import Budget as Budget
 from ._types import Estimate as Estimate
-from .batch_fit import BatchFit as BatchFit
-from .certify.base import Certificate as Certificate
-from .certify.base import Finding as Finding
-from .certify.base import Verdict as Verdict
-from .certify.check import check as check
+from .batch.fit_batch import fit_batch as fit_batch
+from .batch.result import BatchFit as BatchFit
+from .certify.certificate import check as check
+from .certify.finding import Certificate as Certificate
+from .certify.finding import Finding as Finding
+from .certify.finding import Verdict as Verdict
 from .certify.linear_response import linear_response as linear_response
 from .compare import Comparison as Comparison
 from .compare import compare as compare
@@ -28,7 +30,6 @@ from .compare_estimators import compare_estimators as compare_estimators
 from .fit import Fit as Fit
 from .fit import fit as fit
 from .fit import load as load
-from .fit_batch import fit_batch as fit_batch
 from .refine import refine as refine
 from .results import FitError as FitError
 from .results import PairingError as PairingError
@@ -56,6 +57,7 @@ __all__ = [
     "Result",
     "TargetError",
     "Verdict",
+    "amortised",
     "certify",
     "check",
     "compare",

@@ -1,4 +1,7 @@
-"""Precision and thread scopes, keys and small numerical helpers. Nothing here knows what a posterior is."""
+"""Precision and thread scopes, keys and small numerical helpers.
+
+Nothing here knows what a posterior is.
+"""
 
 import contextlib
 import functools
@@ -18,10 +21,10 @@ import threadpoolctl
 
 F = TypeVar("F", bound=Callable)
 
-# jaxlib 0.10.2 and 0.11.0 add up wrongly on a CPU: sum(y * (x @ b)) over some 20,000 rows, for a few b at a time, is off by
-# hundreds (https://github.com/jax-ml/jax/issues/39103). This turns off the fusion that does it: for what we compile ahead
-# of time as an option, and for all else in the process, a user's own code included, where nothing was computed before the
-# import.
+# jaxlib 0.10.2 and 0.11.0 add up wrongly on a CPU: sum(y * (x @ b)) over some 20,000 rows, for a
+# few b at a time, is off by hundreds (https://github.com/jax-ml/jax/issues/39103). This turns off
+# the fusion that does it: for what we compile ahead of time as an option, and for all else in the
+# process, a user's own code included, where nothing was computed before the import.
 SOUND_SUMS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
     _flags = os.environ.get("XLA_FLAGS", "")
@@ -37,7 +40,9 @@ def x64():
 
 @contextlib.contextmanager
 def standard_promotion():
-    """The scope of a library that mixes dtypes and ranks, whatever the user's (or the tests') rules of promotion are."""
+    """The scope of a library that mixes dtypes and ranks, whatever the user's (or the tests') rules
+    of promotion are.
+    """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -45,8 +50,8 @@ def standard_promotion():
 def scoped(method: F) -> F:
     """Run a public method inside `x64()`.
 
-    Outside the scope `+`, `mean` and `vmap` silently turn float64 leaves into float32, so each public
-    method that computes with JAX re-enters it.
+    Outside the scope `+`, `mean` and `vmap` silently turn float64 leaves into float32, so each
+    public method that computes with JAX re-enters it.
     """
 
     @functools.wraps(method)
@@ -66,8 +71,9 @@ def _blas() -> Any:
 def host_algebra():
     """The scope of NumPy algebra on d x d matrices: one BLAS thread, and no warnings of overflow.
 
-    BLAS threads that spin beside XLA's slow matrices of a few dozen rows down thirty to sixty times (measured). Values
-    that overflow are normal far from the posterior: they are looked for and stepped back from, not warned of.
+    BLAS threads that spin beside XLA's slow matrices of a few dozen rows down thirty to sixty times
+    (measured). Values that overflow are normal far from the posterior: they are looked for and
+    stepped back from, not warned of.
     """
     with _blas().limit(limits=1, user_api="blas"), np.errstate(all="ignore"):
         yield
@@ -81,23 +87,38 @@ def key_words(key: Any) -> tuple[int, ...]:
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, (bool, np.bool_)):
         seed = int(key) % 2**64
-        return (seed >> 32, seed & 0xFFFFFFFF)  # what `jax.random.key(seed)` holds, without a compilation
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        # what `jax.random.key(seed)` holds, without a compilation
+        return (seed >> 32, seed & 0xFFFFFFFF)
+    if (
+        isinstance(key, jax.Array)
+        and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        and key.shape == ()
+    ):
         key = jr.key_data(key)
-    if isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32 and key.shape in ((2,), (4,)):
+    if (
+        isinstance(key, (jax.Array, np.ndarray))
+        and key.dtype == np.uint32
+        and key.shape in ((2,), (4,))
+    ):
         return tuple(int(word) for word in np.asarray(key))
     raise TypeError(
-        f"`key` must be an int, a key from jax.random.key(seed), or a legacy jax.random.PRNGKey array; got "
-        f"{_describe(key)}. Pass for instance key=0; split a batch of keys and pass one of them."
+        "`key` must be an int, a key from jax.random.key(seed), or a legacy jax.random.PRNGKey"
+        f" array; got {_describe(key)}. Pass for instance key=0; split a batch of keys and pass one"
+        " of them."
     )
 
 
 def as_key(key: Any) -> jax.Array:
-    """A typed JAX key from whatever a user may pass as `key`; a key that is being traced passes through."""
+    """A typed JAX key from whatever a user may pass as `key`.
+
+    A key that is being traced passes through.
+    """
     if isinstance(key, jax.core.Tracer):
         return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.wrap_key_data(key)
     words = key_words(key)
-    return jr.wrap_key_data(jnp.asarray(words, jnp.uint32), impl="threefry2x32" if len(words) == 2 else "rbg")
+    return jr.wrap_key_data(
+        jnp.asarray(words, jnp.uint32), impl="threefry2x32" if len(words) == 2 else "rbg"
+    )
 
 
 def host_rng(key: Any, stream: str) -> np.random.Generator:
@@ -112,11 +133,16 @@ def host_rng(key: Any, stream: str) -> np.random.Generator:
 def _describe(value: Any) -> str:
     shape = getattr(value, "shape", None)
     dtype = getattr(value, "dtype", None)
-    return f"{type(value).__name__}" + (f" of dtype {dtype} and shape {shape}" if dtype is not None else f" {value!r}")
+    return f"{type(value).__name__}" + (
+        f" of dtype {dtype} and shape {shape}" if dtype is not None else f" {value!r}"
+    )
 
 
 def to_device(tree: Any, dtype: Any = None) -> Any:
-    """NumPy and JAX array leaves as JAX arrays, floating ones in `dtype` (float64 unless told); call in `x64()`."""
+    """NumPy and JAX array leaves as JAX arrays, floating ones in `dtype` (float64 unless told).
+
+    Call in `x64()`.
+    """
     dtype = np.float64 if dtype is None else dtype
 
     def convert(leaf):

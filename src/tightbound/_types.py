@@ -1,4 +1,7 @@
-"""Types that every layer shares: arrays, estimates, and what a finished fit looks like to its judges."""
+"""Types that every layer shares.
+
+Arrays, estimates, and what a finished fit looks like to its judges.
+"""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -10,7 +13,8 @@ if TYPE_CHECKING:
     Array = jax.Array | np.ndarray
 else:  # NumPy's scalars (np.float64) are arrays to everyone but the type checkers
     Array = jax.Array | np.ndarray | np.generic
-"""A JAX array inside compiled code, a NumPy array or scalar on the host; all hold float64 in a fit."""
+"""A JAX array inside compiled code, a NumPy array or scalar on the host; all hold float64 in a fit.
+"""
 
 PyTree = Any
 Key = Any
@@ -18,7 +22,9 @@ Key = Any
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate with its standard error, both in the unit of the quantity (nats for an ELBO)."""
+    """A Monte Carlo estimate with its standard error, both in the unit of the quantity (nats for an
+    ELBO).
+    """
 
     value: float
     stderr: float
@@ -43,7 +49,9 @@ class Budget:
         for name in ("seconds", "evaluations"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
-                raise ValueError(f"Budget: `{name}` must be positive or None (no limit), got {value!r}.")
+                raise ValueError(
+                    f"Budget: `{name}` must be positive or None (no limit), got {value!r}."
+                )
 
 
 @runtime_checkable

@@ -1,4 +1,7 @@
-"""`tb.compare_estimators`: which gradient estimator is the best for this target, this q and this objective?"""
+"""`tb.compare_estimators`.
+
+Which gradient estimator is the best for this target, this q and this objective?
+"""
 
 import dataclasses
 import time
@@ -34,9 +37,10 @@ class EstimatorComparison:
     """What `tb.compare_estimators` returns; prints as a table, in a notebook and with rich too.
 
     Attributes:
-        table: one row per estimator, best first (a pandas.DataFrame): `variance x cost`; `variance`, the sum over the
-            directions of q's parameters, and its `stderr`; `evaluations` of the log density and `seconds` per gradient;
-            `signal to noise`, the length of the mean gradient over the root of the variance; `bias`, "none" or "1/n".
+        table: one row per estimator, best first (a pandas.DataFrame): `variance x cost`;
+            `variance`, the sum over the directions of q's parameters, and its `stderr`;
+            `evaluations` of the log density and `seconds` per gradient; `signal to noise`, the
+            length of the mean gradient over the root of the variance; `bias`, "none" or "1/n".
         refused: name -> why an estimator cannot serve here.
         objective: what was differentiated.
         cost: "evaluations" or "seconds", the one that the order is by.
@@ -66,16 +70,24 @@ class EstimatorComparison:
     def __rich__(self) -> Any:
         from rich.table import Table  # only rich itself asks
 
-        made = Table(title=f"gradients of {type(self.objective).__name__}, by variance x {self.cost}")
+        made = Table(
+            title=f"gradients of {type(self.objective).__name__}, by variance x {self.cost}"
+        )
         made.add_column("estimator")
         for name in self.table.columns:
             made.add_column(str(name), justify="right")
         for name, row in self.table.iterrows():
-            made.add_row(str(name), *(_short(value) if isinstance(value, float) else str(value) for value in row))
+            made.add_row(
+                str(name),
+                *(_short(value) if isinstance(value, float) else str(value) for value in row),
+            )
         return made
 
     def plot(self, path: Any) -> Path:
-        """Write a picture (SVG) of variance against cost, both on log scales; needs the `plots` extra."""
+        """Write a picture (SVG) of variance against cost, both on log scales.
+
+        Needs the `plots` extra.
+        """
         from .report.estimators import variance_and_cost
 
         return variance_and_cost(self, path)
@@ -93,12 +105,15 @@ def compare_estimators(
     estimators: Mapping[str, AbstractEstimator] | None = None,
     cost: str = "evaluations",
 ) -> EstimatorComparison:
-    """Measure variance times cost of every estimator that can serve the target, q and objective; best first.
+    """Measure variance times cost of every estimator that can serve the target, q and objective.
 
-    Each gradient is taken `repeats` times at q as it stands, in q's own scale (`retract`: for a Gaussian in posterior sds),
-    so that no unit of a parameter counts more than another. The order depends on q: judge at a q that is near the answer,
-    where a fit spends its steps, such as `fit.q` of a short run. Variance x cost does not depend on the number of draws
-    where the variance falls as 1/n, so that many and few draws compare fairly.
+    Best first.
+
+    Each gradient is taken `repeats` times at q as it stands, in q's own scale (`retract`: for a
+    Gaussian in posterior sds), so that no unit of a parameter counts more than another. The order
+    depends on q: judge at a q that is near the answer, where a fit spends its steps, such as
+    `fit.q` of a short run. Variance x cost does not depend on the number of draws where the
+    variance falls as 1/n, so that many and few draws compare fairly.
 
     Arguments:
         target: what q approximates.
@@ -106,32 +121,49 @@ def compare_estimators(
         objective: ELBO() unless given.
         key: of the draws.
         draws: per gradient, rounded up to what groups, pairs and Sobol points ask for.
-        repeats: gradients of each estimator; the relative error of a variance is about 1.5 / sqrt(repeats) or more.
-        estimators: others to compare, by name; None are all that the library has, with their main switches.
-        cost: "evaluations" of the log density (a value counts as much as a gradient), the same on every machine; or
-            "seconds" per gradient, as measured here with all repeats in one batch.
+        repeats: gradients of each estimator; the relative error of a variance is about 1.5 /
+            sqrt(repeats) or more.
+        estimators: others to compare, by name; None are all that the library has, with their main
+            switches.
+        cost: "evaluations" of the log density (a value counts as much as a gradient), the same on
+            every machine; or "seconds" per gradient, as measured here with all repeats in one
+            batch.
 
     Raises:
         PairingError: no estimator can serve; the message says why for each.
         ValueError: `cost` is neither, or `repeats` is below 2.
     """
     if cost not in ("evaluations", "seconds"):
-        raise ValueError(f'compare_estimators: `cost` must be "evaluations" or "seconds", got {cost!r}.')
+        raise ValueError(
+            f'compare_estimators: `cost` must be "evaluations" or "seconds", got {cost!r}.'
+        )
     if repeats < 2:
-        raise ValueError(f"compare_estimators: `repeats` must be at least 2 to have a variance, got {repeats}.")
+        raise ValueError(
+            f"compare_estimators: `repeats` must be at least 2 to have a variance, got {repeats}."
+        )
     objective = ELBO() if objective is None else objective
     named = candidates(draws, objective) if estimators is None else dict(estimators)
-    refused = {name: reason for name, e in named.items() if (reason := refusal(e, target, q, objective))}
+    refused = {
+        name: reason for name, e in named.items() if (reason := refusal(e, target, q, objective))
+    }
     valid = {name: e for name, e in named.items() if name not in refused}
     if not valid:
         reasons = " ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise PairingError(f"compare_estimators: no estimator serves {type(q).__name__} here. {reasons}")
-    rows = {name: _measured(e, target, q, objective, as_key(key), repeats, cost) for name, e in valid.items()}
+        raise PairingError(
+            f"compare_estimators: no estimator serves {type(q).__name__} here. {reasons}"
+        )
+    rows = {
+        name: _measured(e, target, q, objective, as_key(key), repeats, cost)
+        for name, e in valid.items()
+    }
     return EstimatorComparison(_sorted(rows), refused, objective, cost, valid)
 
 
 def candidates(draws: int, objective: AbstractObjective) -> dict[str, AbstractEstimator]:
-    """The library's estimators with their main switches; `draws` rounded up to a power of two times two groups."""
+    """The library's estimators with their main switches.
+
+    `draws` rounded up to a power of two times two groups.
+    """
     unit = 2 * objective.group
     n = unit * 2 ** max(0, int(np.ceil(np.log2(max(draws, 1) / unit))))
     n = 1 << (n - 1).bit_length() if objective.group == 1 else n
@@ -142,7 +174,9 @@ def candidates(draws: int, objective: AbstractObjective) -> dict[str, AbstractEs
         "Enumerate": Enumerate(),
         "StickTheLanding": StickTheLanding(n),
         "StickTheLanding antithetic": StickTheLanding(n, noise="antithetic"),
-        "StickTheLanding sobol": StickTheLanding(n, noise="sobol") if n & (n - 1) == 0 else StickTheLanding(n),
+        "StickTheLanding sobol": (
+            StickTheLanding(n, noise="sobol") if n & (n - 1) == 0 else StickTheLanding(n)
+        ),
         "Pathwise": Pathwise(n),
         "Pathwise antithetic": Pathwise(n, noise="antithetic"),
         "DoublyReparam": DoublyReparam(n),
@@ -155,7 +189,9 @@ def candidates(draws: int, objective: AbstractObjective) -> dict[str, AbstractEs
     }
 
 
-def refusal(estimator: AbstractEstimator, target: Any, q: Any, objective: AbstractObjective) -> str | None:
+def refusal(
+    estimator: AbstractEstimator, target: Any, q: Any, objective: AbstractObjective
+) -> str | None:
     """Why the estimator cannot serve, in a sentence; None where it can."""
     try:
         estimator.check(target, q, objective)
@@ -172,7 +208,13 @@ def refusal(estimator: AbstractEstimator, target: Any, q: Any, objective: Abstra
 
 
 def _measured(
-    estimator: Any, target: Any, q: Any, objective: AbstractObjective, key: jax.Array, repeats: int, cost: str
+    estimator: Any,
+    target: Any,
+    q: Any,
+    objective: AbstractObjective,
+    key: jax.Array,
+    repeats: int,
+    cost: str,
 ) -> dict[str, Any]:
     prepare, draw = jr.split(key)
     moving = to_device(q, q.dtype)
@@ -180,11 +222,17 @@ def _measured(
     state = _warmed(estimator, objective, target, moving, state, draw)
     keys = jr.split(draw, repeats)
     sample = np.asarray(_gradients(estimator, objective, target, moving, state, keys))  # compiles
-    seconds = min(_seconds(lambda: _gradients(estimator, objective, target, moving, state, keys)) for _ in range(_RUNS))
+    seconds = min(
+        _seconds(lambda: _gradients(estimator, objective, target, moving, state, keys))
+        for _ in range(_RUNS)
+    )
     away = np.sum((sample - sample.mean(0)) ** 2, axis=1)
     variance = float(away.sum() / (repeats - 1))
     variance = 0.0 if variance < 1e-24 * max(1.0, float(np.sum(sample.mean(0) ** 2))) else variance
-    used = {"evaluations": float(estimator.evaluations_used(target, state)), "seconds": seconds / repeats}
+    used = {
+        "evaluations": float(estimator.evaluations_used(target, state)),
+        "seconds": seconds / repeats,
+    }
     signal = float(np.linalg.norm(sample.mean(0)))
     return {
         "variance x cost": variance * used[cost],
@@ -203,7 +251,9 @@ def _seconds(run: Any) -> float:
 
 
 @eqx.filter_jit
-def _gradients(estimator: Any, objective: Any, target: Any, q: Any, state: Any, keys: jax.Array) -> jax.Array:
+def _gradients(
+    estimator: Any, objective: Any, target: Any, q: Any, state: Any, keys: jax.Array
+) -> jax.Array:
     """`[repeats, P]`, in the scale of q's own steps."""
     at_rest = jax.tree.map(jnp.zeros_like, eqx.filter(q, eqx.is_inexact_array))
 

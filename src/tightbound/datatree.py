@@ -1,4 +1,7 @@
-"""A fit as an ArviZ DataTree: what arviz-stats and arviz-plots, and anything that reads xarray, take."""
+"""A fit as an ArviZ DataTree.
+
+What arviz-stats and arviz-plots, and anything that reads xarray, take.
+"""
 
 import importlib.metadata
 import warnings
@@ -16,17 +19,19 @@ _RESERVED = ("chain", "draw")
 
 
 def to_datatree(fit: Any, n: int = 1000) -> Any:
-    """An xarray.DataTree with the groups of the ArviZ schema, in as far as the target knows what belongs into them.
+    """An xarray.DataTree with the groups of the ArviZ schema, in as far as the target knows what
+    belongs into them.
 
-    - `posterior`: `n` draws in one chain, corrected by the importance weights where these can be trusted. A value in a
-      nested structure is called `outer.inner`. Of a sampler: all its draws, chain by chain, whatever `n` is, and what it
-      noted of them as `sample_stats`.
-    - `fit`: `loss`, `change` and `evaluations` by `step`; the findings by `finding`, as `value`, `stderr`, `threshold`,
-      `verdict` and `why`.
-    - `observed_data`, `posterior_predictive`, `log_likelihood`: where the target has them. Those of `tb.from_numpyro` have
-      all three, those of `tb.from_rows` the first and the last.
+    - `posterior`: `n` draws in one chain, corrected by the importance weights where these can be
+      trusted. A value in a nested structure is called `outer.inner`. Of a sampler: all its draws,
+      chain by chain, whatever `n` is, and what it noted of them as `sample_stats`.
+    - `fit`: `loss`, `change` and `evaluations` by `step`; the findings by `finding`, as `value`,
+      `stderr`, `threshold`, `verdict` and `why`.
+    - `observed_data`, `posterior_predictive`, `log_likelihood`: where the target has them. Those of
+      `tb.from_numpyro` have all three, those of `tb.from_rows` the first and the last.
 
-    The attributes of the tree say which version, verdict, k-hat, ELBO, bounds on the evidence, and how the run ended.
+    The attributes of the tree say which version, verdict, k-hat, ELBO, bounds on the evidence, and
+    how the run ended.
 
     Arguments:
         fit: what `tb.fit` returned.
@@ -47,12 +52,14 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
     for name in _RESERVED:
         if name in groups["posterior"]:
             raise ValueError(
-                f"to_datatree: a value is called {name!r}, which is a dimension of every ArviZ tree. Rename it in the "
-                "model; fit.sample(key, n) has the draws under any name."
+                f"to_datatree: a value is called {name!r}, which is a dimension of every ArviZ"
+                " tree. Rename it in the model; fit.sample(key, n) has the draws under any name."
             )
     groups = _with_chain(groups, chains)
     if not fit.q.has_density and fit.q.statistics:
-        groups["sample_stats"] = {name: np.asarray(value) for name, value in fit.q.statistics.items()}
+        groups["sample_stats"] = {
+            name: np.asarray(value) for name, value in fit.q.statistics.items()
+        }
     tree = arviz_base.from_dict(groups, attrs={"/": _attributes(fit)})
     tree["fit"] = xr.DataTree(_fit_group(fit))
     return tree
@@ -62,7 +69,9 @@ def _of_target(fit: Any, values: Any) -> dict[str, dict[str, np.ndarray]]:
     """The groups that only the target can fill; those without a variable are left out."""
     target, groups = fit.target, {}
     observed = _by_name(target.observed()) if isinstance(target, Observed) else {}
-    fits = _fits_memory(len(jax.tree.leaves(values)[0]), sum(value.size for value in observed.values()))
+    fits = _fits_memory(
+        len(jax.tree.leaves(values)[0]), sum(value.size for value in observed.values())
+    )
     if isinstance(target, Predictive) and fits:
         groups["posterior_predictive"] = _by_name(target.posterior_predictive(values, fit.seed))
     if isinstance(target, Observed) and fits:
@@ -72,13 +81,17 @@ def _of_target(fit: Any, values: Any) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _fits_memory(draws: int, observations: int) -> bool:
-    """Whether a number per draw and observation is few enough; a warning names the number of draws that would be."""
+    """Whether a number per draw and observation is few enough.
+
+    A warning names the number of draws that would be.
+    """
     size = draws * observations
     if size <= _MOST_NUMBERS:
         return True
     warnings.warn(
-        f"to_datatree: the groups with a number for each draw and observation are left out, because they would hold "
-        f"{size:,} numbers. Ask for fewer draws: fit.to_datatree({max(1, _MOST_NUMBERS // observations)}).",
+        "to_datatree: the groups with a number for each draw and observation are left out, because"
+        f" they would hold {size:,} numbers. Ask for fewer draws:"
+        f" fit.to_datatree({max(1, _MOST_NUMBERS // observations)}).",
         stacklevel=4,
     )
     return False
@@ -86,17 +99,26 @@ def _fits_memory(draws: int, observations: int) -> bool:
 
 def _by_name(values: Any) -> dict[str, np.ndarray]:
     """The leaves of a pytree under dotted names."""
-    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(values)}
+    return {
+        path_name(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(values)
+    }
 
 
-def _with_chain(groups: Mapping[str, dict[str, np.ndarray]], chains: int) -> dict[str, dict[str, np.ndarray]]:
+def _with_chain(
+    groups: Mapping[str, dict[str, np.ndarray]], chains: int
+) -> dict[str, dict[str, np.ndarray]]:
     """A leading axis `chain` in the groups that hold draws, of which each chain has made as many."""
 
     def split(value: np.ndarray) -> np.ndarray:
         return value.reshape(chains, len(value) // chains, *value.shape[1:])
 
     return {
-        group: values if group == "observed_data" else {name: split(value) for name, value in values.items()}
+        group: (
+            values
+            if group == "observed_data"
+            else {name: split(value) for name, value in values.items()}
+        )
         for group, values in groups.items()
     }
 
@@ -105,13 +127,26 @@ def _fit_group(fit: Any) -> Any:
     import xarray as xr
 
     findings, trace = fit.certificate.findings, fit.trace
-    columns = {name: ("step", np.asarray(getattr(trace, name))) for name in ("loss", "change", "evaluations")}
-    columns |= {name: ("finding", np.array([getattr(f, name) for f in findings], float)) for name in ("value", "stderr")}
-    columns["threshold"] = ("finding", np.array([np.nan if f.threshold is None else f.threshold for f in findings], float))
+    columns = {
+        name: ("step", np.asarray(getattr(trace, name)))
+        for name in ("loss", "change", "evaluations")
+    }
+    columns |= {
+        name: ("finding", np.array([getattr(f, name) for f in findings], float))
+        for name in ("value", "stderr")
+    }
+    columns["threshold"] = (
+        "finding",
+        np.array([np.nan if f.threshold is None else f.threshold for f in findings], float),
+    )
     columns["verdict"] = ("finding", np.array([str(f.verdict) for f in findings]))
     columns["why"] = ("finding", np.array([f.why for f in findings]))
     steps = np.arange(1, len(trace.loss) + 1)
-    return xr.Dataset(columns, coords={"step": steps, "finding": [f.name for f in findings]}, attrs=_attributes(fit))
+    return xr.Dataset(
+        columns,
+        coords={"step": steps, "finding": [f.name for f in findings]},
+        attrs=_attributes(fit),
+    )
 
 
 def _attributes(fit: Any) -> dict[str, Any]:

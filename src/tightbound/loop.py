@@ -1,4 +1,7 @@
-"""The one loop, for every solver: blocks of steps, finite guard, stopping, trace, progress, budget and interruption."""
+"""The one loop, for every solver.
+
+Blocks of steps, finite guard, stopping, trace, progress, budget and interruption.
+"""
 
 import dataclasses
 import time
@@ -24,7 +27,10 @@ Progress = Callable[[int, float, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """One entry per step: `loss` in nats (smaller is better), `change` of q, `evaluations` used so far."""
+    """One entry per step.
+
+    `loss` in nats (smaller is better), `change` of q, `evaluations` used so far.
+    """
 
     loss: np.ndarray
     change: np.ndarray
@@ -33,7 +39,10 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the loop hands back: the approximation, the (possibly learnt) target, how it ended, and the way there."""
+    """What the loop hands back.
+
+    The approximation, the (possibly learnt) target, how it ended, and the way there.
+    """
 
     q: Any
     target: Any
@@ -53,7 +62,10 @@ class _Log:
         self.progress = progress
 
     def add(self, info: Info) -> None:
-        loss, change, used = (np.atleast_1d(np.asarray(v, np.float64)) for v in (info.loss, info.change, info.evaluations))
+        loss, change, used = (
+            np.atleast_1d(np.asarray(v, np.float64))
+            for v in (info.loss, info.change, info.evaluations)
+        )
         self.infos.append(Info(loss, change, used))
         self.steps += len(loss)
         self.evaluations += float(used.sum())
@@ -63,7 +75,10 @@ class _Log:
     def trace(self) -> Trace:
         if not self.infos:
             return Trace(np.empty(0), np.empty(0), np.empty(0))
-        columns = [np.concatenate([getattr(i, name) for i in self.infos]) for name in ("loss", "change", "evaluations")]
+        columns = [
+            np.concatenate([getattr(i, name) for i in self.infos])
+            for name in ("loss", "change", "evaluations")
+        ]
         return Trace(columns[0], columns[1], np.cumsum(columns[2]))
 
 
@@ -79,14 +94,20 @@ def run(
     max_steps: int | None,
     progress: Progress | None = None,
 ) -> Run:
-    """Move q until the solver is done, the budget is spent, or the user presses Ctrl-C. Call inside `x64()`.
+    """Move q until the solver is done, the budget is spent, or the user presses Ctrl-C.
+
+    Call inside `x64()`.
 
     The last state whose q is finite is what comes back, whatever happens after it.
     """
     started = time.perf_counter()
     log = _Log(progress)
     most = _DEFAULT_MAX_STEPS[solver.compiled] if max_steps is None else max_steps
-    advance = _compiled_blocks(objective, solver, key) if solver.compiled else _host_steps(objective, solver, key)
+    advance = (
+        _compiled_blocks(objective, solver, key)
+        if solver.compiled
+        else _host_steps(objective, solver, key)
+    )
     dtype, given = q.dtype, target
     state, result, good = None, None, (target, q)
     try:
@@ -113,15 +134,29 @@ def run(
         finished = solver.finish(target, q, state)
         q = finished if is_finite(finished) else q
     assert result is not None
-    return Run(to_host(q), _unless_learnt(given, target), result, log.steps, log.trace(), time.perf_counter() - started)
+    return Run(
+        to_host(q),
+        _unless_learnt(given, target),
+        result,
+        log.steps,
+        log.trace(),
+        time.perf_counter() - started,
+    )
 
 
 def _unless_learnt(given: Any, target: Any) -> Any:
-    """The very target that was given, where the run moved none of its leaves: what is compiled for it is found again."""
+    """The very target that was given, where the run moved none of its leaves.
+
+    What is compiled for it is found again.
+    """
     if target is given:
         return given
     pairs = zip(jax.tree.leaves(given), jax.tree.leaves(target), strict=True)
-    same = all(a is b or np.array_equal(np.asarray(a, b.dtype), b, equal_nan=True) for a, b in pairs if eqx.is_array(b))
+    same = all(
+        a is b or np.array_equal(np.asarray(a, b.dtype), b, equal_nan=True)
+        for a, b in pairs
+        if eqx.is_array(b)
+    )
     return given if same else to_host(target)
 
 
@@ -141,13 +176,23 @@ def _host_steps(objective: Any, solver: Any, key: Any) -> Callable:
 
 
 def _compiled_blocks(objective: Any, solver: Any, key: Any) -> Callable:
-    """A block of steps in one compiled scan; the last block is cut short step by step only when `max_steps` asks for it."""
+    """A block of steps in one compiled scan.
+
+    The last block is cut short step by step only when `max_steps` asks for it.
+    """
     position = 0
 
     def advance(target, q, state, steps):
         nonlocal position
         target, q, state, info = _scan(
-            target, q, objective, solver, state, as_key(key), jax.numpy.asarray(position), jax.numpy.asarray(steps)
+            target,
+            q,
+            objective,
+            solver,
+            state,
+            as_key(key),
+            jax.numpy.asarray(position),
+            jax.numpy.asarray(steps),
         )
         position += steps
         return target, q, state, jax.tree.map(lambda leaf: np.asarray(leaf)[:steps], info)
@@ -157,12 +202,17 @@ def _compiled_blocks(objective: Any, solver: Any, key: Any) -> Callable:
 
 @eqx.filter_jit
 def _scan(target, q, objective, solver, state, key, position, steps):
-    """`steps` of at most _BLOCK steps; the rest of the block leaves everything as it is, so one program serves all."""
+    """`steps` of at most _BLOCK steps.
+
+    The rest of the block leaves everything as it is, so one program serves all.
+    """
     dynamic, static = eqx.partition((target, q, state), eqx.is_array)
 
     def take(dynamic, i):
         target, q, state = eqx.combine(dynamic, static)
-        target, q, state, info = solver.step(target, q, objective, state, jr.fold_in(key, position + i))
+        target, q, state, info = solver.step(
+            target, q, objective, state, jr.fold_in(key, position + i)
+        )
         return eqx.filter((target, q, state), eqx.is_array), info
 
     def skip(dynamic, i):

@@ -13,14 +13,19 @@ PATIENCE = 2.0
 
 
 @contextlib.contextmanager
-def display(progress: bool | None, title: str, max_steps: int | None) -> Iterator[Callable[[int, float, str], None] | None]:
-    """A callback `(steps, loss, note)` that shows where a run is, or None where nothing is to be shown.
+def display(
+    progress: bool | None, title: str, max_steps: int | None
+) -> Iterator[Callable[[int, float, str], None] | None]:
+    """A callback `(steps, loss, note)` that shows where a run is, or None where nothing is to be
+    shown.
 
-    What is shown goes to stderr, below anything that the user's code prints meanwhile, and is wiped away at the end.
+    What is shown goes to stderr, below anything that the user's code prints meanwhile, and is wiped
+    away at the end.
 
     Arguments:
-        progress: True shows it from the start, False never; None in a terminal only (where rich is installed), once the run
-            has taken two seconds: also while the first block of steps still compiles.
+        progress: True shows it from the start, False never; None in a terminal only (where rich is
+            installed), once the run has taken two seconds: also while the first block of steps
+            still compiles.
         title: what runs, such as the name of the solver.
         max_steps: the most steps it will take, where there is a limit.
 
@@ -59,7 +64,10 @@ def _bar() -> Any:
 
 @contextlib.contextmanager
 def _after(seconds: float, bar: Any) -> Iterator[None]:
-    """Start the display after some seconds, unless the block is left before; stop it when the block is left."""
+    """Start the display after some seconds, unless the block is left before.
+
+    Stop it when the block is left.
+    """
     lock, over, started = threading.Lock(), False, False
 
     def start() -> None:

@@ -1,4 +1,6 @@
-"""Draws and summary tables in the user's terms, corrected where the certificate believes the correction."""
+"""Draws and summary tables in the user's terms, corrected where the certificate believes the
+correction.
+"""
 
 from typing import Any
 
@@ -6,8 +8,14 @@ import jax
 import numpy as np
 
 from ._numerics import host_rng, key_words, to_host, x64
-from .certify.check import fresh_sample
-from .certify.corrections import MomentTable, expectations, resample, value_table, weighted_quantiles
+from .certify.certificate import fresh_sample
+from .certify.corrections import (
+    MomentTable,
+    expectations,
+    resample,
+    value_table,
+    weighted_quantiles,
+)
 from .certify.draws import FreshDraws
 from .certify.factors import viewed
 from .targets.values import constrain_batch, flatten_values
@@ -44,7 +52,10 @@ def expect(fit: Any, function: Any, key: Any) -> Any:
 
 
 def summary(fit: Any) -> Any:
-    """The table of `Fit.summary`, from fresh draws of q; rows are corrected where the correction exceeds its own error."""
+    """The table of `Fit.summary`, from fresh draws of q.
+
+    Rows are corrected where the correction exceeds its own error.
+    """
     return summary_of(fresh_sample(fit, fit.seed))
 
 
@@ -59,24 +70,36 @@ def summary_of(draws: FreshDraws) -> Any:
     return xr.Dataset(data, coords={"parameter": list(table.names)}).to_dataframe()
 
 
-def corrected_columns(draws: FreshDraws, table: MomentTable) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def corrected_columns(
+    draws: FreshDraws, table: MomentTable
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """mean, sd and quantiles per value, and which values are corrected, `[P]`."""
     use = table.believed & weights_usable(draws)
     return columns_of(draws.values[1], draws.smoothed.weights, table, use), use
 
 
-def columns_of(x: np.ndarray, weights: np.ndarray, table: MomentTable, use: np.ndarray) -> dict[str, np.ndarray]:
-    """mean, sd and quantiles of the columns of `x [S, P]`, by `weights [S]` where `use [P]` says so."""
+def columns_of(
+    x: np.ndarray, weights: np.ndarray, table: MomentTable, use: np.ndarray
+) -> dict[str, np.ndarray]:
+    """mean, sd and quantiles of the columns of `x [S, P]`, by `weights [S]` where `use [P]` says
+    so.
+    """
     plain = np.quantile(x, QUANTILES, axis=0)
     weighted = weighted_quantiles(x, weights, QUANTILES) if use.any() else plain
-    columns = {"mean": np.where(use, table.corrected_mean, table.mean), "sd": np.where(use, table.corrected_sd, table.sd)}
+    columns = {
+        "mean": np.where(use, table.corrected_mean, table.mean),
+        "sd": np.where(use, table.corrected_sd, table.sd),
+    }
     for level, a, b in zip(QUANTILES, weighted, plain, strict=True):
         columns[f"{level:.0%}"] = np.where(use, a, b)
     return columns
 
 
 def weights_usable(draws: FreshDraws) -> bool:
-    """Whether importance weights repair more than they break: a k-hat of at most 1, and some effective draws."""
+    """Whether importance weights repair more than they break.
+
+    A k-hat of at most 1, and some effective draws.
+    """
     return usable_weights(draws.smoothed.khat, draws.smoothed.ess, len(draws.z))
 
 

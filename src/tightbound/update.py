@@ -12,21 +12,25 @@ _DRAWS = 8192  # of a q that is no Gaussian, for its moments
 
 
 def update(fitted: Fit, new_data: Any, *, process_noise: Any = None, **how: Any) -> Fit:
-    """Fit the same model to new data only, with the Gaussian of `fitted.q` as the prior: filtering, tracking, mini-batches.
+    """Fit the same model to new data only, with the Gaussian of `fitted.q` as the prior: filtering,
+    tracking, mini-batches.
 
-    Assumed-density filtering: everything the past says is carried by the mean and covariance of q on the unconstrained
-    scale. For a model whose rows are independent given the parameters, and a posterior close to a Gaussian, a chain of
-    updates ends where one fit of all data does; what q gets wrong once stays in the chain. Not for data that share latent
-    values with yesterday's, and not where the posterior has several modes (a mixture is reduced to its moments).
+    Assumed-density filtering: everything the past says is carried by the mean and covariance of q
+    on the unconstrained scale. For a model whose rows are independent given the parameters, and a
+    posterior close to a Gaussian, a chain of updates ends where one fit of all data does; what q
+    gets wrong once stays in the chain. Not for data that share latent values with yesterday's, and
+    not where the posterior has several modes (a mixture is reduced to its moments).
 
     Arguments:
         fitted: an earlier fit, or the result of an earlier update.
-        new_data: what the target takes: for `tb.from_rows` new rows, for `Clutter` new points or a dict of its arguments
-            (`x`, and `w`, `vg`, `log_clutter`, `weights` where they differ), for `LinearClutter` a dict of `directions`
-            and `y`.
-        process_noise: covariance added to q's before it becomes the prior, since the parameters may have moved in between:
-            a variance, one for each coordinate `[d]`, or `[d, d]`; on the unconstrained scale. None where nothing moves.
-        how: further arguments of `tb.fit`, such as `key`, `solver` or `budget`; with a `solver`, q starts from `fitted.q`.
+        new_data: what the target takes: for `tb.from_rows` new rows, for `Clutter` new points or a
+            dict of its arguments (`x`, and `w`, `vg`, `log_clutter`, `weights` where they differ),
+            for `LinearClutter` a dict of `directions` and `y`.
+        process_noise: covariance added to q's before it becomes the prior, since the parameters may
+            have moved in between: a variance, one for each coordinate `[d]`, or `[d, d]`; on the
+            unconstrained scale. None where nothing moves.
+        how: further arguments of `tb.fit`, such as `key`, `solver` or `budget`; with a `solver`, q
+            starts from `fitted.q`.
 
     Returns:
         a Fit whose `target` holds the new prior and data; pass it to the next `update`.
@@ -56,7 +60,10 @@ def _moments(q: Any) -> tuple[np.ndarray, np.ndarray]:
 def _noise(value: Any, dim: int) -> np.ndarray:
     noise = np.asarray(0.0 if value is None else value, np.float64)
     if noise.shape not in ((), (dim,), (dim, dim)):
-        raise ValueError(f"update: `process_noise` must be a variance, [{dim}] or [{dim}, {dim}], got shape {noise.shape}.")
+        raise ValueError(
+            f"update: `process_noise` must be a variance, [{dim}] or [{dim}, {dim}], got shape"
+            f" {noise.shape}."
+        )
     matrix = noise if noise.ndim == 2 else noise * np.eye(dim)
     bad = not np.all(np.isfinite(matrix)) or not np.allclose(matrix, matrix.T)
     if bad or np.linalg.eigvalsh(matrix)[0] < -1e-12 * np.abs(matrix).max():

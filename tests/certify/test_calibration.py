@@ -22,7 +22,10 @@ def standard():
 
 
 def test_ranks_count_the_draws_below():
-    truth, draws = np.array([[0.5], [2.0]]), np.array([[[0.0], [1.0], [0.4]], [[1.0], [3.0], [0.0]]])
+    truth, draws = (
+        np.array([[0.5], [2.0]]),
+        np.array([[[0.0], [1.0], [0.4]], [[1.0], [3.0], [0.0]]]),
+    )
     np.testing.assert_array_equal(calibration.sbc_ranks(made(truth, draws)), [[2], [2]])
     np.testing.assert_allclose(calibration.vsbc(made(truth, draws)), [[1 - 2.5 / 4], [1 - 2.5 / 4]])
     np.testing.assert_array_equal(calibration.density_ranks(made(truth, draws)), [2, 2])
@@ -59,7 +62,8 @@ def test_the_band_holds_the_whole_ecdf_as_often_as_it_says():
         ranks = rng.integers(0, 100, size=150)
         ecdf = np.mean(ranks[:, None] <= np.round(levels * 100).astype(int) - 1, axis=0)
         inside += bool(np.all((ecdf >= low - 1e-12) & (ecdf <= high + 1e-12)))
-    assert inside / 1000 == pytest.approx(0.9, abs=0.04)  # 4 standard errors of 1,000 samples; ranks are whole numbers
+    # 4 standard errors of 1,000 samples; ranks are whole numbers
+    assert inside / 1000 == pytest.approx(0.9, abs=0.04)
 
 
 def test_a_constant_rank_is_far_from_uniform():

@@ -24,10 +24,14 @@ def test_corrected_moments_are_those_of_the_target():
 
 
 def test_standard_errors_match_the_spread_over_replicates():
-    """Ratio of the stated to the actual sd of the correction over 300 replicates; its own error is 4 % (1/sqrt(600))."""
+    """Ratio of the stated to the actual sd of the correction over 300 replicates.
+
+    Its own error is 4 % (1/sqrt(600)).
+    """
     shifts, stated, ratios, stated_log = [], [], [], []
     for seed in range(300):
-        z = np.random.default_rng(seed).standard_normal(1000)  # no pairs: the stated error does not count on them
+        # no pairs: the stated error does not count on them
+        z = np.random.default_rng(seed).standard_normal(1000)
         w = smooth(st.norm.logpdf(z, 0.1, 1.05) - st.norm.logpdf(z)).weights
         table = moment_table(("z",), z[:, None], w)
         shifts.append(table.corrected_mean[0] - table.mean[0])
@@ -61,7 +65,10 @@ def test_systematic_resampling_repeats_each_draw_as_often_as_its_weight_says():
 
 
 def test_resampling_without_replacement_takes_no_draw_twice_and_follows_the_weights():
-    """Of weights (.5, .3, .2) the first draw is proportional to them: 3,000 repetitions, 4 standard errors."""
+    """Of weights (.5, .3, .2) the first draw is proportional to them.
+
+    3,000 repetitions, 4 standard errors.
+    """
     rng, weights = np.random.default_rng(0), np.array([0.5, 0.3, 0.2, 0.0])
     firsts = np.array([resample(rng, weights, 2, replace=False) for _ in range(3000)])
     assert np.all(firsts[:, 0] != firsts[:, 1])
@@ -70,12 +77,17 @@ def test_resampling_without_replacement_takes_no_draw_twice_and_follows_the_weig
     # then proportional to those that are left: P(both 0 and 1) = .5 .3 / .5 + .3 .5 / .7
     both = np.mean(np.all(np.sort(firsts, axis=1) == [0, 1], axis=1))
     assert both == pytest.approx(0.3 + 0.15 / 0.7, abs=4 * np.sqrt(0.25 / 3000))
-    with pytest.raises(ValueError, match="4 different draws were asked for, but only 3 have weight"):
+    with pytest.raises(
+        ValueError, match="4 different draws were asked for, but only 3 have weight"
+    ):
         resample(rng, weights, 4, replace=False)
 
 
 def test_expectations_and_their_errors_by_replication():
-    """E and sd of sin(z) under N(0.1, 1.05^2) from draws of N(0, 1): stated errors against the spread of 300 replicates."""
+    """E and sd of sin(z) under N(0.1, 1.05^2) from draws of N(0, 1).
+
+    Stated errors against the spread of 300 replicates.
+    """
     means, sds, errors, sd_errors = [], [], [], []
     for seed in range(300):
         z = np.random.default_rng(seed).standard_normal(2000)

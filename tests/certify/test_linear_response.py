@@ -1,4 +1,7 @@
-"""Linear response: exact on Gaussians, near the truth on a logistic posterior, and its sampling error against refits."""
+"""Linear response.
+
+Exact on Gaussians, near the truth on a logistic posterior, and its sampling error against refits.
+"""
 
 from types import SimpleNamespace
 
@@ -16,13 +19,20 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def mean_field(posterior):
-    """The best mean-field Gaussian of a Gaussian: its mean, and sds from the diagonal of its precision."""
-    return Gaussian.diagonal(posterior.dim).moved(posterior.mean, posterior.scale.precision_diagonal() ** -0.5)
+    """The best mean-field Gaussian of a Gaussian.
+
+    Its mean, and sds from the diagonal of its precision.
+    """
+    return Gaussian.diagonal(posterior.dim).moved(
+        posterior.mean, posterior.scale.precision_diagonal() ** -0.5
+    )
 
 
 def test_exact_where_the_posterior_is_gaussian():
     rng = np.random.default_rng(0)
-    posterior = Gaussian.from_root(rng.standard_normal(6), np.diag([1e-3, 1, 1, 1, 1, 100]) @ rng.standard_normal((6, 6)))
+    posterior = Gaussian.from_root(
+        rng.standard_normal(6), np.diag([1e-3, 1, 1, 1, 1, 100]) @ rng.standard_normal((6, 6))
+    )
     fitted = SimpleNamespace(q=mean_field(posterior), target=GaussianTarget(posterior))
     response = tb.linear_response(fitted, pairs=16, rtol=1e-8)
     scale = np.outer(posterior.sd, posterior.sd)
@@ -39,10 +49,14 @@ def test_exact_where_the_posterior_is_gaussian():
 def test_of_functions_of_the_values_alone():
     """Cov(a'z, b'z) = a' S b for linear functions, whatever their number, with a low-rank q too."""
     rng = np.random.default_rng(1)
-    posterior = Gaussian(np.zeros(12), tb.families.LowRank(rng.standard_normal((12, 1)), np.zeros(12)))
+    posterior = Gaussian(
+        np.zeros(12), tb.families.LowRank(rng.standard_normal((12, 1)), np.zeros(12))
+    )
     weights = rng.standard_normal((3, 12))
     fitted = SimpleNamespace(q=posterior, target=GaussianTarget(posterior))
-    response = tb.linear_response(fitted, lambda values: {"f": weights @ values["z"]}, pairs=16, rtol=1e-8)
+    response = tb.linear_response(
+        fitted, lambda values: {"f": weights @ values["z"]}, pairs=16, rtol=1e-8
+    )
     assert response.names == ("f[0]", "f[1]", "f[2]")
     np.testing.assert_allclose(response.cov, weights @ posterior.cov @ weights.T, rtol=1e-6)
 
@@ -58,14 +72,23 @@ def logistic(dim=8, rows=250):
         return jnp.where(data["y"], -jax.nn.softplus(-logits), -jax.nn.softplus(logits))
 
     return tb.from_rows(
-        lambda p: -0.5 * jnp.sum(p["beta"] ** 2) / 9.0, log_likelihood, {"x": x, "y": y}, {"beta": np.zeros(dim)}
+        lambda p: -0.5 * jnp.sum(p["beta"] ** 2) / 9.0,
+        log_likelihood,
+        {"x": x, "y": y},
+        {"beta": np.zeros(dim)},
     )
 
 
 @pytest.fixture(scope="module")
 def both():
-    """The mean-field fit of a logistic regression, and its posterior sds from 40,000 nearly equally weighted draws."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    """The mean-field fit of a logistic regression, and its posterior sds from 40,000 nearly equally
+    weighted draws.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         target = logistic()
         full = tb.fit(target, solver=tb.solvers.NaturalGradient())
         z, log_q = full.q.draw(40_000, 3)
@@ -75,11 +98,18 @@ def both():
         w /= w.sum()
         assert 1 / np.sum(w**2) > 20_000
         mean = w @ z
-        return target, tb.fit(target, Gaussian.diagonal(8), solver=tb.solvers.FixedDraws()), np.sqrt(w @ (z - mean) ** 2)
+        return (
+            target,
+            tb.fit(target, Gaussian.diagonal(8), solver=tb.solvers.FixedDraws()),
+            np.sqrt(w @ (z - mean) ** 2),
+        )
 
 
 def test_within_five_per_cent_of_the_truth_on_a_logistic_posterior(both):
-    """The truth has a Monte Carlo error of .4 % (20,000 effective draws); mean-field is off by 1.4 to 1.8."""
+    """The truth has a Monte Carlo error of .4 % (20,000 effective draws).
+
+    Mean-field is off by 1.4 to 1.8.
+    """
     _, fit, truth = both
     response = tb.linear_response(fit)
     assert np.all(truth / response.sd_q > 1.35)
@@ -89,7 +119,10 @@ def test_within_five_per_cent_of_the_truth_on_a_logistic_posterior(both):
 
 
 def test_the_sampling_error_is_the_spread_over_refits(both):
-    """Forty fixed-draw optima on 24 pairs each, found by SciPy; the sd of forty has an error of 11 %."""
+    """Forty fixed-draw optima on 24 pairs each, found by SciPy.
+
+    The sd of forty has an error of 11 %.
+    """
     target, fit, _ = both
     dim, pairs = 8, 24
     with jax.enable_x64(True):
@@ -101,7 +134,10 @@ def test_the_sampling_error_is_the_spread_over_refits(both):
             noise = np.concatenate([half, -half])
 
             def gradient(x):
-                g = np.asarray(scores(fit.q.mean + fit.q.sd * (x[:dim] + np.exp(x[dim:]) * noise))) * fit.q.sd
+                g = (
+                    np.asarray(scores(fit.q.mean + fit.q.sd * (x[:dim] + np.exp(x[dim:]) * noise)))
+                    * fit.q.sd
+                )
                 return np.concatenate([g.mean(0), (g * noise).mean(0) * np.exp(x[dim:]) + 1])
 
             found = so.root(gradient, np.zeros(2 * dim), tol=1e-8)

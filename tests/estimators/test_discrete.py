@@ -1,4 +1,8 @@
-"""Discrete latents: enumeration against sums by hand, Score and MeasureValued against it, Relaxed biased, Pathwise refused."""
+"""Discrete latents.
+
+Enumeration against sums by hand, Score and MeasureValued against it, Relaxed biased, Pathwise
+refused.
+"""
 
 import itertools
 from typing import ClassVar
@@ -15,7 +19,16 @@ from tightbound._numerics import to_device
 from tightbound.estimators import Enumerate, MeasureValued, Pathwise, Relaxed, Score
 from tightbound.estimators.finite import Coordinates, coordinates
 from tightbound.estimators.weak_derivatives import AbstractWeakDerivative, weak_derivatives
-from tightbound.families import AbstractFamily, Bernoulli, Categorical, Exponential, Gaussian, Normal, Poisson, Product
+from tightbound.families import (
+    AbstractFamily,
+    Bernoulli,
+    Categorical,
+    Exponential,
+    Gaussian,
+    Normal,
+    Poisson,
+    Product,
+)
 from tightbound.objectives import ELBO, IWELBO, VRIWAE, ChiUpper, Fisher, Renyi, WakePhase
 from tightbound.results import PairingError
 from tightbound.testing import GaussianTarget
@@ -32,7 +45,9 @@ class Coins(AbstractFamily):
         return jr.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(self.logits.dtype)
 
     def _log_prob(self, z, x=None):
-        return jnp.sum(z * jax.nn.log_sigmoid(self.logits) + (1 - z) * jax.nn.log_sigmoid(-self.logits))
+        return jnp.sum(
+            z * jax.nn.log_sigmoid(self.logits) + (1 - z) * jax.nn.log_sigmoid(-self.logits)
+        )
 
 
 class Faces(AbstractFamily):
@@ -60,7 +75,9 @@ class Counts(AbstractFamily):
         return jr.poisson(key, jnp.exp(self.log_rate), (1,)).astype(self.log_rate.dtype)
 
     def _log_prob(self, z, x=None):
-        return jnp.sum(z * self.log_rate - jnp.exp(self.log_rate) - jax.scipy.special.gammaln(z + 1))
+        return jnp.sum(
+            z * self.log_rate - jnp.exp(self.log_rate) - jax.scipy.special.gammaln(z + 1)
+        )
 
 
 class CoinFlip(AbstractWeakDerivative):
@@ -121,7 +138,11 @@ class Table(GaussianTarget):
         return jnp.dot(self.slope, z) + 0.7 * jnp.sum(z) ** 2
 
 
-COINS, FACES, COUNTS = Coins(np.array([0.3, -0.8])), Faces(np.array([0.1, -0.5, 0.9])), Counts(np.array([0.4]))
+COINS, FACES, COUNTS = (
+    Coins(np.array([0.3, -0.8])),
+    Faces(np.array([0.1, -0.5, 0.9])),
+    Counts(np.array([0.4])),
+)
 PAIR = Table(Gaussian.full(1), slope=np.array([0.5, -1.0]))
 TRIPLE = Table(Gaussian.full(1), slope=np.array([0.5, -1.0, 0.2]))
 POINTS = {2: list(itertools.product([0.0, 1.0], repeat=2)), 3: [list(row) for row in np.eye(3)]}
@@ -129,12 +150,16 @@ OBJECTIVES = (ELBO(), IWELBO(2), VRIWAE(0.5, 2), Renyi(0.5), ChiUpper(), WakePha
 
 
 def surrogate(estimator, objective, target, q, key):
-    return estimator.surrogate(objective, target, q, to_device(estimator.prepare(target, q, jr.key(0))), key)[0]
+    return estimator.surrogate(
+        objective, target, q, to_device(estimator.prepare(target, q, jr.key(0))), key
+    )[0]
 
 
 def gradients(estimator, objective, target, q, repeats=4000):
     one = eqx.filter_grad(lambda q, key: surrogate(estimator, objective, target, q, key))
-    tree = eqx.filter_jit(jax.vmap(lambda key: one(to_device(q), key)))(jr.split(jr.key(7), repeats))
+    tree = eqx.filter_jit(jax.vmap(lambda key: one(to_device(q), key)))(
+        jr.split(jr.key(7), repeats)
+    )
     return np.asarray(jax.tree.leaves(tree)[0])
 
 
@@ -144,7 +169,9 @@ def by_hand(objective, target, q, z):
     log_q = jax.vmap(q._log_prob)(z)
     log_w, prob = jax.vmap(target.log_density)(z) - log_q, jnp.exp(log_q)
     w, both = jnp.exp(log_w), prob[:, None] * prob[None, :]
-    mean_of = lambda power: jnp.sum(both * jnp.log((w[:, None] ** power + w[None, :] ** power) / 2)) / power  # noqa: E731
+    mean_of = lambda power: (  # noqa: E731
+        jnp.sum(both * jnp.log((w[:, None] ** power + w[None, :] ** power) / 2)) / power
+    )
     return {
         ELBO: lambda: -jnp.sum(prob * log_w),
         IWELBO: lambda: -mean_of(1.0),
@@ -156,16 +183,22 @@ def by_hand(objective, target, q, z):
 
 
 @pytest.mark.parametrize(
-    ("q", "target", "objectives"), [(COINS, PAIR, OBJECTIVES[:2]), (FACES, TRIPLE, OBJECTIVES)], ids=["coins", "faces"]
+    ("q", "target", "objectives"),
+    [(COINS, PAIR, OBJECTIVES[:2]), (FACES, TRIPLE, OBJECTIVES)],
+    ids=["coins", "faces"],
 )
 def test_enumeration_is_the_sum_by_hand(q, target, objectives):
     q = to_device(q)
     for objective in objectives:
         both = (
-            eqx.filter_value_and_grad(lambda q, o=objective: surrogate(Enumerate(), o, target, q, jr.key(0))),
+            eqx.filter_value_and_grad(
+                lambda q, o=objective: surrogate(Enumerate(), o, target, q, jr.key(0))
+            ),
             eqx.filter_value_and_grad(lambda q, o=objective: by_hand(o, target, q, POINTS[q.dim])),
         )
-        (value, gradient), (expected, truth) = eqx.filter_jit(lambda q, both=both: [f(q) for f in both])(q)
+        (value, gradient), (expected, truth) = eqx.filter_jit(
+            lambda q, both=both: [f(q) for f in both]
+        )(q)
         np.testing.assert_allclose(value, expected, rtol=1e-12)
         np.testing.assert_allclose(gradient.logits, truth.logits, rtol=1e-10, atol=1e-14)
 
@@ -177,7 +210,9 @@ UNBIASED = (Score(8), MeasureValued(4))
 @pytest.mark.parametrize("objective", [ELBO(), IWELBO(2)], ids=repr)
 def test_draws_have_the_mean_of_the_enumeration(estimator, objective):
     """Within 4 standard errors of 4,000 keys."""
-    truth = eqx.filter_grad(lambda q: surrogate(Enumerate(), objective, PAIR, q, jr.key(0)))(to_device(COINS)).logits
+    truth = eqx.filter_grad(lambda q: surrogate(Enumerate(), objective, PAIR, q, jr.key(0)))(
+        to_device(COINS)
+    ).logits
     sample = gradients(estimator, objective, PAIR, COINS)
     error = sample.std(0) / np.sqrt(len(sample))
     assert np.all(np.abs(sample.mean(0) - truth) < 4 * error)
@@ -185,11 +220,17 @@ def test_draws_have_the_mean_of_the_enumeration(estimator, objective):
 
 
 @pytest.mark.parametrize(
-    ("q", "target", "straight_through"), [(COINS, PAIR, False), (FACES, TRIPLE, True)], ids=["relaxed", "straight through"]
+    ("q", "target", "straight_through"),
+    [(COINS, PAIR, False), (FACES, TRIPLE, True)],
+    ids=["relaxed", "straight through"],
 )
 def test_relaxed_gradients_are_biased_as_they_say(q, target, straight_through):
-    """By more than 6 standard errors, and less so at a lower temperature where the backward pass is that of the forward one."""
-    truth = eqx.filter_grad(lambda q: surrogate(Enumerate(), ELBO(), target, q, jr.key(0)))(to_device(q)).logits
+    """By more than 6 standard errors, and less so at a lower temperature where the backward pass is
+    that of the forward one.
+    """
+    truth = eqx.filter_grad(lambda q: surrogate(Enumerate(), ELBO(), target, q, jr.key(0)))(
+        to_device(q)
+    ).logits
     off = []
     for temperature in (1.0, 0.2):
         sample = gradients(Relaxed(8, temperature, straight_through), ELBO(), target, q)
@@ -203,7 +244,10 @@ def test_relaxed_gradients_are_biased_as_they_say(q, target, straight_through):
 
 
 def test_weak_derivatives_of_a_poisson():
-    """E z^2 = r + r^2: d/dlog r of -(a E z + .7 E z^2) = -r (a + .7 (1 + 2r)), and of E log q by a long sum."""
+    """E z^2 = r + r^2.
+
+    D/dlog r of -(a E z + .7 E z^2) = -r (a + .7 (1 + 2r)), and of E log q by a long sum.
+    """
     target = Table(Gaussian.full(1), slope=np.array([0.5]))
 
     def exact(q):
@@ -217,19 +261,36 @@ def test_weak_derivatives_of_a_poisson():
 
 
 PAIRINGS = {
-    "jumps": (Pathwise(4), COINS, ELBO(), r"Coins cannot be reparameterised: .*Score, MeasureValued or Enumerate \(unb"),
-    "no finite support": (Enumerate(), COUNTS, ELBO(), "finite support, which Counts is not known to have; use Score"),
+    "jumps": (
+        Pathwise(4),
+        COINS,
+        ELBO(),
+        r"Coins cannot be reparameterised: .*Score, MeasureValued or Enumerate \(unb",
+    ),
+    "no finite support": (
+        Enumerate(),
+        COUNTS,
+        ELBO(),
+        "finite support, which Counts is not known to have; use Score",
+    ),
     "no scores": (Enumerate(), COINS, Fisher(), "Fisher compares derivatives in z"),
     "too many": (Enumerate(), Coins(np.zeros(40)), ELBO(), "1.1e.12 points, more than 100,000"),
     "too many together": (Enumerate(), COINS, IWELBO(10), "1.05e.06 points"),
     "nothing to soften": (Relaxed(4), Gaussian.full(1), ELBO(), "use Pathwise"),
     "half a group": (Relaxed(4), COINS, IWELBO(3), "multiple of 3"),
     "scores of relaxed draws": (Relaxed(4), COINS, Fisher(), "Fisher compares derivatives in z"),
-    "no normals": (Score(4, baseline="none", noise="sobol"), COINS, ELBO(), 'use noise="independent"'),
+    "no normals": (
+        Score(4, baseline="none", noise="sobol"),
+        COINS,
+        ELBO(),
+        'use noise="independent"',
+    ),
 }
 
 
-@pytest.mark.parametrize(("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS)
+@pytest.mark.parametrize(
+    ("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS
+)
 def test_wrong_pairings_say_what_fits(estimator, q, objective, sentence):
     with pytest.raises(PairingError, match=sentence):
         estimator.check(PAIR, q, objective)
@@ -244,7 +305,8 @@ def test_bad_arguments_are_named():
             make()
 
 
-# -- products of the library's own factors -----------------------------------------------------------------------------
+# -- products of the library's own factors
+# -----------------------------------------------------------------------------
 
 MIXED = Product(
     b=Bernoulli(np.array([0.3, -0.8])),
@@ -258,7 +320,9 @@ def mixed_target():
     """log p = .5 n - r + m^2 + (sum b) n - .2 r m."""
 
     def log_density(v):
-        return jnp.sum(0.5 * v["n"] - v["r"] - v["m"] ** 2 + jnp.sum(v["b"]) * v["n"] - 0.2 * v["r"] * v["m"])
+        return jnp.sum(
+            0.5 * v["n"] - v["r"] - v["m"] ** 2 + jnp.sum(v["b"]) * v["n"] - 0.2 * v["r"] * v["m"]
+        )
 
     example = {"b": np.zeros(2), "m": np.zeros(1), "n": np.ones(1), "r": np.ones(1)}
     return from_log_density(log_density, example, support={"r": "positive"})
@@ -267,12 +331,21 @@ def mixed_target():
 def exact_mixed(q):
     rate, mean, precision = q["n"].rate[0], q["m"].mean[0], q["m"].precision[0]
     waiting = 1 / q["r"].rate[0]
-    expected = 0.5 * rate - waiting - mean**2 - 1 / precision + jnp.sum(jax.nn.sigmoid(q["b"].logits)) * rate
+    expected = (
+        0.5 * rate
+        - waiting
+        - mean**2
+        - 1 / precision
+        + jnp.sum(jax.nn.sigmoid(q["b"].logits)) * rate
+    )
     return -(expected - 0.2 * waiting * mean + q.entropy())
 
 
 def test_weak_derivatives_of_a_product_of_four_kinds(as_a_user):
-    """Against the closed form of the ELBO, in every parameter; 4,000 keys of 4 draws, 4 standard errors."""
+    """Against the closed form of the ELBO, in every parameter.
+
+    4,000 keys of 4 draws, 4 standard errors.
+    """
     target = mixed_target()
     with jax.enable_x64(True):
         q, estimator = to_device(MIXED), MeasureValued(4)
@@ -280,7 +353,9 @@ def test_weak_derivatives_of_a_product_of_four_kinds(as_a_user):
         flat = lambda tree: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
         truth = np.asarray(flat(eqx.filter_grad(exact_mixed)(q)))
         one = eqx.filter_grad(lambda q, key: estimator.surrogate(ELBO(), target, q, None, key)[0])
-        sample = np.asarray(eqx.filter_jit(jax.vmap(lambda key: flat(one(q, key))))(jr.split(jr.key(8), 4000)))
+        sample = np.asarray(
+            eqx.filter_jit(jax.vmap(lambda key: flat(one(q, key))))(jr.split(jr.key(8), 4000))
+        )
     error = sample.std(0) / np.sqrt(len(sample))
     assert sample.shape == (4000, 6)
     assert np.all(np.abs(sample.mean(0) - truth) < 4 * error + 1e-12)
@@ -301,7 +376,9 @@ def test_enumeration_of_a_product_of_coins_and_labels(as_a_user):
     with pytest.raises(PairingError, match="labels, with nothing in between"):
         Relaxed(4).check(target, q, ELBO())
     with jax.enable_x64(True):
-        loss = eqx.filter_jit(Enumerate().surrogate)(ELBO(), target, to_device(q), None, jr.key(0))[0]
+        loss = eqx.filter_jit(Enumerate().surrogate)(ELBO(), target, to_device(q), None, jr.key(0))[
+            0
+        ]
     heads, labels = 1 / (1 + np.exp(-np.array([0.3, -0.8]))), np.exp([0.1, 0.5, -0.4])
     labels /= labels.sum()
     expected = 0.0
@@ -312,5 +389,8 @@ def test_enumeration_of_a_product_of_coins_and_labels(as_a_user):
 
 
 def test_pathwise_through_a_bernoulli_says_why():
-    with pytest.raises(PairingError, match=r"factor 'b', a draw is a whole number.*Score, MeasureValued or Enumerate \(unb"):
+    with pytest.raises(
+        PairingError,
+        match=r"factor 'b', a draw is a whole number.*Score, MeasureValued or Enumerate \(unb",
+    ):
         Pathwise(4).check(mixed_target(), MIXED, ELBO())

@@ -27,15 +27,22 @@ COEFFICIENTS = {
 
 @pytest.mark.parametrize(("objective", "coefficient"), COEFFICIENTS.values(), ids=COEFFICIENTS)
 def test_coefficients_are_the_published_ones(objective, coefficient):
-    """-sum c_i dlog w_i/dmean, with shares of w^(1 - alpha); Tucker et al. 2019, eq. 8; Daudel et al. 2023, theorem 2."""
+    """-sum c_i dlog w_i/dmean, with shares of w^(1 - alpha); Tucker et al. 2019, eq. 8.
+
+    Daudel et al. 2023, theorem 2.
+    """
     q, target = to_device(Q), to_device(TARGET)
     power = {"IWELBO": 1.0, "VRIWAE": 0.7, "ELBO": 0.0, "ChiUpper": 2.0}[type(objective).__name__]
     estimator = DoublyReparam(4)
-    gradient = eqx.filter_jit(eqx.filter_grad(lambda q: estimator.surrogate(objective, target, q, None, jr.key(2))[0]))(q)
+    gradient = eqx.filter_jit(
+        eqx.filter_grad(lambda q: estimator.surrogate(objective, target, q, None, jr.key(2))[0])
+    )(q)
     z = q.mean[None, :] + q.sd[None, :] * jr.normal(jr.key(2), (4, 1))
     log_w = jax.vmap(lambda z: target.log_density(z) - q._log_prob(z))
     share = jax.nn.softmax(power * log_w(z))
-    slope = (z[:, 0] - q.mean[0]) / q.sd[0] ** 2 - (z[:, 0] - target.gaussian.mean[0]) / target.gaussian.sd[0] ** 2
+    slope = (z[:, 0] - q.mean[0]) / q.sd[0] ** 2 - (
+        z[:, 0] - target.gaussian.mean[0]
+    ) / target.gaussian.sd[0] ** 2
     np.testing.assert_allclose(gradient.mean, [-jnp.sum(coefficient(share) * slope)], rtol=1e-10)
 
 
@@ -47,7 +54,10 @@ def sample(estimator, objective, repeats):
 
 
 def test_noise_falls_with_k_where_that_of_pathwise_does_not_beside_its_signal():
-    """Signal to noise of the mean's gradient from k = 4 to 64 draws: up here; down for Pathwise (Rainforth et al. 2018)."""
+    """Signal to noise of the mean's gradient from k = 4 to 64 draws: up here.
+
+    Down for Pathwise (Rainforth et al. 2018).
+    """
 
     def ratio(estimator, k):
         gradients = sample(estimator(k), IWELBO(k), 1000)[:, 0]
@@ -64,7 +74,13 @@ def test_a_loss_that_is_no_average_takes_all_draws_as_one_group():
     def exact(q):
         z = q.mean[None, :] + q.sd[None, :] * jnp.asarray(rule.nodes)
         log_q = jax.vmap(q._log_prob)(z)
-        return Renyi(0.5).loss(Draws(jax.vmap(TARGET.log_density)(z), log_q, log_weights=jnp.log(jnp.asarray(rule.weights))))
+        return Renyi(0.5).loss(
+            Draws(
+                jax.vmap(TARGET.log_density)(z),
+                log_q,
+                log_weights=jnp.log(jnp.asarray(rule.weights)),
+            )
+        )
 
     truth = eqx.filter_jit(eqx.filter_grad(exact))(to_device(Q))
     gradients = sample(DoublyReparam(512), Renyi(0.5), 200)

@@ -1,4 +1,7 @@
-"""The fixed design: exact on quadratic log densities for every structure of scale, and an honest count of what it costs."""
+"""The fixed design.
+
+Exact on quadratic log densities for every structure of scale, and an honest count of what it costs.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,9 @@ from tightbound.targets.batched import batched
 from tightbound.testing import GaussianTarget
 
 RNG = np.random.default_rng(0)
-TARGET = GaussianTarget(Gaussian.from_root(RNG.standard_normal(5), np.eye(5) + 0.4 * RNG.standard_normal((5, 5))), 1.5)
+TARGET = GaussianTarget(
+    Gaussian.from_root(RNG.standard_normal(5), np.eye(5) + 0.4 * RNG.standard_normal((5, 5))), 1.5
+)
 MEMBERS = {
     "diagonal": Gaussian(np.ones(5), Diagonal(0.3 * RNG.standard_normal(5))),
     "full": Gaussian.from_root(np.ones(5), np.eye(5) + 0.2 * RNG.standard_normal((5, 5))),

@@ -16,16 +16,21 @@ from tightbound.results import PairingError
 
 @pytest.fixture(scope="module")
 def target():
-    return tb.from_simulator(lambda key: {"a": jr.normal(key)}, lambda key, p: 2 * p["a"] + jr.normal(key))
+    return tb.from_simulator(
+        lambda key: {"a": jr.normal(key)}, lambda key, p: 2 * p["a"] + jr.normal(key)
+    )
 
 
 @pytest.fixture(scope="module")
 def q(target):
-    return tb.families.amortised(target, "diagonal", width=1, depth=0, standardise=False)
+    return tb.amortised.amortised(target, "diagonal", width=1, depth=0, standardise=False)
 
 
 def test_the_gradient_is_that_of_the_closed_form(target, q):
-    """eta = (m, a) = W x + V x + b: E (a z - m)^2 / 2 - log a over (z, x) jointly normal, with a held constant in x."""
+    """eta = (m, a) = W x + V x + b.
+
+    E (a z - m)^2 / 2 - log a over (z, x) jointly normal, with a held constant in x.
+    """
     linear = q.encoder.linear
     weight, bias = np.array([[0.7], [0.0]]), np.array([0.2, 1.5])
     q = eqx.tree_at(lambda q: (q.encoder.linear.weight, q.encoder.linear.bias, q.encoder.last.weight), q,
@@ -42,14 +47,18 @@ def test_the_gradient_is_that_of_the_closed_form(target, q):
 
     estimator_state = estimator.prepare(target, q, jr.key(9))
     rows = np.asarray(jax.jit(jax.vmap(gradient))(jr.split(jr.key(0), 200)))
-    # e = a z - w x - b with Var z = 1, Var x = 5, Cov = 2: d/dw = -E[e x], d/db = -E[e], d/da = E[e z] - 1/a
+    # e = a z - w x - b with Var z = 1, Var x = 5, Cov = 2: d/dw = -E[e x], d/db = -E[e], d/da = E[e
+    # z] - 1/a
     exact = np.array([-(1.5 * 2 - 0.7 * 5), 0.2, 1.5 - 0.7 * 2 - 1 / 1.5])
-    np.testing.assert_array_less(np.abs(rows.mean(axis=0) - exact), 4 * rows.std(axis=0) / len(rows) ** 0.5)
+    np.testing.assert_array_less(
+        np.abs(rows.mean(axis=0) - exact), 4 * rows.std(axis=0) / len(rows) ** 0.5
+    )
 
 
 def test_draws_with_nan_are_left_out_and_the_rest_is_the_conditional_law():
     target = tb.from_simulator(
-        lambda key: {"a": jr.normal(key)}, lambda key, p: jnp.where(p["a"] > 0.5, jnp.nan, p["a"]) + 0.01 * jr.normal(key)
+        lambda key: {"a": jr.normal(key)},
+        lambda key, p: jnp.where(p["a"] > 0.5, jnp.nan, p["a"]) + 0.01 * jr.normal(key),
     )
     estimator = FromModel(2000)
     state = estimator.prepare(target, None, jr.key(0))
@@ -57,7 +66,8 @@ def test_draws_with_nan_are_left_out_and_the_rest_is_the_conditional_law():
     z, x = estimator.batch(target, state, jr.key(1), np.float64)
     assert z.shape == (2000, 1)
     assert np.isfinite(x).all()
-    truncated = -np.exp(-0.125) / np.sqrt(2 * np.pi) / 0.6914624612740131  # mean of N(0, 1) below 0.5
+    # mean of N(0, 1) below 0.5
+    truncated = -np.exp(-0.125) / np.sqrt(2 * np.pi) / 0.6914624612740131
     assert float(z.mean()) == pytest.approx(truncated, abs=4 * float(z.std()) / 1000**0.5)
 
 

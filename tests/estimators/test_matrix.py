@@ -41,7 +41,11 @@ def entry(estimator, objective):
 def documented():
     text = (Path(__file__).parents[2] / "docs" / "estimators.md").read_text(encoding="utf-8")
     section = text.split("## What is supported")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
     return rows[0][1:], {row[0]: row[1:] for row in rows[2:]}
 
 
@@ -54,11 +58,17 @@ def test_the_table_lists_everything():
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
 def test_a_row_is_what_the_code_does(estimator, as_a_user):
     _, rows = documented()
-    assert rows[type(estimator).__name__] == [entry(estimator, objective) for objective in OBJECTIVES]
+    assert rows[type(estimator).__name__] == [
+        entry(estimator, objective) for objective in OBJECTIVES
+    ]
 
 
 def test_what_is_unbiased_is_declared():
     for estimator in ESTIMATORS:
-        yes = [type(o) for o in OBJECTIVES if documented()[1][type(estimator).__name__][OBJECTIVES.index(o)] == "yes"]
+        yes = [
+            type(o)
+            for o in OBJECTIVES
+            if documented()[1][type(estimator).__name__][OBJECTIVES.index(o)] == "yes"
+        ]
         assert set(yes) == set(estimator.unbiased_for) or estimator.exact
     assert np.all([type(o) in Enumerate.unbiased_for for o in OBJECTIVES[:-1]])

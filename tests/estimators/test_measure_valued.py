@@ -1,4 +1,7 @@
-"""Pairings of MeasureValued; its variance is held against closed forms in the experiment, its mean in the batteries."""
+"""Pairings of MeasureValued.
+
+Its variance is held against closed forms in the experiment, its mean in the batteries.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +23,17 @@ TARGET = GaussianTarget(Gaussian.full(2))
 @pytest.mark.parametrize("coupled", [True, False])
 def test_pairs_have_the_moments_of_the_two_parts(coupled):
     """Rayleigh: E R^2 = 2; double-sided Maxwell: E M^2 = 3, E M = 0; 400 draws, 4 standard errors."""
-    q, rng = Gaussian.diagonal(2).moved(np.array([1.0, -2.0]), np.array([0.5, 3.0])), np.random.default_rng(0)
+    q, rng = (
+        Gaussian.diagonal(2).moved(np.array([1.0, -2.0]), np.array([0.5, 3.0])),
+        np.random.default_rng(0),
+    )
     white = {}
     for part in (GaussianMean(), GaussianSd()):
         normals = rng.standard_normal((200, 2, part.normals))
         pair = jax.vmap(lambda e, part=part: part.pair(to_device(q), e, jr.key(0), coupled))
-        white[type(part)] = [(np.asarray(side) - q.mean) / q.sd for side in pair(jnp.asarray(normals))]
+        white[type(part)] = [
+            (np.asarray(side) - q.mean) / q.sd for side in pair(jnp.asarray(normals))
+        ]
     up, down = white[GaussianMean]
     assert np.all(up > 0)
     assert np.all(down < 0)
@@ -39,14 +47,31 @@ def test_pairs_have_the_moments_of_the_two_parts(coupled):
 
 
 PAIRINGS = {
-    "correlated": (MeasureValued(4), Gaussian.full(2), ELBO(), "Gaussian with the scale Full; use .*Gaussian.diagonal"),
-    "a mixture": (MeasureValued(4), Mixture([Gaussian.diagonal(2)]), ELBO(), "is known for Mixture"),
-    "no average": (MeasureValued(4), Gaussian.diagonal(2), Renyi(0.5), "Renyi is no average of such; use Score, or VRIWAE"),
+    "correlated": (
+        MeasureValued(4),
+        Gaussian.full(2),
+        ELBO(),
+        "Gaussian with the scale Full; use .*Gaussian.diagonal",
+    ),
+    "a mixture": (
+        MeasureValued(4),
+        Mixture([Gaussian.diagonal(2)]),
+        ELBO(),
+        "is known for Mixture",
+    ),
+    "no average": (
+        MeasureValued(4),
+        Gaussian.diagonal(2),
+        Renyi(0.5),
+        "Renyi is no average of such; use Score, or VRIWAE",
+    ),
     "half a group": (MeasureValued(4), Gaussian.diagonal(2), IWELBO(3), "multiple of 3"),
 }
 
 
-@pytest.mark.parametrize(("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS)
+@pytest.mark.parametrize(
+    ("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS
+)
 def test_wrong_pairings_say_what_fits(estimator, q, objective, sentence):
     with pytest.raises(PairingError, match=sentence):
         estimator.check(TARGET, q, objective)

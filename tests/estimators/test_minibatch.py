@@ -1,4 +1,7 @@
-"""Minibatches: without bias at any point, nearly without noise near the anchor, and as accurate as all rows."""
+"""Minibatches.
+
+Without bias at any point, nearly without noise near the anchor, and as accurate as all rows.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +40,19 @@ POISSON = poisson_rows()
 @pytest.fixture(scope="module")
 def best():
     """The best Gaussian, by a solver that uses all rows."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         return tb.fit(POISSON, solver=tb.solvers.NaturalGradient(), tol=0.005)
 
 
 def gradients(estimator, q, count, key=0):
-    """Losses and gradients of consecutive steps with the same noise in every step: `[count, 1 + P]`."""
+    """Losses and gradients of consecutive steps with the same noise in every step.
+
+    `[count, 1 + P]`.
+    """
     from jax.flatten_util import ravel_pytree
 
     with x64():
@@ -67,7 +77,8 @@ def gradients(estimator, q, count, key=0):
 
 @pytest.mark.parametrize("taylor", [0, 1, 2])
 def test_an_epoch_adds_up_to_all_rows(taylor, best):
-    """Loss and gradient are linear in log p: their mean over the batches of one epoch is exactly that of all rows.
+    """Loss and gradient are linear in log p: their mean over the batches of one epoch is exactly
+    that of all rows.
 
     Away from the anchor, which stays at q0's mean for the first 16 steps: any anchor is unbiased.
     """
@@ -122,7 +133,10 @@ def test_a_minibatch_fit_is_as_accurate_as_one_on_all_rows(best):
 
 
 def test_local_latents_in_a_numpyro_plate():
-    """y_i ~ N(theta_i, 1), theta_i ~ N(mu, 1), mu ~ N(0, 1): a Gaussian posterior of mu and one theta per row."""
+    """y_i ~ N(theta_i, 1), theta_i ~ N(mu, 1), mu ~ N(0, 1).
+
+    A Gaussian posterior of mu and one theta per row.
+    """
     import numpyro
     import numpyro.distributions as dist
 
@@ -135,7 +149,9 @@ def test_local_latents_in_a_numpyro_plate():
             numpyro.sample("y", dist.Normal(theta, 1), obs=y[index])
 
     target = tb.from_numpyro(model, y)
-    fit = tb.fit(target, Gaussian.full(7), solver=tb.solvers.StochasticGradient(Minibatch(2, taylor=1)))
+    fit = tb.fit(
+        target, Gaussian.full(7), solver=tb.solvers.StochasticGradient(Minibatch(2, taylor=1))
+    )
     precision = np.diag(np.r_[1.0 + 6, np.full(6, 2.0)])
     precision[0, 1:] = precision[1:, 0] = -1.0
     mean, cov = np.linalg.solve(precision, np.r_[0.0, y]), np.linalg.inv(precision)
@@ -146,7 +162,10 @@ def test_local_latents_in_a_numpyro_plate():
 
 
 def test_leave_one_out_from_the_unscaled_log_likelihood(best):
-    """The log_likelihood group has one unscaled number per draw and row, whatever the batch was; ArviZ's LOO takes it."""
+    """The log_likelihood group has one unscaled number per draw and row, whatever the batch was.
+
+    ArviZ's LOO takes it.
+    """
     rng = np.random.default_rng(1)
     y = rng.normal(0.7, 1.0, 60)
     target = tb.from_rows(
@@ -158,7 +177,9 @@ def test_leave_one_out_from_the_unscaled_log_likelihood(best):
     fit = tb.fit(target)
     tree = fit.to_datatree(2000)
     group = tree["log_likelihood"]["rows"].values
-    np.testing.assert_allclose(group[0], scipy.stats.norm.logpdf(y, tree["posterior"]["mu"].values[0][:, None]), rtol=1e-12)
+    np.testing.assert_allclose(
+        group[0], scipy.stats.norm.logpdf(y, tree["posterior"]["mu"].values[0][:, None]), rtol=1e-12
+    )
     stats = pytest.importorskip("arviz_stats", reason="comes with the extra for plots")
     precision = 1 / 100 + len(y) - 1  # of mu without one row
     exact = scipy.stats.norm.logpdf(y, (y.sum() - y) / precision, np.sqrt(1 + 1 / precision)).sum()
@@ -170,8 +191,16 @@ def test_leave_one_out_from_the_unscaled_log_likelihood(best):
     [
         (lambda: Minibatch(0), ValueError, "`batch_size` must be an integer of at least 1, got 0"),
         (lambda: Minibatch(5, taylor=3), ValueError, "`taylor` must be 0, 1, 2 or None, got 3"),
-        (lambda: fit_with(Minibatch(N + 1)), tb.PairingError, "`batch_size` is 241, but the data have 240 rows"),
-        (lambda: fit_with(Minibatch(5, Pathwise(4)), IWELBO(2)), tb.PairingError, "IWELBO is not linear in log p"),
+        (
+            lambda: fit_with(Minibatch(N + 1)),
+            tb.PairingError,
+            "`batch_size` is 241, but the data have 240 rows",
+        ),
+        (
+            lambda: fit_with(Minibatch(5, Pathwise(4)), IWELBO(2)),
+            tb.PairingError,
+            "IWELBO is not linear in log p",
+        ),
         (
             lambda: tb.fit(
                 tb.from_log_density(lambda p: -0.5 * p["x"] ** 2, {"x": 0.0}),

@@ -16,12 +16,16 @@ from tightbound.objectives import ELBO, IWELBO
 from tightbound.results import PairingError
 from tightbound.testing import GaussianTarget
 
-TARGET = GaussianTarget(Gaussian.from_root(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.5, 2.0]])))
+TARGET = GaussianTarget(
+    Gaussian.from_root(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.5, 2.0]]))
+)
 NOISES = ("independent", "antithetic", "sobol")
 
 
 class Exponential(AbstractFamily):
-    """A family with draws that are no function of standard normals, here of two independent coordinates."""
+    """A family with draws that are no function of standard normals, here of two independent
+    coordinates.
+    """
 
     log_rate: jax.Array
 
@@ -51,15 +55,22 @@ def gradients(estimator, q, objective=None, repeats=400, target=TARGET):
     """Gradients at `repeats` keys, as `[repeats, P]`."""
     q, state = to_device(q), estimator.prepare(target, q, jr.key(1))
     objective = ELBO() if objective is None else objective
-    one = eqx.filter_grad(lambda q, key: estimator.surrogate(objective, to_device(target), q, state, key)[0])
+    one = eqx.filter_grad(
+        lambda q, key: estimator.surrogate(objective, to_device(target), q, state, key)[0]
+    )
     tree = eqx.filter_jit(jax.vmap(lambda key: one(q, key)))(jr.split(jr.key(2), repeats))
-    return np.concatenate([np.asarray(leaf).reshape(repeats, -1) for leaf in jax.tree.leaves(tree)], axis=1)
+    return np.concatenate(
+        [np.asarray(leaf).reshape(repeats, -1) for leaf in jax.tree.leaves(tree)], axis=1
+    )
 
 
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("noise", NOISES)
 def test_every_draw_is_standard_normal_and_a_group_is_independent(noise, group):
-    """KS test per position over 2,000 keys; correlations within a group of zero (standard error .022)."""
+    """KS test per position over 2,000 keys.
+
+    Correlations within a group of zero (standard error .022).
+    """
     q = to_device(Gaussian.full(2))
     points = prepare_noise(noise, 8, q, jr.key(3))
     z = jax.vmap(lambda key: draw(q, noise, points, 8, group, key))(jr.split(jr.key(4), 2000))
@@ -78,7 +89,8 @@ def test_antithetic_noise_leaves_none_in_the_mean_of_a_gaussian_target():
 
 def test_sobol_noise_has_less_variance_than_independent_noise():
     plain, sobol = (
-        gradients(Pathwise(64, noise=noise), Gaussian.full(2)).var(0).sum() for noise in ("independent", "sobol")
+        gradients(Pathwise(64, noise=noise), Gaussian.full(2)).var(0).sum()
+        for noise in ("independent", "sobol")
     )
     assert sobol < plain / 20
 
@@ -97,12 +109,16 @@ def test_variance_falls_with_the_number_of_draws():
 def test_same_key_same_bits():
     estimator = Pathwise(4, noise="sobol")
     assert np.array_equal(
-        gradients(estimator, Gaussian.full(2), repeats=3), gradients(estimator, Gaussian.full(2), repeats=3)
+        gradients(estimator, Gaussian.full(2), repeats=3),
+        gradients(estimator, Gaussian.full(2), repeats=3),
     )
 
 
 def test_families_without_normal_noise_use_their_own_draws():
-    """E log p of an exponential under an exponential: d/d log rate of E[-z] + entropy = 1/rate - 1, at rate 2: -1/2."""
+    """E log p of an exponential under an exponential.
+
+    D/d log rate of E[-z] + entropy = 1/rate - 1, at rate 2: -1/2.
+    """
     q = Exponential(np.log(np.array([2.0, 2.0])))
     estimates = gradients(Pathwise(8), q, repeats=2000, target=Falling(Gaussian.full(2)))
     error = estimates.std(0) / np.sqrt(2000)
@@ -133,14 +149,36 @@ PAIRINGS = {
         IWELBO(5),
         "multiple of 5 independent draws, got n=8",
     ),
-    "pairs inside a group": (Pathwise(4, noise="antithetic"), Gaussian.full(2), IWELBO(4), "multiple of 8 antithetic"),
-    "no normal noise": (Pathwise(4, noise="sobol"), Exponential(np.zeros(2)), ELBO(), 'use noise="independent"'),
-    "draws that do not move": (Pathwise(4), Rounded(np.zeros(2)), ELBO(), "Use Score, MeasureValued or Enumerate"),
-    "too many coordinates": (Pathwise(4, noise="sobol"), Gaussian.diagonal(30_000), ELBO(), "at most 21201 coordinates"),
+    "pairs inside a group": (
+        Pathwise(4, noise="antithetic"),
+        Gaussian.full(2),
+        IWELBO(4),
+        "multiple of 8 antithetic",
+    ),
+    "no normal noise": (
+        Pathwise(4, noise="sobol"),
+        Exponential(np.zeros(2)),
+        ELBO(),
+        'use noise="independent"',
+    ),
+    "draws that do not move": (
+        Pathwise(4),
+        Rounded(np.zeros(2)),
+        ELBO(),
+        "Use Score, MeasureValued or Enumerate",
+    ),
+    "too many coordinates": (
+        Pathwise(4, noise="sobol"),
+        Gaussian.diagonal(30_000),
+        ELBO(),
+        "at most 21201 coordinates",
+    ),
 }
 
 
-@pytest.mark.parametrize(("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS)
+@pytest.mark.parametrize(
+    ("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS
+)
 def test_wrong_pairings_say_what_fits(estimator, q, objective, sentence):
     with pytest.raises(PairingError, match=sentence):
         estimator.check(TARGET, q, objective)

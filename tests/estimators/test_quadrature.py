@@ -12,7 +12,16 @@ import pytest
 from tightbound._numerics import to_device
 from tightbound.estimators import Quadrature
 from tightbound.families import Gaussian, Mixture
-from tightbound.objectives import ELBO, IWELBO, AbstractObjective, ChiUpper, Fisher, Renyi, Source, WakePhase
+from tightbound.objectives import (
+    ELBO,
+    IWELBO,
+    AbstractObjective,
+    ChiUpper,
+    Fisher,
+    Renyi,
+    Source,
+    WakePhase,
+)
 from tightbound.results import PairingError
 from tightbound.targets import LinearSites
 from tightbound.testing import GaussianTarget
@@ -33,7 +42,9 @@ class Mean(AbstractObjective):
 
 
 def value_and_gradient(estimator, objective, target, q):
-    both = eqx.filter_value_and_grad(lambda q: estimator.surrogate(objective, target, q, None, jr.key(0))[0])
+    both = eqx.filter_value_and_grad(
+        lambda q: estimator.surrogate(objective, target, q, None, jr.key(0))[0]
+    )
     return eqx.filter_jit(both)(to_device(q))
 
 
@@ -53,12 +64,18 @@ def test_polynomials_of_degree_2k_minus_1_are_exact_and_others_are_not():
     assert abs(value_and_gradient(Quadrature(3), Mean(), target, q)[0] - expected) > 1.0
 
 
-@pytest.mark.parametrize("objective", [ELBO(), Renyi(0.5), ChiUpper(1.5), WakePhase(), Fisher()], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [ELBO(), Renyi(0.5), ChiUpper(1.5), WakePhase(), Fisher()], ids=repr
+)
 def test_every_objective_of_single_draws_equals_its_closed_form(objective):
-    target = GaussianTarget(Gaussian.from_root(np.array([0.3, -0.2]), np.array([[1.0, 0.0], [0.4, 0.8]])), 1.1)
+    target = GaussianTarget(
+        Gaussian.from_root(np.array([0.3, -0.2]), np.array([[1.0, 0.0], [0.4, 0.8]])), 1.1
+    )
     q = Gaussian.full(2)
     value, gradient = value_and_gradient(Quadrature(40), objective, target, q)
-    expected, truth = eqx.filter_jit(eqx.filter_value_and_grad(lambda q: objective.exact(target, q)))(to_device(q))
+    expected, truth = eqx.filter_jit(
+        eqx.filter_value_and_grad(lambda q: objective.exact(target, q))
+    )(to_device(q))
     np.testing.assert_allclose(value, expected, rtol=1e-9)
     for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(truth), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-7, atol=1e-10)
@@ -67,12 +84,17 @@ def test_every_objective_of_single_draws_equals_its_closed_form(objective):
 def logistic(rows, dim):
     rng = np.random.default_rng(3)
     x = rng.standard_normal((rows, dim))
-    return LinearSites(x, lambda s, y: jax.nn.log_sigmoid((2.0 * y - 1.0) * s), (x[:, 0] > 0) * 1.0, 0.5, 4.0)
+    return LinearSites(
+        x, lambda s, y: jax.nn.log_sigmoid((2.0 * y - 1.0) * s), (x[:, 0] > 0) * 1.0, 0.5, 4.0
+    )
 
 
 def test_projections_give_the_same_as_the_tensor_rule():
     """Logistic regression in two dimensions: nodes along x_i against a tensor rule of 40^2 nodes."""
-    target, q = logistic(6, 2), Gaussian.from_root(np.array([0.2, -0.1]), np.array([[0.8, 0.0], [0.3, 0.5]]))
+    target, q = (
+        logistic(6, 2),
+        Gaussian.from_root(np.array([0.2, -0.1]), np.array([[0.8, 0.0], [0.3, 0.5]])),
+    )
     value, gradient = value_and_gradient(Quadrature(40), ELBO(), target, q)
 
     class Plain(GaussianTarget):
@@ -95,18 +117,27 @@ def test_projections_serve_any_dimension_and_low_rank_scales():
     value, _ = value_and_gradient(Quadrature(3), ELBO(), target, q)
     cov = np.asarray(q.cov)
     expected = -0.5 * np.sum((y - x @ q.mean) ** 2 + np.einsum("id,de,ie->i", x, cov, x))
-    expected += -0.5 * (np.trace(cov) + q.mean @ q.mean) / 2 - 25 * np.log(2 * np.pi * 2) + q.entropy()
+    expected += (
+        -0.5 * (np.trace(cov) + q.mean @ q.mean) / 2 - 25 * np.log(2 * np.pi * 2) + q.entropy()
+    )
     np.testing.assert_allclose(value, -expected, rtol=1e-12)
 
 
 PAIRINGS = {
-    "too many points": (Quadrature(20), Gaussian.full(5), ELBO(), "3.2e.06 points, more than 50,000; pass a smaller `k`"),
+    "too many points": (
+        Quadrature(20),
+        Gaussian.full(5),
+        ELBO(),
+        "3.2e.06 points, more than 50,000; pass a smaller `k`",
+    ),
     "too many draws": (Quadrature(20), Gaussian.full(2), IWELBO(2), "1.6e.05 points"),
     "a mixture": (Quadrature(20), Mixture([Gaussian.full(2)]), ELBO(), "Mixture"),
 }
 
 
-@pytest.mark.parametrize(("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS)
+@pytest.mark.parametrize(
+    ("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS
+)
 def test_wrong_pairings_say_what_fits(estimator, q, objective, sentence):
     with pytest.raises(PairingError, match=sentence):
         estimator.check(GaussianTarget(Gaussian.full(q.dim)), q, objective)

@@ -1,4 +1,7 @@
-"""Baselines of the score function estimator against closed forms of its variance; unbiasedness is the battery's business."""
+"""Baselines of the score function estimator against closed forms of its variance.
+
+Unbiasedness is the battery's business.
+"""
 
 from typing import ClassVar
 
@@ -38,7 +41,9 @@ SQUARE = Square(Gaussian.full(1))
 
 
 def gradients(estimator, repeats=4000, objective=None, target=SQUARE, q=None, warm=0):
-    """Gradients in (mean, log sd) at `repeats` keys, after `warm` steps that only move the estimator's state."""
+    """Gradients in (mean, log sd) at `repeats` keys, after `warm` steps that only move the
+    estimator's state.
+    """
     q = to_device(Gaussian.diagonal(1) if q is None else q)
     objective = Mean() if objective is None else objective
     state = to_device(estimator.prepare(target, q, jr.key(1)))
@@ -47,19 +52,29 @@ def gradients(estimator, repeats=4000, objective=None, target=SQUARE, q=None, wa
     def run(state, keys):
         for key in jr.split(jr.key(3), warm):
             state = estimator.surrogate(objective, target, q, state, key)[1]
-        one = eqx.filter_grad(lambda q, key: estimator.surrogate(objective, target, q, state, key)[0])
+        one = eqx.filter_grad(
+            lambda q, key: estimator.surrogate(objective, target, q, state, key)[0]
+        )
         return jax.vmap(lambda key: one(q, key))(keys)
 
     tree = run(state, jr.split(jr.key(2), repeats))
-    return np.concatenate([np.asarray(leaf).reshape(repeats, -1) for leaf in jax.tree.leaves(tree)], axis=1)
+    return np.concatenate(
+        [np.asarray(leaf).reshape(repeats, -1) for leaf in jax.tree.leaves(tree)], axis=1
+    )
 
 
 def variance_is(estimator, expected, **options):
-    """Per draw, within 5 standard errors of a variance estimate (whose kurtosis is read from the sample)."""
+    """Per draw, within 5 standard errors of a variance estimate (whose kurtosis is read from the
+    sample).
+    """
     sample = gradients(estimator, **options)
     sample = sample - sample.mean(0)
     error = np.sqrt((sample**4).mean(0) - (sample**2).mean(0) ** 2) / np.sqrt(len(sample))
-    assert np.all(np.abs((sample**2).mean(0) - np.asarray(expected)) < 5 * error), ((sample**2).mean(0), expected, error)
+    assert np.all(np.abs((sample**2).mean(0) - np.asarray(expected)) < 5 * error), (
+        (sample**2).mean(0),
+        expected,
+        error,
+    )
 
 
 def with_baseline(b):
@@ -90,12 +105,16 @@ def test_a_moving_average_learns_the_mean_of_f():
     for i in range(40):
         _, state = eqx.filter_jit(estimator.surrogate)(Mean(), SQUARE, q, state, jr.key(i))
     total, mass = state[1]
-    # E f = 1 + C^2; its standard error at memory .9 and 64 draws: sqrt(Var f / 64 / 19), Var f = 2 + 4 C^2
+    # E f = 1 + C^2; its standard error at memory .9 and 64 draws: sqrt(Var f / 64 / 19), Var f = 2
+    # + 4 C^2
     assert abs(total / mass - (1 + C**2)) < 4 * np.sqrt((2 + 4 * C**2) / 64 / 19)
 
 
 def test_leave_one_out_has_the_variance_of_the_mean_as_baseline():
-    """With many draws the others' mean is E f; times n, the variance of a mean over n is that of one draw."""
+    """With many draws the others' mean is E f.
+
+    Times n, the variance of a mean over n is that of one draw.
+    """
     sample = gradients(Score(64), repeats=4000)
     np.testing.assert_allclose(64 * sample.var(0), with_baseline(1 + C**2), rtol=0.12)
 
@@ -103,7 +122,9 @@ def test_leave_one_out_has_the_variance_of_the_mean_as_baseline():
 def test_the_optimal_baseline_has_the_least_variance():
     least = with_baseline(best_baseline())
     assert np.all(least < 0.9 * with_baseline(1 + C**2))
-    np.testing.assert_allclose(512 * gradients(Score(512, baseline="optimal"), repeats=2000).var(0), least, rtol=0.15)
+    np.testing.assert_allclose(
+        512 * gradients(Score(512, baseline="optimal"), repeats=2000).var(0), least, rtol=0.15
+    )
 
 
 @pytest.mark.parametrize("noise", ["independent", "sobol"])
@@ -115,7 +136,9 @@ def test_the_taylor_baseline_leaves_no_noise_for_a_quadratic(noise):
 
 def test_the_taylor_baseline_knows_the_covariance_of_a_low_rank_q():
     """On a Gaussian target the ELBO is quadratic: exact gradients."""
-    target = GaussianTarget(Gaussian.from_root(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.5, 2.0]])))
+    target = GaussianTarget(
+        Gaussian.from_root(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.5, 2.0]]))
+    )
     q = Gaussian.low_rank(2, 1)
     sample = gradients(Score(4, baseline="taylor"), repeats=4, objective=ELBO(), target=target, q=q)
     truth = eqx.filter_jit(eqx.filter_grad(lambda q: ELBO().exact(target, q)))(to_device(q))
@@ -124,7 +147,10 @@ def test_the_taylor_baseline_knows_the_covariance_of_a_low_rank_q():
 
 
 def test_wake_phase_gradients_are_the_self_normalised_ones():
-    """-sum (w_i / sum w - 1/n) grad log q(z_i): by hand from the draws, in the mean of a standard normal, where grad = z."""
+    """-sum (w_i / sum w - 1/n) grad log q(z_i).
+
+    By hand from the draws, in the mean of a standard normal, where grad = z.
+    """
     target = GaussianTarget(Gaussian(np.array([1.0]), Gaussian.diagonal(1).scale))
     q, estimator = to_device(Gaussian.diagonal(1)), Score(6, baseline="none")
     loss = lambda q: estimator.surrogate(WakePhase(), target, q, (None, None), jr.key(4))[0]  # noqa: E731
@@ -135,7 +161,10 @@ def test_wake_phase_gradients_are_the_self_normalised_ones():
 
 
 def test_mixtures_are_fitted_by_their_weights_too():
-    """d KL / d logit of a mixture of N(-1, 1) and N(1, 1) against N(1, 1), by quadrature; 4 standard errors."""
+    """d KL / d logit of a mixture of N(-1, 1) and N(1, 1) against N(1, 1), by quadrature.
+
+    4 standard errors.
+    """
     parts = [Gaussian.diagonal(1).moved(np.array([m])) for m in (-1.0, 1.0)]
     q, target = Mixture(parts), GaussianTarget(parts[1])
     sample = gradients(Score(16), objective=ELBO(), target=target, q=q)
@@ -150,7 +179,10 @@ def test_mixtures_are_fitted_by_their_weights_too():
 
 
 ARGUMENTS = {
-    "no such baseline": (lambda: check_baseline("mean", "independent"), "must be one of 'none', 'moving_average'"),
+    "no such baseline": (
+        lambda: check_baseline("mean", "independent"),
+        "must be one of 'none', 'moving_average'",
+    ),
     "draws that hang together": (lambda: Score(4, noise="sobol"), "would bias the gradient"),
 }
 
@@ -163,15 +195,32 @@ def test_bad_arguments_are_named(make, sentence):
 
 PAIRINGS = {
     "nobody else": (Score(1), Gaussian.full(1), ELBO(), "n of at least 2, got 1"),
-    "no other pair": (Score(2, noise="antithetic"), Gaussian.full(1), ELBO(), "n of at least 4, got 2"),
+    "no other pair": (
+        Score(2, noise="antithetic"),
+        Gaussian.full(1),
+        ELBO(),
+        "n of at least 4, got 2",
+    ),
     "no other group": (Score(4), Gaussian.full(1), IWELBO(4), "n of at least 8, got 4"),
-    "no mean": (Score(4, baseline="taylor"), Mixture([Gaussian.full(1)]), ELBO(), "needs the mean and the covariance"),
-    "no single draw": (Score(4, baseline="taylor"), Gaussian.full(1), IWELBO(2), "IWELBO is no average"),
+    "no mean": (
+        Score(4, baseline="taylor"),
+        Mixture([Gaussian.full(1)]),
+        ELBO(),
+        "needs the mean and the covariance",
+    ),
+    "no single draw": (
+        Score(4, baseline="taylor"),
+        Gaussian.full(1),
+        IWELBO(2),
+        "IWELBO is no average",
+    ),
     "no values": (Score(4, baseline="taylor"), Gaussian.full(1), Fisher(), "Fisher is no average"),
 }
 
 
-@pytest.mark.parametrize(("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS)
+@pytest.mark.parametrize(
+    ("estimator", "q", "objective", "sentence"), PAIRINGS.values(), ids=PAIRINGS
+)
 def test_wrong_pairings_say_what_fits(estimator, q, objective, sentence):
     with pytest.raises(PairingError, match=sentence):
         estimator.check(SQUARE, q, objective)

@@ -39,8 +39,14 @@ def test_the_whole_table_is_there_where_the_data_are(result):
 
 
 TINY = {
-    "clutter-stress": ("clutter_stress", {"SIZES": (1, 12, 100), "SHARES": (0.5,), "PLACES": (2.0, 5.0)}),
-    "clutter-scaling": ("clutter_scaling", {"SIZES": (20, 10_000, 30_000), "LINEAR_FROM": 10_000, "SETS": {100: (4, 4)}}),
+    "clutter-stress": (
+        "clutter_stress",
+        {"SIZES": (1, 12, 100), "SHARES": (0.5,), "PLACES": (2.0, 5.0)},
+    ),
+    "clutter-scaling": (
+        "clutter_scaling",
+        {"SIZES": (20, 10_000, 30_000), "LINEAR_FROM": 10_000, "SETS": {100: (4, 4)}},
+    ),
     "clutter-2d": ("clutter_2d", {"SETS": {100: (2, 2)}, "HIGHER": {5: 40}, "HIGHER_SETS": (2, 2)}),
 }
 TIMED = "exponent of n"  # a busy machine bends it
@@ -82,7 +88,9 @@ def test_unknown_names_and_folders_are_sentences(tmp_path):
         run("cluter")
     with pytest.raises(ValueError, match=r"no paper_n20\.csv"):
         run_clutter(data=tmp_path)
-    with pytest.raises(ValueError, match=r"clutter takes no option `seed`; besides `fast` it takes data\."):
+    with pytest.raises(
+        ValueError, match=r"clutter takes no option `seed`; besides `fast` it takes data\."
+    ):
         run("clutter", seed=1)
 
 

@@ -1,4 +1,7 @@
-"""The identities of variational inference: the experiment, and on every target of the zoo with known evidence and exact draws."""
+"""The identities of variational inference.
+
+The experiment, and on every target of the zoo with known evidence and exact draws.
+"""
 
 import jax
 import numpy as np
@@ -13,7 +16,11 @@ from tightbound.targets.batched import batched
 
 @pytest.fixture(scope="module")
 def result():
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         return run("elbo-identity")
 
 
@@ -26,7 +33,8 @@ def test_every_claim_is_met(result):
 @pytest.mark.slow
 def test_the_divergence_is_not_symmetric(result):
     there, back = (
-        np.array([row[key] for row in result.tables["members"]]) for key in ("KL(q || posterior)", "KL(posterior || q)")
+        np.array([row[key] for row in result.tables["members"]])
+        for key in ("KL(q || posterior)", "KL(posterior || q)")
     )
     assert np.all(np.abs(there - back) > 1e-4)
 
@@ -54,16 +62,21 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_evidence_lies_between_its_bounds(name, as_a_user):
-    """1/Z = E_posterior[q / p] for any q inside; ELBO <= log Z <= E_posterior[log p - log q]; all within 4 standard errors.
+    """1/Z = E_posterior[q / p] for any q inside; ELBO <= log Z <= E_posterior[log p - log q].
 
-    q has the posterior's mean and a fraction of its covariance, so that the ratio q / p is bounded or nearly so.
+    All within 4 standard errors.
+
+    q has the posterior's mean and a fraction of its covariance, so that the ratio q / p is bounded
+    or nearly so.
     """
     make, share = KNOWN[name]
     known = make()
     values = known.sample(4000, 1)
     with x64():
         z = np.asarray(jax.jit(jax.vmap(known.target.unconstrain))(values))
-    q = Gaussian.from_root(z.mean(0), np.linalg.cholesky(share * np.cov(z.T).reshape(z.shape[1], z.shape[1])))
+    q = Gaussian.from_root(
+        z.mean(0), np.linalg.cholesky(share * np.cov(z.T).reshape(z.shape[1], z.shape[1]))
+    )
     evaluate = batched(known.target)
     log_ratio = q.log_prob_on_host(z) - evaluate(z)[0]
     ratio = np.exp(log_ratio + known.log_evidence)

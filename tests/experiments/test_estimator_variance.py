@@ -1,4 +1,7 @@
-"""The variance figure, small: every dot on its curve, every closed form, and that a wrong curve is seen."""
+"""The variance figure, small.
+
+Every dot on its curve, every closed form, and that a wrong curve is seen.
+"""
 
 import jax
 import pytest
@@ -9,7 +12,11 @@ from tightbound.experiments import pictures, run
 
 @pytest.fixture(scope="module")
 def result():
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         return run("estimator-variance")
 
 
@@ -43,5 +50,7 @@ def test_closed_forms_hold_at_other_sds():
 
 
 def test_an_option_that_is_not_taken_is_named():
-    with pytest.raises(ValueError, match=r"takes no option `seed`; besides `fast` it takes draws\."):
+    with pytest.raises(
+        ValueError, match=r"takes no option `seed`; besides `fast` it takes draws\."
+    ):
         run("estimator-variance", seed=1)

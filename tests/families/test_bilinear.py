@@ -1,4 +1,7 @@
-"""The bilinear density on a rectangle: mass one, the interpolant's own values, draws that follow it."""
+"""The bilinear density on a rectangle.
+
+Mass one, the interpolant's own values, draws that follow it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +31,23 @@ def test_integrates_to_one(density):
 
 
 def test_values_at_nodes_and_between(density):
-    at_nodes = np.exp(density.log_prob(ORIGIN + STEP * np.array([[0, 0], [1, 2], [3, 1]])) - density.log_prob(ORIGIN))
+    at_nodes = np.exp(
+        density.log_prob(ORIGIN + STEP * np.array([[0, 0], [1, 2], [3, 1]]))
+        - density.log_prob(ORIGIN)
+    )
     np.testing.assert_allclose(at_nodes, np.array([0.2, 0.1, 1.0]) / 0.2, rtol=1e-12)
-    middle = np.exp(density.log_prob(ORIGIN + STEP * np.array([0.5, 0.5])) - density.log_prob(ORIGIN))
+    middle = np.exp(
+        density.log_prob(ORIGIN + STEP * np.array([0.5, 0.5])) - density.log_prob(ORIGIN)
+    )
     assert middle == pytest.approx(np.mean([0.2, 1.0, 2.0, 0.5]) / 0.2)
     assert density.log_prob(ORIGIN - 0.1) == -np.inf
 
 
 def test_quantiles_follow_the_density(density):
-    """Shares of 20,000 draws in each cell within 4 standard errors of its mass; both marginals by Kolmogorov-Smirnov."""
+    """Shares of 20,000 draws in each cell within 4 standard errors of its mass.
+
+    Both marginals by Kolmogorov-Smirnov.
+    """
     y = density.inverse_cdf(np.random.default_rng(0).random((20_000, 3)))
     f = np.exp(LOG_VALUES)
     mass = (f[1:, 1:] + f[:-1, 1:] + f[1:, :-1] + f[:-1, :-1]).ravel()
@@ -48,11 +59,18 @@ def test_quantiles_follow_the_density(density):
         edges = ORIGIN[axis] + STEP * np.arange(len(line))
         fine = np.linspace(edges[0], edges[-1], 4001)
         cdf = np.cumsum(np.interp(fine, edges, line))
-        assert st.kstest(y[:, axis], lambda t, fine=fine, cdf=cdf: np.interp(t, fine, cdf / cdf[-1])).pvalue > 1e-3
+        assert (
+            st.kstest(
+                y[:, axis], lambda t, fine=fine, cdf=cdf: np.interp(t, fine, cdf / cdf[-1])
+            ).pvalue
+            > 1e-3
+        )
 
 
 def test_numpy_and_jax_agree(density):
     u = np.random.default_rng(1).random((50, 3))
     y, on_device = density.inverse_cdf(u), to_device(density)
     np.testing.assert_allclose(jax.vmap(lambda u: on_device.inverse_cdf(u, jnp))(u), y, rtol=1e-12)
-    np.testing.assert_allclose(jax.vmap(lambda y: on_device.log_prob(y, jnp))(y), density.log_prob(y), rtol=1e-10)
+    np.testing.assert_allclose(
+        jax.vmap(lambda y: on_device.log_prob(y, jnp))(y), density.log_prob(y), rtol=1e-10
+    )

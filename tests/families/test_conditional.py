@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import tightbound as tb
-from tightbound.families import Conditional, Conditioned, Ensemble, Scaling, encoders, heads
+from tightbound.amortised import encoders, heads
+from tightbound.families import Conditional, Conditioned, Ensemble, Scaling
 from tightbound.results import PairingError
 from tightbound.testing import check_family
 
@@ -19,7 +20,9 @@ def target():
     """Linear and Gaussian: z ~ N((1, -2), diag(1, 9)), x = M z + 0.5 noise."""
     with jax.numpy_rank_promotion("allow"):
         return tb.from_simulator(
-            lambda key: {"a": jnp.array([1.0, -2.0]) + jnp.array([1.0, 3.0]) * jr.normal(key, (2,))},
+            lambda key: {
+                "a": jnp.array([1.0, -2.0]) + jnp.array([1.0, 3.0]) * jr.normal(key, (2,))
+            },
             lambda key, p: MIX @ p["a"] + 0.5 * jr.normal(key, (3,)),
         )
 
@@ -32,14 +35,15 @@ def posterior(x):
 
 @pytest.fixture(scope="module")
 def network(target):
-    return tb.families.amortised(target, width=4, depth=1)
+    return tb.amortised.amortised(target, width=4, depth=1)
 
 
 def test_the_start_is_the_posterior_of_a_linear_gaussian_model(network):
     x = np.array([0.5, -3.0, 2.0])
     mean, cov = posterior(x)
     start = Conditional(network.encoder, network.head, network.scaling)
-    got, sd = start.at(x).moments  # but for the network, whose last layer starts at a tenth, and the 2,048 pilot draws
+    # but for the network, whose last layer starts at a tenth, and the 2,048 pilot draws
+    got, sd = start.at(x).moments
     np.testing.assert_allclose(sd, np.sqrt(np.diag(cov)), rtol=0.1)
     assert np.all(np.abs(got - mean) < 0.5 * np.sqrt(np.diag(cov)))
 
@@ -49,7 +53,7 @@ def test_conditioned_is_an_ordinary_family(network, key):
 
 
 def test_ensemble_is_the_mixture_of_its_members(target):
-    q = tb.families.amortised(target, width=4, depth=1, seeds=2)
+    q = tb.amortised.amortised(target, width=4, depth=1, seeds=2)
     assert isinstance(q, Ensemble)
     x, z = np.array([0.5, -3.0, 2.0]), np.array([1.0, -1.0])
     each = [m.log_prob(z, x) for m in q.members]
@@ -64,45 +68,61 @@ def test_heavy_tails_are_squashed_and_light_ones_are_not(target):
     rng = np.random.default_rng(0)
     a = rng.standard_normal(1000)
     heavy = tb.from_simulations({"a": a}, a[:, None] + rng.standard_cauchy((1000, 2)))
-    assert tb.families.amortised(heavy, width=4).scaling.squash
-    assert not tb.families.amortised(target, width=4).scaling.squash
+    assert tb.amortised.amortised(heavy, width=4).scaling.squash
+    assert not tb.amortised.amortised(target, width=4).scaling.squash
 
 
 def test_scaling_leaves_angles_alone_and_may_be_switched_off():
     rng = np.random.default_rng(0)
     table = {"angle": rng.uniform(-3, 3, 500), "b": 5 + 2 * rng.standard_normal(500)}
-    target = tb.from_simulations(table, table["b"][:, None] * [1.0, 2.0], support={"angle": "circular"})
-    q = tb.families.amortised(target, width=4)
+    target = tb.from_simulations(
+        table, table["b"][:, None] * [1.0, 2.0], support={"angle": "circular"}
+    )
+    q = tb.amortised.amortised(target, width=4)
     assert isinstance(q.head, heads.Product)
     assert q.head.circular == (True, False)
     assert q.scaling.z_shift[0] == 0
     assert q.scaling.z_scale[1] == pytest.approx(2, rel=0.1)
-    plain = tb.families.amortised(target, width=4, standardise=False)
+    plain = tb.amortised.amortised(target, width=4, standardise=False)
     np.testing.assert_array_equal(plain.scaling.z_scale, 1.0)
 
 
 def test_the_encoder_follows_the_shape_of_x():
     rng, a = np.random.default_rng(0), np.random.default_rng(1).standard_normal(300)
     picture = tb.from_simulations({"a": a}, a[:, None, None] + rng.standard_normal((300, 12, 12)))
-    assert isinstance(tb.families.amortised(picture, width=4).encoder, encoders.ConvNet)
+    assert isinstance(tb.amortised.amortised(picture, width=4).encoder, encoders.ConvNet)
     rows = tb.from_simulations({"a": a}, a[:, None] + rng.standard_normal((300, 12)))
-    assert isinstance(tb.families.amortised(rows, width=4).encoder, encoders.MLP)
-    assert isinstance(tb.families.amortised(rows, encoder="deep_sets", width=4).encoder, encoders.DeepSets)
+    assert isinstance(tb.amortised.amortised(rows, width=4).encoder, encoders.MLP)
+    assert isinstance(
+        tb.amortised.amortised(rows, encoder="deep_sets", width=4).encoder, encoders.DeepSets
+    )
 
 
 WRONG = {
-    "shape": (lambda q, t: q.at(np.zeros(4)), ValueError, "has shape (4,), but q was trained on (3,)"),
+    "shape": (
+        lambda q, t: q.at(np.zeros(4)),
+        ValueError,
+        "has shape (4,), but q was trained on (3,)",
+    ),
     "structure": (lambda q, t: q.at({"x": np.zeros(3)}), ValueError, "`x` has the structure"),
     "no x": (lambda q, t: q.sample(0), ValueError, "condition it first: fit.at(x)"),
-    "head": (lambda q, t: tb.families.amortised(t, "student"), ValueError, "`head` must be one of"),
-    "encoder": (lambda q, t: tb.families.amortised(t, encoder="rnn"), ValueError, "`encoder` must be one of"),
+    "head": (
+        lambda q, t: tb.amortised.amortised(t, "student"),
+        ValueError,
+        "`head` must be one of",
+    ),
+    "encoder": (
+        lambda q, t: tb.amortised.amortised(t, encoder="rnn"),
+        ValueError,
+        "`encoder` must be one of",
+    ),
     "dimension": (
-        lambda q, t: tb.families.amortised(t, heads.Gaussian(3)),
+        lambda q, t: tb.amortised.amortised(t, heads.Gaussian(3)),
         ValueError,
         "`head` has 3 coordinates, the target 2",
     ),
     "no simulator": (
-        lambda q, t: tb.families.amortised(tb.targets.zoo.eight_schools().target),
+        lambda q, t: tb.amortised.amortised(tb.targets.zoo.eight_schools().target),
         PairingError,
         "the ability `simulator`",
     ),
@@ -118,4 +138,6 @@ def test_what_cannot_work_is_explained(do, kind, sentence, network, target):
 
 def test_no_scaling_is_none():
     scaling = Scaling.none({"a": np.zeros(2), "b": np.zeros(())}, 3)
-    np.testing.assert_array_equal(scaling.standardise({"a": jnp.array([1.0, 5.0]), "b": jnp.array(2.0)})["a"], [1.0, 5.0])
+    np.testing.assert_array_equal(
+        scaling.standardise({"a": jnp.array([1.0, 5.0]), "b": jnp.array(2.0)})["a"], [1.0, 5.0]
+    )

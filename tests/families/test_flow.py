@@ -1,4 +1,7 @@
-"""The flow: exactly the Gaussian at rest, invertible, in one file after saving; a bent posterior that it fits better."""
+"""The flow: exactly the Gaussian at rest, invertible, in one file after saving.
+
+A bent posterior that it fits better.
+"""
 
 import builtins
 import dataclasses
@@ -44,7 +47,9 @@ def test_what_is_refused(monkeypatch):
 
 
 @pytest.mark.usefixtures("as_a_user")
-def test_a_banana_is_fitted_better_than_by_its_gaussian_and_comes_back_from_a_file(tmp_path, monkeypatch):
+def test_a_banana_is_fitted_better_than_by_its_gaussian_and_comes_back_from_a_file(
+    tmp_path, monkeypatch
+):
     def banana(p):
         x, y = p["z"]
         return -0.5 * x**2 / 4 - 0.5 * ((y - 0.5 * x**2) / 0.7) ** 2 - jnp.log(2 * 0.7 * 2 * jnp.pi)

@@ -66,7 +66,9 @@ def test_root_whitening_and_precision_belong_to_one_covariance(q):
     np.testing.assert_allclose(q.whiten(q.unwhiten(z)), z, rtol=1e-10)
     np.testing.assert_allclose(q.whiten_score(z), z @ q.root, rtol=1e-12)
     np.testing.assert_allclose(q.sd, np.sqrt(np.diag(q.cov)), rtol=1e-14)
-    np.testing.assert_allclose(q.scale.precision_diagonal(), np.diag(np.linalg.inv(q.cov)), rtol=1e-9)
+    np.testing.assert_allclose(
+        q.scale.precision_diagonal(), np.diag(np.linalg.inv(q.cov)), rtol=1e-9
+    )
 
 
 @every_member
@@ -81,7 +83,15 @@ def test_draws_are_antithetic_and_exact_in_the_mean(q):
 @every_member
 def test_host_leaves_stay_float64_where_x64_is_off(q):
     with jax.enable_x64(False):
-        values = q.sd, q.cov, q.root, q.draw(2, 0)[0], q.whiten(MEAN), np.asarray(q.sample(0)), np.asarray(q.log_prob(MEAN))
+        values = (
+            q.sd,
+            q.cov,
+            q.root,
+            q.draw(2, 0)[0],
+            q.whiten(MEAN),
+            np.asarray(q.sample(0)),
+            np.asarray(q.log_prob(MEAN)),
+        )
     assert {v.dtype for v in values} == {np.dtype(np.float64)}
     assert all(isinstance(v, np.ndarray) for v in values[:5])
 
@@ -99,7 +109,9 @@ def test_kl_is_the_closed_form_and_its_gradient_autodiffs(p, q):
     p = p.moved(MEAN + 0.5)
     ratio = np.linalg.solve(q.cov, p.cov)
     shift = q.mean - p.mean
-    expected = 0.5 * (np.trace(ratio) + shift @ np.linalg.solve(q.cov, shift) - DIM - np.linalg.slogdet(ratio)[1])
+    expected = 0.5 * (
+        np.trace(ratio) + shift @ np.linalg.solve(q.cov, shift) - DIM - np.linalg.slogdet(ratio)[1]
+    )
     np.testing.assert_allclose(kl(p, q), expected, rtol=1e-9)
     np.testing.assert_allclose(device_value(kl, p, q), expected, rtol=1e-9)
     gradient = jax.grad(lambda mean: kl(Gaussian(mean, p.scale), q))(jnp.asarray(p.mean))
@@ -117,7 +129,9 @@ def test_kl_refuses_different_dimensions():
         kl(Gaussian.full(2), Gaussian.full(3))
 
 
-@pytest.mark.parametrize("make", [Gaussian.diagonal, Gaussian.full, lambda d: Gaussian.low_rank(d, 2)])
+@pytest.mark.parametrize(
+    "make", [Gaussian.diagonal, Gaussian.full, lambda d: Gaussian.low_rank(d, 2)]
+)
 def test_constructors_start_at_unit_sds(make):
     q = make(4)
     np.testing.assert_allclose(q.sd, 1.0, rtol=1e-14)
@@ -127,7 +141,10 @@ def test_constructors_start_at_unit_sds(make):
 
 
 def test_low_rank_start_is_no_saddle():
-    """With U = 0 the gradient of any objective in U vanishes; the start has every column away from it."""
+    """With U = 0 the gradient of any objective in U vanishes.
+
+    The start has every column away from it.
+    """
     for dim, rank in ((1, 1), (3, 3), (50, 7)):
         columns = np.linalg.norm(Gaussian.low_rank(dim, rank).scale.factor, axis=0)
         assert columns.min() > 0.01
@@ -144,7 +161,10 @@ def test_moved_is_the_affine_image(q):
 
 
 def test_from_root_keeps_the_digits_of_a_condition_number_of_1e8():
-    """The thinnest direction to 1e-9: a covariance formed on the way would lose it from the eighth digit on."""
+    """The thinnest direction to 1e-9.
+
+    A covariance formed on the way would lose it from the eighth digit on.
+    """
     axes = np.linalg.qr(RNG.standard_normal((40, 40)))[0]
     root = axes * np.geomspace(1.0, 1e-4, 40)
     q = Gaussian.from_root(np.zeros(40), root @ np.linalg.qr(RNG.standard_normal((40, 40)))[0])
@@ -174,9 +194,14 @@ def test_a_small_step_moves_by_as_many_sds(q):
 
 
 def test_full_steps_do_not_depend_on_the_coordinates():
-    """The same step from q and from its image under a lower triangular map leads to images of one another."""
+    """The same step from q and from its image under a lower triangular map leads to images of one
+    another.
+    """
     step = to_device(Gaussian(0.1 * MEAN, Full(0.1 * RNG.standard_normal((DIM, DIM)))))
-    q, change = to_device(MEMBERS["full"]), np.tril(RNG.standard_normal((DIM, DIM)), -1) + np.eye(DIM) * 3
+    q, change = (
+        to_device(MEMBERS["full"]),
+        np.tril(RNG.standard_normal((DIM, DIM)), -1) + np.eye(DIM) * 3,
+    )
     image = to_device(Gaussian(change @ q.mean, Full.from_root(change @ np.asarray(q.root))))
     one, two = q.retract(step), image.retract(step)
     np.testing.assert_allclose(two.mean, change @ one.mean, rtol=1e-10)
@@ -184,23 +209,36 @@ def test_full_steps_do_not_depend_on_the_coordinates():
 
 
 def test_low_rank_density_where_the_factor_dominates():
-    """Sds of 1e6 beside 1: the sum-of-squares form keeps what the textbook's difference would cancel (1e12 of 1e12)."""
+    """Sds of 1e6 beside 1.
+
+    The sum-of-squares form keeps what the textbook's difference would cancel (1e12 of 1e12).
+    """
     q = Gaussian(np.zeros(4), LowRank(1e6 * RNG.standard_normal((4, 2)), np.zeros(4)))
     delta = q.scale.factor @ np.array([1.0, -1.0])
     exact = delta @ np.linalg.solve(q.cov, delta)
-    np.testing.assert_allclose(q.scale.quadratic(delta), exact, rtol=1e-3)  # `exact` itself has but 4 digits here
+    # `exact` itself has but 4 digits here
+    np.testing.assert_allclose(q.scale.quadratic(delta), exact, rtol=1e-3)
     np.testing.assert_allclose(q.scale.quadratic(delta), 2.0, rtol=1e-10)
 
 
 BAD = {
     "no dimension": (lambda: Gaussian.full(0), "`dim` must be an integer of at least 1, got 0"),
     "rank above dim": (lambda: Gaussian.low_rank(2, 3), "must not exceed `dim`"),
-    "mean and scale": (lambda: Gaussian(np.zeros(3), Diagonal(np.zeros(2))), r"must have shape \[2\]"),
+    "mean and scale": (
+        lambda: Gaussian(np.zeros(3), Diagonal(np.zeros(2))),
+        r"must have shape \[2\]",
+    ),
     "singular root": (lambda: Full.from_root(np.zeros((2, 2))), "singular"),
     "narrow root": (lambda: Full.from_root(np.ones((3, 2))), "m >= d"),
     "nan root": (lambda: Full.from_root(np.full((2, 2), np.nan)), "NaN or infinite"),
-    "indefinite": (lambda: Full.from_covariance(np.array([[1.0, 2.0], [2.0, 1.0]])), "not positive definite"),
-    "asymmetric": (lambda: Full.from_covariance(np.array([[1.0, 0.5], [0.0, 1.0]])), "not symmetric"),
+    "indefinite": (
+        lambda: Full.from_covariance(np.array([[1.0, 2.0], [2.0, 1.0]])),
+        "not positive definite",
+    ),
+    "asymmetric": (
+        lambda: Full.from_covariance(np.array([[1.0, 0.5], [0.0, 1.0]])),
+        "not symmetric",
+    ),
     "not square": (lambda: Full.from_covariance(np.ones((2, 3))), "square"),
     "factor": (lambda: LowRank(np.ones((3, 2)), np.zeros(2)), r"`factor` must be \[d, r\]"),
     "stretch": (lambda: Gaussian.full(2).moved(np.zeros(2), 0.0), "`sd` must be positive"),
@@ -232,9 +270,13 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="the peak of a process of its own is read from Linux's /proc"
+    not Path("/proc/self/status").exists(),
+    reason="the peak of a process of its own is read from Linux's /proc",
 )
 def test_low_rank_in_100_000_dimensions_stays_below_2_GiB():
-    """Read from /proc: `getrusage` in a new process starts from the memory of the one that started it."""
+    """Read from /proc.
+
+    `getrusage` in a new process starts from the memory of the one that started it.
+    """
     done = subprocess.run([sys.executable, "-c", _WIDE], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 2.0

@@ -1,4 +1,7 @@
-"""Implicit reparameterisation: gradients of divergences. The library's own gamma, beta and Dirichlet are in the battery."""
+"""Implicit reparameterisation: gradients of divergences.
+
+The library's own gamma, beta and Dirichlet are in the battery.
+"""
 
 from typing import ClassVar
 
@@ -30,12 +33,19 @@ class Drawn(AbstractFamily):
 
 
 class Gamma(Drawn):
-    """Shape and rate; the draw is differentiated through the distribution function, not by JAX's own rule."""
+    """Shape and rate.
+
+    The draw is differentiated through the distribution function, not by JAX's own rule.
+    """
 
     def _sample(self, key, x=None):
         shape, rate = self.positive
         z = jr.gamma(key, jax.lax.stop_gradient(shape), (1,)) / rate
-        return implicit(z, lambda z: jsp.gammainc(shape, rate * z), lambda z: jst.gamma.logpdf(z, shape, scale=1 / rate))
+        return implicit(
+            z,
+            lambda z: jsp.gammainc(shape, rate * z),
+            lambda z: jst.gamma.logpdf(z, shape, scale=1 / rate),
+        )
 
     def _log_prob(self, z, x=None):
         shape, rate = self.positive
@@ -65,11 +75,20 @@ class Same(GaussianTarget):
 
 def kl_gamma(q, p):
     (a, r), (b, s) = q.positive, p.positive
-    return (a - b) * jsp.digamma(a) - jsp.gammaln(a) + jsp.gammaln(b) + b * (jnp.log(r) - jnp.log(s)) + a * (s - r) / r
+    return (
+        (a - b) * jsp.digamma(a)
+        - jsp.gammaln(a)
+        + jsp.gammaln(b)
+        + b * (jnp.log(r) - jnp.log(s))
+        + a * (s - r) / r
+    )
 
 
 def kl_student(q, p):
-    """By quadrature: trapezia in t = scale tan(u), whose error is exponentially small for these smooth tails."""
+    """By quadrature.
+
+    Trapezia in t = scale tan(u), whose error is exponentially small for these smooth tails.
+    """
     u = (jnp.arange(20_000.0) + 0.5) / 20_000 * jnp.pi - jnp.pi / 2
     z, jacobian = jnp.tan(u), 1 / jnp.cos(u) ** 2
     log_q, log_p = (jax.vmap(m._log_prob)(z[:, None]) for m in (q, p))
@@ -77,7 +96,11 @@ def kl_student(q, p):
 
 
 CASES = {
-    "gamma by its distribution function": (Gamma(np.log([2.5, 1.5])), Gamma(np.log([1.2, 0.7])), kl_gamma),
+    "gamma by its distribution function": (
+        Gamma(np.log([2.5, 1.5])),
+        Gamma(np.log([1.2, 0.7])),
+        kl_gamma,
+    ),
     "Student-t": (StudentT(np.log([5.0, 1.5])), StudentT(np.log([3.0, 0.9])), kl_student),
 }
 
@@ -89,7 +112,9 @@ def test_pathwise_gradient_is_that_of_the_divergence(q, p, kl):
     target = Same(Gaussian.full(1), 0.0, p)
     truth = eqx.filter_grad(lambda q: kl(q, p))(q).raw
     one = eqx.filter_grad(lambda q, key: Pathwise(8).surrogate(ELBO(), target, q, None, key)[0])
-    estimates = np.asarray(eqx.filter_jit(jax.vmap(lambda key: one(q, key).raw))(jr.split(jr.key(5), 2000)))
+    estimates = np.asarray(
+        eqx.filter_jit(jax.vmap(lambda key: one(q, key).raw))(jr.split(jr.key(5), 2000))
+    )
     error = estimates.std(0, ddof=1) / np.sqrt(2000)
     assert np.all(np.abs(estimates.mean(0) - truth) < 4 * error)
     assert np.all(error < 0.05)

@@ -12,7 +12,9 @@ NODES = np.linspace(-4, 5, 200)
 
 
 def mass(density, a, b):
-    """Integral over (a, b) by Gauss-Legendre in each cell and both tails, exact to rounding for exponentials."""
+    """Integral over (a, b) by Gauss-Legendre in each cell and both tails, exact to rounding for
+    exponentials.
+    """
     x, w = np.polynomial.legendre.leggauss(12)
     edges = np.concatenate([np.linspace(a, NODES[0], 200), NODES, np.linspace(NODES[-1], b, 200)])
     edges = np.unique(np.clip(edges, a, b))
@@ -31,7 +33,8 @@ def test_integrates_to_one_with_its_tails(normal):
 
 def test_is_close_to_the_normal_that_it_interpolates(normal):
     t = np.linspace(-3, 3, 50)
-    # linear interpolation of a log density with second derivative -1 over cells of h = .045: error at most h^2 / 8
+    # linear interpolation of a log density with second derivative -1 over cells of h = .045: error
+    # at most h^2 / 8
     np.testing.assert_allclose(normal.log_prob(t), st.norm.logpdf(t), atol=0.045**2 / 8 + 1e-3)
 
 
@@ -46,5 +49,9 @@ def test_flat_cells_and_numpy_equals_jax():
     uniform = LogLinear.through(np.array([0.0, 1.0, 2.0]), np.zeros(3))
     u = np.linspace(0.01, 0.99, 37)
     with jax.enable_x64(True):
-        np.testing.assert_allclose(uniform.inverse_cdf(jnp.asarray(u), jnp), uniform.inverse_cdf(u), rtol=1e-12)
-        np.testing.assert_allclose(uniform.log_prob(jnp.asarray(u), jnp), uniform.log_prob(u), rtol=1e-12)
+        np.testing.assert_allclose(
+            uniform.inverse_cdf(jnp.asarray(u), jnp), uniform.inverse_cdf(u), rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            uniform.log_prob(jnp.asarray(u), jnp), uniform.log_prob(u), rtol=1e-12
+        )

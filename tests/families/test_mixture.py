@@ -20,7 +20,9 @@ WEIGHTS = sp.softmax(LOGITS)
 
 
 def line():
-    return Mixture([Gaussian.full(1).moved([m], s) for m, s in zip(MEANS, SDS, strict=True)], LOGITS)
+    return Mixture(
+        [Gaussian.full(1).moved([m], s) for m, s in zip(MEANS, SDS, strict=True)], LOGITS
+    )
 
 
 def cdf(x):
@@ -38,7 +40,9 @@ def test_density_and_weights():
 
 def test_it_integrates_to_one():
     x = np.linspace(-30, 30, 60_001)
-    assert np.trapezoid(np.exp(line().log_prob_on_host(x[:, None])), x) == pytest.approx(1.0, abs=1e-9)
+    assert np.trapezoid(np.exp(line().log_prob_on_host(x[:, None])), x) == pytest.approx(
+        1.0, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("how", ["draw", "sample"])
@@ -61,7 +65,9 @@ def test_each_component_gives_its_share_of_the_draws():
 
 
 def test_a_component_without_weight_gives_no_draws():
-    z, log_q = Mixture([Gaussian.full(1), Gaussian.full(1).moved([50.0])], np.array([0.0, -800.0])).draw(100, 0)
+    z, log_q = Mixture(
+        [Gaussian.full(1), Gaussian.full(1).moved([50.0])], np.array([0.0, -800.0])
+    ).draw(100, 0)
     assert z.max() < 10
     np.testing.assert_allclose(log_q, st.norm.logpdf(z[:, 0]), rtol=1e-9)
 
@@ -75,7 +81,9 @@ def test_any_number_of_draws(count):
 
 def test_families_can_be_mixed_and_nested():
     knots = np.linspace(-4.0, 4.0, 17)
-    nested = NestedGaussian.through(0, knots, -0.5 * knots**2, np.zeros((17, 1)), np.exp(0.2 * knots)[:, None, None])
+    nested = NestedGaussian.through(
+        0, knots, -0.5 * knots**2, np.zeros((17, 1)), np.exp(0.2 * knots)[:, None, None]
+    )
     q = Mixture([nested, Mixture([Gaussian.full(2), Gaussian.diagonal(2).moved([5.0, 0.0])])])
     z, log_q = q.draw(1000, 1)
     np.testing.assert_allclose(log_q, q.log_prob(z), rtol=1e-8)

@@ -1,4 +1,7 @@
-"""The Gaussian nested on two coordinates: mass one, exact draws, a Gaussian and a bent law that it contains."""
+"""The Gaussian nested on two coordinates.
+
+Mass one, exact draws, a Gaussian and a bent law that it contains.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +11,9 @@ from tightbound.families import NestedGaussianPair
 
 STEPS = 11  # knots per axis, one unit apart
 ORIGIN = np.array([-5.0, -5.0])
-LATTICE = np.stack(np.meshgrid(ORIGIN[0] + np.arange(STEPS), ORIGIN[1] + np.arange(STEPS), indexing="ij"), axis=-1)
+LATTICE = np.stack(
+    np.meshgrid(ORIGIN[0] + np.arange(STEPS), ORIGIN[1] + np.arange(STEPS), indexing="ij"), axis=-1
+)
 PROFILE = -0.5 * np.sum(LATTICE**2, axis=-1)
 
 
@@ -17,11 +22,16 @@ def bent():
     mean = (0.5 * LATTICE[..., 0] + 0.2 * LATTICE[..., 1] ** 2)[..., None] * np.ones(2)
     roots = np.exp(0.4 * LATTICE[..., 1])[..., None, None] * np.array([[1.0, 0.0], [0.5, 1.0]])
     axes = np.array([[2.0, 0.0], [0.6, 0.5]])
-    return NestedGaussianPair.through((1, 3), np.array([1.0, -1.0]), axes, ORIGIN, 1.0, PROFILE, mean, roots)
+    return NestedGaussianPair.through(
+        (1, 3), np.array([1.0, -1.0]), axes, ORIGIN, 1.0, PROFILE, mean, roots
+    )
 
 
 def test_a_gaussian_is_exact_up_to_the_fineness_of_the_lattice():
-    """Of four coordinates, from the regression of two on the others; the cells are 1/8 sd wide: h^2 / 8 of curvature."""
+    """Of four coordinates, from the regression of two on the others; the cells are 1/8 sd wide.
+
+    H^2 / 8 of curvature.
+    """
     rng = np.random.default_rng(0)
     root = np.eye(4) + 0.3 * np.tril(rng.standard_normal((4, 4)), -1)
     cov, pair, rest = root @ root.T, np.array([0, 2]), np.array([1, 3])
@@ -32,11 +42,16 @@ def test_a_gaussian_is_exact_up_to_the_fineness_of_the_lattice():
     roots = np.broadcast_to(np.linalg.cholesky(left), (STEPS, STEPS, 2, 2))
     q = NestedGaussianPair.through((0, 2), np.zeros(2), axes, ORIGIN, 1.0, PROFILE, means, roots)
     z = rng.multivariate_normal(np.zeros(4), cov, 200)
-    np.testing.assert_allclose(q.log_prob_on_host(z), st.multivariate_normal(np.zeros(4), cov).logpdf(z), atol=0.02)
+    np.testing.assert_allclose(
+        q.log_prob_on_host(z), st.multivariate_normal(np.zeros(4), cov).logpdf(z), atol=0.02
+    )
 
 
 def test_the_density_integrates_to_one():
-    """Importance sampling from a wider normal: 40,000 draws know the mass to about 1 %, and 4 errors are allowed."""
+    """Importance sampling from a wider normal.
+
+    40,000 draws know the mass to about 1 %, and 4 errors are allowed.
+    """
     q = bent()
     z, _ = q.draw(4000, 0)
     wide = st.multivariate_normal(z.mean(axis=0), 4.0 * np.cov(z.T))
@@ -52,9 +67,12 @@ def test_draws_follow_the_density(how):
     z = q.draw(8000, 1)[0][:4000] if how == "draw" else np.asarray(q.sample(1, shape=(4000,)))
     y = np.linalg.solve(q.axes, (z[:, [1, 3]] - q.centre).T)
     mean = 0.5 * y[0] + 0.2 * y[1] ** 2
-    white = np.linalg.solve(np.array([[1.0, 0.0], [0.5, 1.0]]), (z[:, [0, 2]] - mean[:, None]).T) * np.exp(-0.4 * y[1])
+    white = np.linalg.solve(
+        np.array([[1.0, 0.0], [0.5, 1.0]]), (z[:, [0, 2]] - mean[:, None]).T
+    ) * np.exp(-0.4 * y[1])
     for row in (*y, *white):
-        assert st.kstest(row, "norm").pvalue > 1e-3  # roots log-linear over a unit: 1 % of an sd off at most
+        # roots log-linear over a unit: 1 % of an sd off at most
+        assert st.kstest(row, "norm").pvalue > 1e-3
     assert np.max(np.abs(np.corrcoef(np.concatenate([y, white])) - np.eye(4))) < 4.5 / np.sqrt(4000)
 
 
@@ -68,11 +86,20 @@ def test_three_ways_to_the_density_of_a_draw_agree():
 def test_in_the_plane_it_is_a_grid():
     """Nothing is left beside the two coordinates: the density of the lattice itself."""
     q = NestedGaussianPair.through(
-        (0, 1), np.zeros(2), np.eye(2), ORIGIN, 1.0, PROFILE, np.empty((STEPS, STEPS, 0)), np.empty((STEPS, STEPS, 0, 0))
+        (0, 1),
+        np.zeros(2),
+        np.eye(2),
+        ORIGIN,
+        1.0,
+        PROFILE,
+        np.empty((STEPS, STEPS, 0)),
+        np.empty((STEPS, STEPS, 0, 0)),
     )
     z, log_q = q.draw(2000, 0)
     np.testing.assert_allclose(
         log_q, st.multivariate_normal(np.zeros(2)).logpdf(z), atol=0.06
     )  # in the tails; cells 1/8 wide
     np.testing.assert_allclose(z.std(axis=0), 1.0, atol=0.01)  # stratified
-    assert len(np.unique(z, axis=0)) == len(z), "no rest is left to mirror, so that no draw may come twice"
+    assert len(np.unique(z, axis=0)) == len(z), (
+        "no rest is left to mirror, so that no draw may come twice"
+    )

@@ -1,4 +1,6 @@
-"""Student's t against SciPy, its draws' derivatives against differences of quantiles, and fits that find it again."""
+"""Student's t against SciPy, its draws' derivatives against differences of quantiles, and fits that
+find it again.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +19,22 @@ T = StudentT.around(Gaussian.from_root(np.array([1.0, -1.0]), ROOT), 4.0)
 
 def quantile(a, noise):
     """The gamma quantile by SciPy, from the smaller tail."""
-    return np.where(noise < 0, st.gamma.ppf(st.norm.cdf(noise), a), st.gamma.isf(st.norm.sf(noise), a))
+    return np.where(
+        noise < 0, st.gamma.ppf(st.norm.cdf(noise), a), st.gamma.isf(st.norm.sf(noise), a)
+    )
 
 
 def test_gamma_quantiles_and_their_implicit_derivatives():
     a, noise = np.meshgrid([0.3, 0.5, 2.5, 5.0, 50.0, 1e4], [-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0])
-    np.testing.assert_allclose(jax.jit(gamma_of_normal)(jnp.asarray(a), jnp.asarray(noise)), quantile(a, noise), rtol=1e-10)
+    np.testing.assert_allclose(
+        jax.jit(gamma_of_normal)(jnp.asarray(a), jnp.asarray(noise)), quantile(a, noise), rtol=1e-10
+    )
     in_a, in_noise = (
-        np.asarray(jax.jit(jax.vmap(jax.grad(gamma_of_normal, i)))(jnp.asarray(a.ravel()), jnp.asarray(noise.ravel())))
+        np.asarray(
+            jax.jit(jax.vmap(jax.grad(gamma_of_normal, i)))(
+                jnp.asarray(a.ravel()), jnp.asarray(noise.ravel())
+            )
+        )
         for i in (0, 1)
     )
     h = 1e-5
@@ -47,7 +57,9 @@ def test_density_moments_and_entropy():
 def test_many_degrees_of_freedom_are_a_gaussian():
     gaussian = Gaussian.from_root(T.loc, ROOT)
     z = np.random.default_rng(1).standard_normal((6, 2))
-    np.testing.assert_allclose(StudentT.around(gaussian, 1e6).log_prob_on_host(z), gaussian.log_prob_on_host(z), atol=1e-3)
+    np.testing.assert_allclose(
+        StudentT.around(gaussian, 1e6).log_prob_on_host(z), gaussian.log_prob_on_host(z), atol=1e-3
+    )
 
 
 def test_wrong_shapes_are_refused():

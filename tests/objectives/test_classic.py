@@ -30,9 +30,14 @@ class KnowsItsMoments(Density):
 
 
 def test_exact_elbo_is_the_evidence_less_the_kl():
-    """log Z - ELBO = KL(q || posterior) to rounding: the identity that variational inference rests on."""
+    """log Z - ELBO = KL(q || posterior) to rounding.
+
+    The identity that variational inference rests on.
+    """
     q = Gaussian(np.array([0.5, 0.5]), Diagonal(np.array([0.3, -0.4])))
-    np.testing.assert_allclose(TARGET.log_evidence + ELBO().exact(TARGET, q), kl(q, POSTERIOR), rtol=1e-14)
+    np.testing.assert_allclose(
+        TARGET.log_evidence + ELBO().exact(TARGET, q), kl(q, POSTERIOR), rtol=1e-14
+    )
     np.testing.assert_allclose(ELBO().exact(TARGET, POSTERIOR), -3.0, atol=1e-14)
 
 
@@ -50,7 +55,9 @@ def test_iwelbo_of_one_is_the_elbo():
 def test_iwelbo_by_hand():
     log_w = np.log(np.array([1.0, 3.0, 2.0, 6.0]))
     expected = -(np.log(2.0) + np.log(4.0)) / 2
-    np.testing.assert_allclose(IWELBO(2).loss(Draws(jnp.asarray(log_w), jnp.zeros(4))), expected, rtol=1e-15)
+    np.testing.assert_allclose(
+        IWELBO(2).loss(Draws(jnp.asarray(log_w), jnp.zeros(4))), expected, rtol=1e-15
+    )
 
 
 def test_iwelbo_ignores_draws_of_zero_density_in_a_group_that_has_others():

@@ -12,7 +12,9 @@ def test_forward_kl_is_the_mean_negative_log_density():
     z = rng.standard_normal(200_000)  # p = N(0, 1), q = N(0.5, 1.5^2): cross entropy in closed form
     log_q = -0.5 * ((z - 0.5) / 1.5) ** 2 - np.log(1.5) - 0.5 * np.log(2 * np.pi)
     exact = 0.5 * np.log(2 * np.pi) + np.log(1.5) + 0.5 * (1 + 0.25) / 2.25
-    assert ForwardKL().loss(Draws(None, jnp.asarray(log_q))) == pytest.approx(exact, abs=4 * log_q.std() / len(z) ** 0.5)
+    assert ForwardKL().loss(Draws(None, jnp.asarray(log_q))) == pytest.approx(
+        exact, abs=4 * log_q.std() / len(z) ** 0.5
+    )
     assert ForwardKL().drawn_from is Source.joint
     assert ForwardKL().needs == ("log_q",)
 
@@ -33,7 +35,9 @@ def test_with_one_draw_the_softmax_weighted_loss_is_the_elbo():
 
 
 def test_with_many_draws_it_rewards_a_worse_q():
-    """Its limit is -log Z - KL(p || q) = -KL(N(0, 1) || N(0, sd^2)), below the value at q = p, which is zero."""
+    """Its limit is -log Z - KL(p || q) = -KL(N(0, 1) || N(0, sd^2)), below the value at q = p,
+    which is zero.
+    """
     sd = 1.5
     forward = np.log(sd) + 0.5 / sd**2 - 0.5
     values = [loss(SoftmaxWeighted(20_000), log_weights(sd, 1, 20_000, seed)) for seed in range(20)]

@@ -37,24 +37,39 @@ def test_exact_is_the_loss_by_quadrature(objective, q):
 def test_exact_in_several_dimensions_sums_over_independent_coordinates():
     """A rotation leaves every divergence but changes no coordinate's marginal alone."""
     angle = np.array([[0.8, -0.6], [0.6, 0.8]])
-    p, q = (Gaussian(np.array([0.4, 1.0]), Diagonal(np.log(np.array(sd)))) for sd in ([1.0, 2.0], [0.8, 2.5]))
-    turned = [Gaussian(angle @ g.mean, Full.from_covariance(angle @ np.diag(g.sd**2) @ angle.T)) for g in (p, q)]
-    parts = [[Gaussian(g.mean[i : i + 1], Diagonal(np.log(g.sd[i : i + 1]))) for i in range(2)] for g in (p, q)]
+    p, q = (
+        Gaussian(np.array([0.4, 1.0]), Diagonal(np.log(np.array(sd))))
+        for sd in ([1.0, 2.0], [0.8, 2.5])
+    )
+    turned = [
+        Gaussian(angle @ g.mean, Full.from_covariance(angle @ np.diag(g.sd**2) @ angle.T))
+        for g in (p, q)
+    ]
+    parts = [
+        [Gaussian(g.mean[i : i + 1], Diagonal(np.log(g.sd[i : i + 1]))) for i in range(2)]
+        for g in (p, q)
+    ]
     for objective in (Renyi(0.5), ChiUpper(), Fisher(), WakePhase()):
         by_part = sum(objective.exact(GaussianTarget(a), b) for a, b in zip(*parts, strict=True))
-        np.testing.assert_allclose(objective.exact(GaussianTarget(turned[0]), turned[1]), by_part, rtol=1e-12)
+        np.testing.assert_allclose(
+            objective.exact(GaussianTarget(turned[0]), turned[1]), by_part, rtol=1e-12
+        )
 
 
 def test_the_chi_bound_of_a_gaussian_that_is_too_narrow_is_infinite():
     """order / var_p <= (order - 1) / var_q: at order 2, q narrower than p by more than sqrt 2."""
     p = GaussianTarget(Gaussian.diagonal(1))
     assert ChiUpper().exact(p, Gaussian(np.zeros(1), Diagonal(np.log(np.array([0.70]))))) == np.inf
-    assert np.isfinite(ChiUpper().exact(p, Gaussian(np.zeros(1), Diagonal(np.log(np.array([0.72]))))))
+    assert np.isfinite(
+        ChiUpper().exact(p, Gaussian(np.zeros(1), Diagonal(np.log(np.array([0.72])))))
+    )
 
 
 def test_limits_are_the_elbo_and_the_importance_weighted_bound():
     np.testing.assert_allclose(Renyi(1 + 1e-7).loss(DRAWS), ELBO().loss(DRAWS), rtol=1e-5)
-    np.testing.assert_allclose(Renyi(1 + 1e-7).exact(TARGET, WIDE), ELBO().exact(TARGET, WIDE), rtol=1e-5)
+    np.testing.assert_allclose(
+        Renyi(1 + 1e-7).exact(TARGET, WIDE), ELBO().exact(TARGET, WIDE), rtol=1e-5
+    )
     np.testing.assert_allclose(VRIWAE(0.0, 2).loss(DRAWS), IWELBO(2).loss(DRAWS), rtol=1e-14)
     np.testing.assert_allclose(VRIWAE(0.4, 1).loss(DRAWS), ELBO().loss(DRAWS), rtol=1e-14)
     np.testing.assert_allclose(VRIWAE(0.4, 4).loss(DRAWS), Renyi(0.4).loss(DRAWS), rtol=1e-14)

@@ -20,7 +20,11 @@ DATA = Path(__file__).parents[3] / "shared" / "data" / "clutter"
 N5 = [-3.6048, 1.1717, 2.9157, 0.3442, 2.2250]
 
 # Clutter spec, section 4.1: n -> iterations, KL(q || p), mean, variance of the paper's method.
-PAPER = {20: (30, 0.03974, 1.2328, 0.2654), 5: (20, 0.1483, 1.7674, 0.5728), 10: (20, 0.004163, 1.5880, 0.2376)}
+PAPER = {
+    20: (30, 0.03974, 1.2328, 0.2654),
+    5: (20, 0.1483, 1.7674, 0.5728),
+    10: (20, 0.004163, 1.5880, 0.2376),
+}
 PAPER[100] = (20, 8.223e-5, 1.77953, 0.03072)
 BY_ITERATION = {1: 1.449, 2: 0.917, 3: 0.607, 5: 0.219, 8: 0.045, 10: 0.031, 15: 0.037}
 
@@ -80,7 +84,10 @@ def test_schedule_halves_the_width_to_vg_and_caps_the_variance():
 
 
 def test_the_cap_is_reached_where_the_posterior_is_wide():
-    """Two conflicting points under mostly background: the best Gaussian has a variance far above vg, the paper's has vg."""
+    """Two conflicting points under mostly background.
+
+    The best Gaussian has a variance far above vg, the paper's has vg.
+    """
     target = Clutter([-4.0, 5.0], w=0.9)
     assert target.exact().cov[0, 0] > 10
     assert annealed(target).q.cov[0, 0] == pytest.approx(1.0)
@@ -97,13 +104,18 @@ def test_both_rules_share_their_fixed_point_and_natural_is_faster():
 
 
 def test_in_the_plane_it_ends_near_the_posterior():
-    """n = 100 in two dimensions: KL of a few 1e-4, as in the spec's table 5.3 (median 3.2e-4, 15 data sets)."""
+    """n = 100 in two dimensions.
+
+    KL of a few 1e-4, as in the spec's table 5.3 (median 3.2e-4, 15 data sets).
+    """
     kls = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
         inlier = rng.random(100) < 0.5
         x = np.where(
-            inlier[:, None], np.array([2.0, 0.0]) + rng.standard_normal((100, 2)), 10**0.5 * rng.standard_normal((100, 2))
+            inlier[:, None],
+            np.array([2.0, 0.0]) + rng.standard_normal((100, 2)),
+            10**0.5 * rng.standard_normal((100, 2)),
         )
         target = Clutter(x)
         ran = annealed(target)
@@ -118,7 +130,9 @@ def test_points_of_different_precision_and_full_noise_are_equivariant():
     x, scales = rng.standard_normal((15, 2)), rng.uniform(0.5, 2.0, 15)
     a = np.array([[2.0, 0.0], [-0.5, 0.7]])
     plain = Clutter(x, log_clutter=-4.0)
-    turned = Clutter(x @ a.T, vg=a @ a.T, log_clutter=-4.0 - np.log(np.linalg.det(a)), prior_var=100 * a @ a.T)
+    turned = Clutter(
+        x @ a.T, vg=a @ a.T, log_clutter=-4.0 - np.log(np.linalg.det(a)), prior_var=100 * a @ a.T
+    )
     np.testing.assert_allclose(anneal(turned).mean, a @ anneal(plain).mean, atol=1e-9)
     np.testing.assert_allclose(anneal(turned).cov, a @ anneal(plain).cov @ a.T, atol=1e-9)
     heavier = Clutter(np.concatenate([x, x]), vg=np.concatenate([scales, scales]))
@@ -126,7 +140,11 @@ def test_points_of_different_precision_and_full_noise_are_equivariant():
     np.testing.assert_allclose(anneal(heavier).mean, anneal(weighted).mean, atol=1e-9)
 
 
-@pytest.mark.parametrize("x", [[0.0, 1.0, 1e6], [1e6, -1e6], [3.0], [2.0, 2.0]], ids=["far", "both far", "one", "identical"])
+@pytest.mark.parametrize(
+    "x",
+    [[0.0, 1.0, 1e6], [1e6, -1e6], [3.0], [2.0, 2.0]],
+    ids=["far", "both far", "one", "identical"],
+)
 def test_never_nan(x):
     ran = annealed(Clutter(x))
     assert np.isfinite(ran.q.mean).all()

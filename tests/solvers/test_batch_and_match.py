@@ -1,4 +1,7 @@
-"""Batch and match: the update minimises what it says, Gaussian targets are reached exactly, and ends are named."""
+"""Batch and match.
+
+The update minimises what it says, Gaussian targets are reached exactly, and ends are named.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +22,23 @@ from tightbound.testing import GaussianTarget
 def search(target, q, **options):
     solver = BatchAndMatch(options.pop("batch", None))
     solver.check(target, q, None)
-    return run(target, q, None, solver, key=0, tol=0.02, budget=Budget(), max_steps=options.pop("max_steps", None))
+    return run(
+        target,
+        q,
+        None,
+        solver,
+        key=0,
+        tol=0.02,
+        budget=Budget(),
+        max_steps=options.pop("max_steps", None),
+    )
 
 
 @pytest.mark.parametrize("weight", [0.3, 20.0])
 def test_the_update_is_the_minimum_of_the_batch_objective(weight):
-    """The gradient of (1/B) sum |g_b - grad log q(z_b)|^2_cov(q) + (2 / weight) KL(N(0, I) || q) vanishes there."""
+    """The gradient of (1/B) sum |g_b - grad log q(z_b)|^2_cov(q) + (2 / weight) KL(N(0, I) || q)
+    vanishes there.
+    """
     rng = np.random.default_rng(0)
     z = rng.standard_normal((9, 3))
     scores = -0.7 * z @ rng.standard_normal((3, 3)) + rng.standard_normal((9, 3)) + 0.5
@@ -35,10 +49,14 @@ def test_the_update_is_the_minimum_of_the_batch_objective(weight):
         residual = scores + jnp.linalg.solve(cov, (z - mean[None, :]).T).T
         batch = jnp.mean(jnp.einsum("bi,ij,bj->b", residual, cov, residual))
         inverse = jnp.linalg.inv(cov)
-        divergence = 0.5 * (jnp.trace(inverse) + mean @ inverse @ mean - 3 + jnp.linalg.slogdet(cov)[1])
+        divergence = 0.5 * (
+            jnp.trace(inverse) + mean @ inverse @ mean - 3 + jnp.linalg.slogdet(cov)[1]
+        )
         return batch + 2 / weight * divergence
 
-    slopes = jax.grad(objective, (0, 1))(jnp.asarray(mean), jnp.asarray(np.linalg.cholesky(root @ root.T)))
+    slopes = jax.grad(objective, (0, 1))(
+        jnp.asarray(mean), jnp.asarray(np.linalg.cholesky(root @ root.T))
+    )
     for slope in slopes:
         np.testing.assert_allclose(slope, 0.0, atol=1e-9)
 

@@ -1,4 +1,7 @@
-"""Expectation propagation: exact where it must be, close to the exact posterior elsewhere, honest when it fails."""
+"""Expectation propagation.
+
+Exact where it must be, close to the exact posterior elsewhere, honest when it fails.
+"""
 
 import dataclasses
 
@@ -27,7 +30,14 @@ N10 = [3.7161, 1.8442, 1.5167, -1.7605, 1.7936, -2.7840, 1.0120, 1.6812, 1.1503,
 def ep(target, **options):
     with host_algebra():
         return run(
-            target, Gaussian.full(target.dim), None, EP(**options), key=0, tol=0.02, budget=tb.Budget(), max_steps=None
+            target,
+            Gaussian.full(target.dim),
+            None,
+            EP(**options),
+            key=0,
+            tol=0.02,
+            budget=tb.Budget(),
+            max_steps=None,
         )
 
 
@@ -43,9 +53,20 @@ def test_exact_for_gaussian_sites(parallel):
     target = LinearSites(A, lambda s, y: -((s - y) ** 2), Y)
     precision = 2 * A.T @ A + np.eye(3) / 100
     mean, cov = np.linalg.solve(precision, 2 * A.T @ Y), np.linalg.inv(precision)
-    ran = check_solver(EP(parallel=parallel), target, Gaussian.full(3), mean=mean, sd=np.sqrt(np.diag(cov)), tol=1e-6)
+    ran = check_solver(
+        EP(parallel=parallel),
+        target,
+        Gaussian.full(3),
+        mean=mean,
+        sd=np.sqrt(np.diag(cov)),
+        tol=1e-6,
+    )
     total = 100 * A @ A.T + 0.5 * np.eye(15)
-    log_z = -0.5 * Y @ np.linalg.solve(total, Y) - 0.5 * np.linalg.slogdet(2 * np.pi * total)[1] + 7.5 * np.log(np.pi)
+    log_z = (
+        -0.5 * Y @ np.linalg.solve(total, Y)
+        - 0.5 * np.linalg.slogdet(2 * np.pi * total)[1]
+        + 7.5 * np.log(np.pi)
+    )
     np.testing.assert_allclose(ran.q.cov, cov, rtol=1e-8, atol=1e-10)
     assert -ran.trace.loss[-1] == pytest.approx(log_z, abs=1e-8)
 
@@ -61,7 +82,10 @@ def test_both_orders_reach_the_paper_s_numbers():
 
 
 def test_moments_and_evidence_on_random_data():
-    """n = 20, 40 data sets. Spec 5.1 has medians of .00097 (mean), .0155 (variance, relative), .0016 (log Z)."""
+    """n = 20, 40 data sets.
+
+    Spec 5.1 has medians of .00097 (mean), .0155 (variance, relative), .0016 (log Z).
+    """
     rng, rows, ended = np.random.default_rng(1020), [], []
     for _ in range(40):
         target = contaminated(rng, 20)
@@ -82,17 +106,26 @@ def test_moments_and_evidence_on_random_data():
 
 
 def test_two_dimensions_with_weights():
-    """n = 60 in the plane, a full noise covariance, points that count once or twice: within 2 % of the grid."""
+    """n = 60 in the plane, a full noise covariance, points that count once or twice.
+
+    Within 2 % of the grid.
+    """
     rng = np.random.default_rng(5)
     vg = np.array([[1.0, 0.4], [0.4, 0.6]])
     inlier = rng.random(60) < 0.6
-    x = np.where(inlier[:, None], rng.multivariate_normal([1.0, 0.0], vg, 60), 4 * rng.standard_normal((60, 2)))
+    x = np.where(
+        inlier[:, None],
+        rng.multivariate_normal([1.0, 0.0], vg, 60),
+        4 * rng.standard_normal((60, 2)),
+    )
     target = Clutter(x, vg=vg, vc=16.0, w=0.4, weights=rng.integers(1, 3, 60))
     exact = target.exact()
     for parallel in (False, True):
         ran = ep(target, parallel=parallel)
         assert ran.result is Result.converged
-        np.testing.assert_allclose(ran.q.mean, exact.mean, atol=0.02 * np.sqrt(exact.cov.diagonal()).min())
+        np.testing.assert_allclose(
+            ran.q.mean, exact.mean, atol=0.02 * np.sqrt(exact.cov.diagonal()).min()
+        )
         np.testing.assert_allclose(ran.q.cov, exact.cov, atol=0.02 * exact.cov.max())
         assert -ran.trace.loss[-1] == pytest.approx(exact.log_evidence, abs=2e-3)
 
@@ -115,7 +148,10 @@ def tilted_moments(log_site, precision, shift, axis):
 
 
 def test_logistic_regression_is_at_the_fixed_point_and_near_the_posterior():
-    """Every cavity times its site has the moments of q (1e-5, on a grid); q is within 3 % of an sd of the posterior."""
+    """Every cavity times its site has the moments of q (1e-5, on a grid).
+
+    Q is within 3 % of an sd of the posterior.
+    """
     rng = np.random.default_rng(2)
     a = rng.standard_normal((30, 2))
     y = np.where(rng.random(30) < 1 / (1 + np.exp(-a @ np.array([1.0, -0.5]))), 1.0, -1.0)
@@ -130,7 +166,9 @@ def test_logistic_regression_is_at_the_fixed_point_and_near_the_posterior():
         mean, cov = tilted_moments(lambda z: log_site(z, i), *cavity, axis)  # noqa: B023
         np.testing.assert_allclose(mean, q.mean, atol=1e-5)
         np.testing.assert_allclose(cov, q.cov, atol=1e-5)
-    mean, cov = tilted_moments(lambda z: sum(log_site(z, i) for i in range(30)), np.eye(2) / 4, np.zeros(2), axis)
+    mean, cov = tilted_moments(
+        lambda z: sum(log_site(z, i) for i in range(30)), np.eye(2) / 4, np.zeros(2), axis
+    )
     sd = np.sqrt(cov.diagonal())
     np.testing.assert_allclose((q.mean - mean) / sd, 0, atol=0.03)
     np.testing.assert_allclose(q.sd / sd, 1, atol=0.03)
@@ -142,7 +180,8 @@ def test_by_fit_and_certificate():
     assert fit.certificate.log_evidence[0] == pytest.approx(-fit.trace.loss[-1], abs=0.02)
 
 
-# -- results and refusals -------------------------------------------------------------------------------------------
+# -- results and refusals
+# -------------------------------------------------------------------------------------------
 
 
 def test_out_of_sweeps_is_said():
@@ -150,7 +189,10 @@ def test_out_of_sweeps_is_said():
 
 
 def test_sites_that_cannot_be_matched_are_said():
-    """Sites exp(-2.5 s^2) and exp(2.25 s^2): after a sweep the first one's cavity is improper, and nothing moves."""
+    """Sites exp(-2.5 s^2) and exp(2.25 s^2).
+
+    After a sweep the first one's cavity is improper, and nothing moves.
+    """
     target = LinearSites(np.ones((2, 1)), lambda s, y: -0.5 * y * s**2, np.array([5.0, -4.5]))
     ran = ep(target)
     assert ran.result is Result.unmatched
@@ -160,7 +202,9 @@ def test_sites_that_cannot_be_matched_are_said():
 
 def test_a_parallel_sweep_without_a_proper_cavity_leaves_q_alone():
     prior = np.array([[0.01]]), np.zeros(1)
-    state = EPState(np.array([[1.0]]), np.zeros(1), np.array([[[5.0]]]), np.zeros((1, 1)), prior, 0.5, 0.02)
+    state = EPState(
+        np.array([[1.0]]), np.zeros(1), np.array([[[5.0]]]), np.zeros((1, 1)), prior, 0.5, 0.02
+    )
     _, q, new, info = EP(parallel=True).step(Clutter([0.0]), None, None, state, 0)
     assert new.skipped == 1
     assert new.result is Result.unmatched
@@ -169,7 +213,10 @@ def test_a_parallel_sweep_without_a_proper_cavity_leaves_q_alone():
 
 
 def test_conflicting_points_never_give_a_broken_q():
-    """n = 5, where plain EP fails in half of the data sets (spec 5.1): q is always finite and the result never raises."""
+    """n = 5, where plain EP fails in half of the data sets (spec 5.1).
+
+    Q is always finite and the result never raises.
+    """
     rng = np.random.default_rng(1005)
     for _ in range(10):
         for parallel in (False, True):

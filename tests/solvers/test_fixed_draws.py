@@ -16,7 +16,11 @@ DIM, RANK = 5, 2
 
 def curved(z):
     """A log density without symmetry."""
-    return -jnp.sum(jnp.cosh(z) - 1.0) + 0.3 * z[0] * z[1] * jnp.exp(-0.5 * jnp.sum(z**2)) + jnp.sum(jnp.sin(z))
+    return (
+        -jnp.sum(jnp.cosh(z) - 1.0)
+        + 0.3 * z[0] * z[1] * jnp.exp(-0.5 * jnp.sum(z**2))
+        + jnp.sum(jnp.sin(z))
+    )
 
 
 def evaluate(points):
@@ -36,7 +40,11 @@ def problem():
 def elbo(x, at, noise):
     """The same ELBO, written with autodiff in mind: entropy from the determinant of the covariance."""
     a, b, v = jnp.split(x, [DIM, 2 * DIM])
-    mean, diagonal, factor = at.mean + at.sd * a, at.sd * jnp.exp(b), at.sd[:, None] * v.reshape(DIM, RANK)
+    mean, diagonal, factor = (
+        at.mean + at.sd * a,
+        at.sd * jnp.exp(b),
+        at.sd[:, None] * v.reshape(DIM, RANK),
+    )
     points = mean[None, :] + diagonal[None, :] * noise[:, :DIM] + noise[:, DIM:] @ factor.T
     cov = jnp.diag(diagonal**2) + factor @ factor.T
     entropy = 0.5 * jnp.linalg.slogdet(cov)[1] + 0.5 * DIM * (1 + np.log(2 * np.pi))
@@ -86,11 +94,17 @@ def test_search_variables_round_trip(problem):
 
 def low_rank_posterior():
     rng = np.random.default_rng(3)
-    return Gaussian(rng.standard_normal(12) * 3, LowRank(rng.standard_normal((12, 2)), 0.3 * rng.standard_normal(12)))
+    return Gaussian(
+        rng.standard_normal(12) * 3,
+        LowRank(rng.standard_normal((12, 2)), 0.3 * rng.standard_normal(12)),
+    )
 
 
 def test_exact_where_the_posterior_is_in_the_family():
-    """32 pairs for 14 columns of noise: all second moments are matched, and a quadratic density has no sampling error."""
+    """32 pairs for 14 columns of noise.
+
+    All second moments are matched, and a quadratic density has no sampling error.
+    """
     posterior = low_rank_posterior()
     fit = tb.fit(GaussianTarget(posterior, 1.0), Gaussian.low_rank(12, 2), solver=FixedDraws())
     assert fit.result is Result.converged
@@ -109,7 +123,10 @@ def test_mean_field_passes_the_battery_of_solvers():
 
 
 def test_a_skewed_posterior_needs_more_draws_or_says_noisy():
-    """z = log of a Gamma(1, 1) variable, eight times: the design's error is above tol with few draws."""
+    """z = log of a Gamma(1, 1) variable, eight times.
+
+    The design's error is above tol with few draws.
+    """
 
     class LogExponential(GaussianTarget):
         def log_density(self, z):
@@ -120,7 +137,8 @@ def test_a_skewed_posterior_needs_more_draws_or_says_noisy():
     assert noisy.result is Result.noisy
     fit = tb.fit(target, Gaussian.diagonal(8), solver=FixedDraws(max_pairs=2048), tol=0.02)
     assert fit.result is Result.converged
-    # the optimum of the ELBO in closed form: E exp(z) = exp(m + s^2 / 2) = 1 and s^2 = 1, so m = -1/2
+    # the optimum of the ELBO in closed form: E exp(z) = exp(m + s^2 / 2) = 1 and s^2 = 1, so m =
+    # -1/2
     np.testing.assert_allclose(fit.q.mean, -0.5, atol=4 * 0.02)
     np.testing.assert_allclose(fit.q.sd, 1.0, atol=0.08)
 
@@ -136,7 +154,9 @@ def test_a_start_without_a_finite_density_is_nonfinite():
 
 def test_the_default_above_300_dimensions():
     dim = 310
-    target = tb.from_log_density(lambda p: -0.5 * jnp.sum((p["x"] - 2.0) ** 2), {"x": np.zeros(dim)})
+    target = tb.from_log_density(
+        lambda p: -0.5 * jnp.sum((p["x"] - 2.0) ** 2), {"x": np.zeros(dim)}
+    )
     fit = tb.fit(target, solver=FixedDraws())
     assert fit.q.scale.structure == "low_rank"
     np.testing.assert_allclose(fit.q.mean, 2.0, atol=0.02)

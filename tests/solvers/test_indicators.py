@@ -1,4 +1,7 @@
-"""Mean-field VI with indicators: its fixed point, its bound by enumeration, and the paper's numbers."""
+"""Mean-field VI with indicators.
+
+Its fixed point, its bound by enumeration, and the paper's numbers.
+"""
 
 import itertools
 
@@ -36,7 +39,16 @@ def test_fixed_point_and_bound_in_the_plane():
     target = Clutter(x, vg=vg, w=[0.2, 0.4, 0.5, 0.7], prior_var=3.0, prior_mean=[0.5, 0.0])
     solver = IndicatorMeanField()
     with tb._numerics.x64():
-        ends = tb.loop.run(target, Gaussian.full(2), None, solver, key=0, tol=1e-3, budget=tb.Budget(), max_steps=None)
+        ends = tb.loop.run(
+            target,
+            Gaussian.full(2),
+            None,
+            solver,
+            key=0,
+            tol=1e-3,
+            budget=tb.Budget(),
+            max_steps=None,
+        )
     mean, cov, noise = ends.q.mean, ends.q.cov, np.linalg.inv(vg)
     d = x - mean
     log_in = np.log1p(-target.w) - 0.5 * (
@@ -48,7 +60,11 @@ def test_fixed_point_and_bound_in_the_plane():
     np.testing.assert_allclose(mean, cov @ (noise @ (r @ x) + np.array([0.5, 0.0]) / 3), atol=1e-6)
     assert np.all(np.diff(ends.trace.loss) < 1e-12)
     away = mean - np.array([0.5, 0.0])
-    outside = -0.5 * (away @ away + np.trace(cov)) / 3 - np.log(2 * np.pi * 3) + st.multivariate_normal(mean, cov).entropy()
+    outside = (
+        -0.5 * (away @ away + np.trace(cov)) / 3
+        - np.log(2 * np.pi * 3)
+        + st.multivariate_normal(mean, cov).entropy()
+    )
     bound = outside
     for z in itertools.product((0, 1), repeat=4):
         z = np.array(z)

@@ -14,9 +14,14 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 @pytest.mark.parametrize(("shape", "rate"), [(1.0, 1.0), (3.0, 0.01), (250.0, 4.0)])
 def test_a_gamma_posterior_in_log_coordinates(shape, rate):
-    """x ~ Gamma(a, b), z = log x: log density a z - b exp(z), mode log(a / b), curvature there a, so sd a^-1/2."""
+    """x ~ Gamma(a, b), z = log x.
+
+    Log density a z - b exp(z), mode log(a / b), curvature there a, so sd a^-1/2.
+    """
     target = tb.from_log_density(
-        lambda p: (shape - 1) * jnp.log(p["x"]) - rate * p["x"], {"x": 1.0}, support={"x": "positive"}
+        lambda p: (shape - 1) * jnp.log(p["x"]) - rate * p["x"],
+        {"x": 1.0},
+        support={"x": "positive"},
     )
     fit = tb.fit(target, Gaussian.full(1), solver=Laplace())
     assert fit.result is Result.converged
@@ -29,7 +34,9 @@ def test_exact_on_a_gaussian_however_correlated(correlation):
     scale = np.array([1e-3, 50.0])
     cov = np.array([[1.0, correlation], [correlation, 1.0]]) * np.outer(scale, scale)
     precision, mean = np.linalg.inv(cov), np.array([5.0, -300.0])
-    target = tb.from_log_density(lambda p: -0.5 * (p["x"] - mean) @ precision @ (p["x"] - mean), {"x": np.zeros(2)})
+    target = tb.from_log_density(
+        lambda p: -0.5 * (p["x"] - mean) @ precision @ (p["x"] - mean), {"x": np.zeros(2)}
+    )
     fit = tb.fit(target, solver=Laplace())
     assert fit.result is Result.converged
     np.testing.assert_allclose((fit.q.mean - mean) / fit.q.sd, 0.0, atol=1e-3)
@@ -44,7 +51,10 @@ def test_exact_on_a_gaussian_however_scaled():
 
 
 def test_the_evidence_is_laplaces():
-    """Its ELBO on a Gaussian is the log evidence; the loss of its trace is minus the log density at the mode."""
+    """Its ELBO on a Gaussian is the log evidence.
+
+    The loss of its trace is minus the log density at the mode.
+    """
     target = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["x"] ** 2) + 7.0, {"x": np.zeros(3)})
     fit = tb.fit(target, Gaussian.full(3).moved([1.0, 2.0, 3.0]), solver=Laplace())
     assert fit.trace.loss[-1] == pytest.approx(-7.0, abs=1e-9)
@@ -55,7 +65,11 @@ def test_evaluations_are_counted():
     target = tb.from_log_density(lambda p: -0.5 * jnp.sum(p["x"] ** 2), {"x": np.zeros(3)})
     before = tb.targets.batched.batched(target).evaluations
     fit = tb.fit(target, Gaussian.full(3).moved([1.0, 2.0, 3.0]), solver=Laplace())
-    assert fit.evaluations <= tb.targets.batched.batched(target).evaluations - before <= fit.evaluations + 1
+    assert (
+        fit.evaluations
+        <= tb.targets.batched.batched(target).evaluations - before
+        <= fit.evaluations + 1
+    )
 
 
 def test_a_start_without_a_finite_density_is_nonfinite():

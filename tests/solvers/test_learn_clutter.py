@@ -1,4 +1,7 @@
-"""Unknown w, vg and vc: the stationarity that defines them, the spec's recovery, priors, and what is refused."""
+"""Unknown w, vg and vc.
+
+The stationarity that defines them, the spec's recovery, priors, and what is refused.
+"""
 
 import numpy as np
 import pytest
@@ -32,8 +35,10 @@ def learnt(target, tol=0.02, **options):
 
 
 def test_recovers_the_truth_as_in_the_spec():
-    """Clutter spec, section 5.4: truth w .3, vg 1, vc 10 from w .5, vg 2; n = 1000: means .294, 1.03, 10.2. 6 data sets,
-    whose means have standard errors of about .010, .03 and .3; some 42 steps."""
+    """Clutter spec, section 5.4: truth w .3, vg 1, vc 10 from w .5, vg 2.
+
+    N = 1000: means .294, 1.03, 10.2. 6 data sets, whose means have standard errors of about .010,
+    .03 and .3; some 42 steps."""
     rng, found = np.random.default_rng(54), []
     for _ in range(6):
         ran = learnt(Clutter(draw(rng, 1000, w=0.3), w=0.5, vg=2.0, vc=5.0))
@@ -48,21 +53,36 @@ def test_recovers_the_truth_as_in_the_spec():
 
 
 def test_ends_where_the_elbo_is_stationary():
-    """In one dimension, by the independent optimiser: no w, vg or vc nearby has a larger best ELBO; and q is its optimum."""
+    """In one dimension, by the independent optimiser: no w, vg or vc nearby has a larger best ELBO.
+
+    And q is its optimum.
+    """
     target = learnt(Clutter(draw(np.random.default_rng(2), 60), w=0.4), tol=2e-3).target
 
     def best(t):
         return t.exact().elbo(best_gaussian(t))
 
     here = best(target)
-    for w, noise, background in ((1.05, 1, 1), (0.95, 1, 1), (1, 1.08, 1), (1, 0.92, 1), (1, 1, 1.1), (1, 1, 0.9)):
-        assert best(target.with_noise(float(target.w[0] * w), float(noise), float(background))) < here + 1e-5
+    for w, noise, background in (
+        (1.05, 1, 1),
+        (0.95, 1, 1),
+        (1, 1.08, 1),
+        (1, 0.92, 1),
+        (1, 1, 1.1),
+        (1, 1, 0.9),
+    ):
+        assert (
+            best(target.with_noise(float(target.w[0] * w), float(noise), float(background)))
+            < here + 1e-5
+        )
 
 
 def test_priors_are_counts_and_keep_small_samples_sane():
     """One M-step by hand, in the plane with weights; and a vg that four points alone would shrink."""
     rng = np.random.default_rng(1)
-    target = Clutter(draw_vectors(rng, 12, 2), w=0.4, vg=1.5, vc=8.0, weights=rng.uniform(0.5, 2, 12))
+    target = Clutter(
+        draw_vectors(rng, 12, 2), w=0.4, vg=1.5, vc=8.0, weights=rng.uniform(0.5, 2, 12)
+    )
     solver = LearnClutter(w=(3.0, 5.0), vg=(2.0, 3.0), vc=(4.0, 30.0))
     q = Gaussian.full(2)
     state = solver.init(target, q, None, 0, 0.02)

@@ -1,4 +1,7 @@
-"""Natural gradient: exact on Gaussians of any condition number, monotone, and every result that it can return."""
+"""Natural gradient.
+
+Exact on Gaussians of any condition number, monotone, and every result that it can return.
+"""
 
 import dataclasses
 
@@ -57,7 +60,11 @@ def rotated(dim, condition, seed=0):
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
     eigenvalues = np.logspace(0, np.log10(condition), dim)
-    return Quadratic(3 * rng.standard_normal(dim), (basis * eigenvalues) @ basis.T), basis, eigenvalues
+    return (
+        Quadratic(3 * rng.standard_normal(dim), (basis * eigenvalues) @ basis.T),
+        basis,
+        eigenvalues,
+    )
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
@@ -73,7 +80,10 @@ def test_exact_in_every_eigendirection_of_a_gaussian(condition):
 
 
 def test_one_undamped_step_is_newtons():
-    """From within the trust factor of the truth, one step lands on it: mean and covariance together."""
+    """From within the trust factor of the truth, one step lands on it.
+
+    Mean and covariance together.
+    """
     target, _, _ = rotated(4, 10.0)
     truth = np.linalg.cholesky(np.linalg.inv(target.precision))
     root, mean = 0.8 * truth, target.mean + truth @ np.array([0.3, -0.2, 0.1, 0.4])
@@ -81,14 +91,19 @@ def test_one_undamped_step_is_newtons():
     points = np.concatenate([mean + z @ root.T, mean - z @ root.T])
     scores = -(points - target.mean) @ target.precision
     moments = whitened_moments(z, np.zeros(64), scores @ root, 0.0)
-    new_mean, new_root, change = natural_step(mean, root, newton_model(moments.gradient, moments.curvature), 1.0)
+    new_mean, new_root, change = natural_step(
+        mean, root, newton_model(moments.gradient, moments.curvature), 1.0
+    )
     np.testing.assert_allclose(new_mean, target.mean, atol=1e-12)
     np.testing.assert_allclose(new_root @ new_root.T, np.linalg.inv(target.precision), atol=1e-12)
     assert change == pytest.approx(np.linalg.slogdet(new_root)[1] - np.linalg.slogdet(root)[1])
 
 
 def test_whitened_moments_by_quadrature():
-    """E[g] and E[hess] of sin under N(0.3, 0.5^2), d = 1, against Gauss-Hermite; 4 standard errors of 20,000 pairs."""
+    """E[g] and E[hess] of sin under N(0.3, 0.5^2), d = 1, against Gauss-Hermite.
+
+    4 standard errors of 20,000 pairs.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = weights / weights.sum()
     x = 0.3 + 0.5 * nodes
@@ -104,9 +119,11 @@ def test_whitened_moments_by_quadrature():
 
 
 def test_the_optimum_on_a_skewed_target_is_the_best_gaussian():
-    """log density z - exp(z) (log of an exponential variable): the best Gaussian has E q exp(z) = 1 and sd 1.
+    """log density z - exp(z) (log of an exponential variable): the best Gaussian has E q exp(z) = 1
+    and sd 1.
 
-    Stationarity: 1 = E exp(z) = exp(mean + sd^2 / 2) and 1 / sd^2 = E exp(z) = 1, so mean = -1/2, sd = 1.
+    Stationarity: 1 = E exp(z) = exp(mean + sd^2 / 2) and 1 / sd^2 = E exp(z) = 1, so mean = -1/2,
+    sd = 1.
     """
     fit = tb.fit(line(lambda z: z - jnp.exp(z)), solver=NaturalGradient(), tol=0.01)
     # the largest design (512 pairs) leaves an error of about .02 in mean and sd; three of them
@@ -115,7 +132,10 @@ def test_the_optimum_on_a_skewed_target_is_the_best_gaussian():
 
 
 def test_mean_field_reaches_the_mean_field_optimum():
-    """The best diagonal Gaussian of N(m, P^-1) has mean m and precisions diag(P) (Blei et al. 2017, section 2.4)."""
+    """The best diagonal Gaussian of N(m, P^-1) has mean m and precisions diag(P) (Blei et al.
+
+    2017, section 2.4).
+    """
     target, _, _ = rotated(5, 30.0)
     fit = tb.fit(target, Gaussian.diagonal(5), solver=NaturalGradient())
     sd = np.diag(target.precision) ** -0.5
@@ -142,7 +162,10 @@ def test_kl_at_the_optimum_is_zero_on_a_gaussian():
 
 @pytest.mark.parametrize(("distance", "dim"), [(5e3, 3), (1e6, 1)])
 def test_a_start_thousands_of_sds_away_arrives(distance, dim):
-    """Steps of full length double while they climb: log2(distance) of them, where equal ones would take distance / 2."""
+    """Steps of full length double while they climb.
+
+    Log2(distance) of them, where equal ones would take distance / 2.
+    """
     target = Quadratic(np.full(dim, distance), np.eye(dim))
     fit = tb.fit(target, Gaussian.full(dim), solver=NaturalGradient())
     assert fit.result is Result.converged
@@ -152,7 +175,10 @@ def test_a_start_thousands_of_sds_away_arrives(distance, dim):
 
 
 def test_result_noisy_when_the_family_is_far():
-    """The design may not grow and tol is below its error: it says so instead of claiming convergence."""
+    """The design may not grow and tol is below its error.
+
+    It says so instead of claiming convergence.
+    """
     solver = NaturalGradient(estimator=tb.estimators.FixedDesign(pairs=64), max_doublings=0)
     fit = tb.fit(line(lambda z: z - jnp.exp(z)), solver=solver, tol=1e-4)
     assert fit.result is Result.noisy
@@ -172,7 +198,12 @@ def test_result_nonfinite_raises_with_the_fit_attached():
     with pytest.raises(tb.FitError, match="NaN or infinite") as caught:
         tb.fit(line(lambda z: jnp.log(-1.0 - z**2)), Gaussian.full(1), solver=NaturalGradient())
     assert caught.value.fit.result is Result.nonfinite
-    fit = tb.fit(line(lambda z: jnp.log(-1.0 - z**2)), Gaussian.full(1), solver=NaturalGradient(), throw=False)
+    fit = tb.fit(
+        line(lambda z: jnp.log(-1.0 - z**2)),
+        Gaussian.full(1),
+        solver=NaturalGradient(),
+        throw=False,
+    )
     assert not fit.result.usable
 
 
@@ -181,7 +212,9 @@ def test_result_max_steps_and_budget_return_what_they_had():
     few = tb.fit(target, Gaussian.full(5), solver=NaturalGradient(), max_steps=2)
     assert few.result is Result.max_steps
     assert few.steps == 2
-    poor = tb.fit(target, Gaussian.full(5), solver=NaturalGradient(), budget=tb.Budget(evaluations=70))
+    poor = tb.fit(
+        target, Gaussian.full(5), solver=NaturalGradient(), budget=tb.Budget(evaluations=70)
+    )
     assert poor.result is Result.budget
     assert np.all(np.isfinite(poor.q.mean))
     more = tb.fit(target, few.q, solver=NaturalGradient())
@@ -191,7 +224,9 @@ def test_result_max_steps_and_budget_return_what_they_had():
 
 def test_wrong_pairings_are_refused_in_a_sentence():
     target, _, _ = rotated(3, 1.0)
-    with pytest.raises(PairingError, match="full or diagonal scale, not Gaussian with a low_rank scale"):
+    with pytest.raises(
+        PairingError, match="full or diagonal scale, not Gaussian with a low_rank scale"
+    ):
         tb.fit(target, Gaussian.low_rank(3, 1), solver=NaturalGradient())
     with pytest.raises(PairingError, match="maximises the ELBO and nothing else, got IWELBO"):
         tb.fit(target, objective=tb.objectives.IWELBO(4), solver=NaturalGradient())
@@ -200,7 +235,9 @@ def test_wrong_pairings_are_refused_in_a_sentence():
 
 
 def test_the_state_is_not_shared_between_steps():
-    """`step` returns a new state and leaves the old one alone, so a run can be resumed from any of them."""
+    """`step` returns a new state and leaves the old one alone, so a run can be resumed from any of
+    them.
+    """
     target, _, _ = rotated(3, 10.0)
     solver, q = NaturalGradient(), Gaussian.full(3)
     state = solver.init(target, q, None, 0, 0.02)

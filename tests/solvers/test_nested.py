@@ -1,4 +1,7 @@
-"""The nested Gaussian: settles a funnel exactly, finds the coordinate that matters, refuses what it cannot start from."""
+"""The nested Gaussian.
+
+Settles a funnel exactly, finds the coordinate that matters, refuses what it cannot start from.
+"""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -49,7 +52,8 @@ def test_a_funnel_is_in_the_family():
     assert gaussian.elbo.value < -0.3, "no Gaussian is close to a funnel"
     assert fit.elbo.value == pytest.approx(0.0, abs=0.02)
     z, _ = fit.q.draw(20_000, 1)
-    assert z[:, 2].mean() == pytest.approx(0.0, abs=0.03)  # stratified: only the interpolation is left
+    # stratified: only the interpolation is left
+    assert z[:, 2].mean() == pytest.approx(0.0, abs=0.03)
     assert z[:, 2].std() == pytest.approx(1.0, abs=0.03)
     assert st.kstest(z[:10_000, 0] * np.exp(-z[:10_000, 2]), "norm").pvalue > 1e-3
 
@@ -62,12 +66,16 @@ def test_the_coupling_tensor_vanishes_on_gaussians_and_points_at_the_scale():
     def gaussian(z):
         return -0.5 * np.einsum("ni,ij,nj->n", z, precision, z), -z @ precision
 
-    np.testing.assert_allclose(third_order_coupling(gaussian, np.zeros(3), root, rng), 0.0, atol=1e-10)
+    np.testing.assert_allclose(
+        third_order_coupling(gaussian, np.zeros(3), root, rng), 0.0, atol=1e-10
+    )
 
     def funnel(z):
         t, rest = z[:, :1], z[:, 1:]
         scale = np.exp(-2 * t)
-        score = np.concatenate([-t + (rest**2 * scale).sum(1, keepdims=True) - 2, -rest * scale], axis=1)
+        score = np.concatenate(
+            [-t + (rest**2 * scale).sum(1, keepdims=True) - 2, -rest * scale], axis=1
+        )
         return -0.5 * t[:, 0] ** 2 - 0.5 * (rest**2 * scale).sum(1) - 2 * t[:, 0], score
 
     coupling = np.sum(third_order_coupling(funnel, np.zeros(3), 0.5 * np.eye(3), rng) ** 2, axis=1)
@@ -84,7 +92,10 @@ def test_gains_nothing_where_the_gaussian_is_exact():
 
 
 def test_in_one_dimension_it_is_the_posterior_on_a_grid():
-    """z = log of a Gamma(3, 1) variable: log density 3 z - exp(z), log Z = log Gamma(3) = log 2, mean digamma(3)."""
+    """z = log of a Gamma(3, 1) variable.
+
+    Log density 3 z - exp(z), log Z = log Gamma(3) = log 2, mean digamma(3).
+    """
 
     class LogGamma(Funnel):
         def log_density(self, z):

@@ -1,4 +1,7 @@
-"""Pathfinder: the BFGS formula, known posteriors, BlackJAX's implementation, and what each path came to."""
+"""Pathfinder.
+
+The BFGS formula, known posteriors, BlackJAX's implementation, and what each path came to.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,9 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def dense_bfgs(alpha, s, y):
-    """H <- (I - r s y') H (I - r y s') + r s s' for each pair, r = 1 / s'y (Nocedal & Wright 2006, eq. 6.17)."""
+    """H <- (I - r s y') H (I - r y s') + r s s' for each pair, r = 1 / s'y (Nocedal & Wright 2006,
+    eq. 6.17).
+    """
     h = np.diag(alpha)
     for a, b in zip(s.T, y.T, strict=True):
         left = np.eye(len(a)) - np.outer(a, b) / (a @ b)
@@ -44,7 +49,8 @@ def test_estimates_along_a_path_use_the_pairs_up_to_there():
     points = np.cumsum(np.random.default_rng(1).standard_normal((5, 3)), axis=0)
     estimates = inverse_hessians(points, points * np.array([1.0, 4.0, 9.0]), memory=2)
     assert len(estimates) == 5
-    assert [h.basis.shape[1] for h in estimates] == [0, 2, 3, 3, 3]  # 2 m columns, but not more than dimensions
+    # 2 m columns, but not more than dimensions
+    assert [h.basis.shape[1] for h in estimates] == [0, 2, 3, 3, 3]
     # the secant condition holds for the newest pair: H y = s
     for t in range(1, 5):
         y = (points[t] - points[t - 1]) * np.array([1.0, 4.0, 9.0])
@@ -52,7 +58,9 @@ def test_estimates_along_a_path_use_the_pairs_up_to_there():
 
 
 def test_a_gaussian_posterior_of_few_dimensions_is_found():
-    posterior = Gaussian.from_root(np.array([1.0, -2.0, 0.5]), np.array([[1.0, 0, 0], [0.5, 2.0, 0], [0, 0.3, 0.4]]))
+    posterior = Gaussian.from_root(
+        np.array([1.0, -2.0, 0.5]), np.array([[1.0, 0, 0], [0.5, 2.0, 0], [0, 0.3, 0.4]])
+    )
     fit = tb.fit(GaussianTarget(posterior, 3.0), solver=Pathfinder(paths=1), key=3)
     assert isinstance(fit.q, Gaussian)
     assert fit.result is tb.Result.converged
@@ -62,26 +70,35 @@ def test_a_gaussian_posterior_of_few_dimensions_is_found():
 
 
 def test_several_paths_find_both_modes_with_their_weights():
-    """Two unit Gaussians six apart with weights .3 and .7: both local Gaussians are exact, and so are their ELBOs."""
+    """Two unit Gaussians six apart with weights .3 and .7.
+
+    Both local Gaussians are exact, and so are their ELBOs.
+    """
     known = tb.targets.zoo.two_modes(2, separation=6.0, weight=0.3)
     fit = tb.fit(known.target, solver=Pathfinder(paths=6), key=1)
     assert isinstance(fit.q, Mixture)
     right = np.array([q.mean[0] > 0 for q in fit.q.components])
     assert 0 < right.sum() < 6
-    assert fit.q.weights[right].sum() == pytest.approx(0.3, abs=0.02), "however many paths end at each"
+    assert fit.q.weights[right].sum() == pytest.approx(0.3, abs=0.02), (
+        "however many paths end at each"
+    )
     draws = fit.sample(5, 1000, corrected=True, replace=False)["x"]
     assert len(np.unique(draws[:, 0])) == 1000
     np.testing.assert_allclose(draws.mean(axis=0), known.mean["x"], atol=0.35)
 
 
 def test_it_does_what_blackjax_does():
-    """On a logistic posterior both reach an ELBO within .1 nat of each other, and means within .1 sd."""
+    """On a logistic posterior both reach an ELBO within .1 nat of each other, and means within .1
+    sd.
+    """
     pathfinder = pytest.importorskip("blackjax.vi.pathfinder")
     known = tb.targets.zoo.logistic_regression()
     fit = tb.fit(known.target, solver=Pathfinder(paths=1), key=2)
     with jax.enable_x64(True):
         log_density = lambda z: jnp.asarray(known.target.log_density(z))  # noqa: E731
-        state, _ = pathfinder.approximate(jr.key(0), log_density, jnp.array([0.5, -0.5]), num_samples=200, maxiter=12)
+        state, _ = pathfinder.approximate(
+            jr.key(0), log_density, jnp.array([0.5, -0.5]), num_samples=200, maxiter=12
+        )
         z, log_q = pathfinder.sample(jr.key(1), state, 4000)
         theirs = np.asarray(jax.vmap(log_density)(z) - log_q)
         position = np.asarray(z).mean(axis=0)

@@ -1,4 +1,7 @@
-"""Samplers against closed forms and reference draws, and what comes back from them; chains that must not pass."""
+"""Samplers against closed forms and reference draws, and what comes back from them.
+
+Chains that must not pass.
+"""
 
 import builtins
 import re
@@ -24,7 +27,9 @@ ROOT = np.array([[2.0, 0.0, 0.0], [1.5, 0.5, 0.0], [-30.0, 2.0, 10.0]])
 MEAN = np.array([1.0, -2.0, 300.0])
 PRECISION = np.linalg.inv(ROOT @ ROOT.T)
 SD = np.sqrt(np.diag(ROOT @ ROOT.T))
-NORMAL = tb.from_log_density(lambda p: -0.5 * (p["x"] - MEAN) @ PRECISION @ (p["x"] - MEAN), {"x": np.zeros(3)})
+NORMAL = tb.from_log_density(
+    lambda p: -0.5 * (p["x"] - MEAN) @ PRECISION @ (p["x"] - MEAN), {"x": np.zeros(3)}
+)
 NEAR = Gaussian.from_root(MEAN + 0.3 * SD, 1.3 * ROOT)
 
 
@@ -34,12 +39,17 @@ def within_error(fit, mean, sd):
     ess = np.minimum(*(fit.certificate["ess"].detail[k][: len(mean)] for k in ("bulk", "tail")))
     assert names[: len(mean)] == fit.target.coordinate_names
     assert np.all(np.abs(fit.q.mean - mean) < 4 * sd / np.sqrt(ess))
-    assert np.all(np.abs(fit.q.sd / sd - 1) < 4 / np.sqrt(ess))  # the error of a Gaussian's sd is 0.71 of this
+    # the error of a Gaussian's sd is 0.71 of this
+    assert np.all(np.abs(fit.q.sd / sd - 1) < 4 / np.sqrt(ess))
 
 
 @pytest.fixture(scope="module")
 def nuts():
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         return tb.fit(NORMAL, NEAR, solver=NUTS(draws=400, warmup=200))
 
 
@@ -49,7 +59,9 @@ def test_nuts_draws_from_a_correlated_gaussian(nuts):
     assert nuts.certificate.verdict == "pass", str(nuts.certificate)
     within_error(nuts, MEAN, SD)
     correlation = np.corrcoef(nuts.q.flat.T)
-    assert np.abs(correlation - (ROOT @ ROOT.T) / np.outer(SD, SD)).max() < 4 / np.sqrt(nuts.certificate["ess"].value)
+    assert np.abs(correlation - (ROOT @ ROOT.T) / np.outer(SD, SD)).max() < 4 / np.sqrt(
+        nuts.certificate["ess"].value
+    )
     assert nuts.evaluations > 4 * 600  # at least one gradient per sweep and chain
     assert nuts.q.statistics["acceptance_rate"].mean() == pytest.approx(0.8, abs=0.12)
     lp = -0.5 * np.einsum("cni,ij,cnj->cn", nuts.q.draws - MEAN, PRECISION, nuts.q.draws - MEAN)
@@ -57,20 +69,28 @@ def test_nuts_draws_from_a_correlated_gaussian(nuts):
 
 
 @pytest.mark.parametrize(
-    "solver", [HMC(draws=1000, warmup=200), Metropolis(draws=4000, warmup=400)], ids=["HMC", "Metropolis"]
+    "solver",
+    [HMC(draws=1000, warmup=200), Metropolis(draws=4000, warmup=400)],
+    ids=["HMC", "Metropolis"],
 )
 def test_the_others_too(solver):
     fit = tb.fit(NORMAL, NEAR, solver=solver)
     assert fit.certificate.verdict == "pass", str(fit.certificate)
     within_error(fit, MEAN, SD)
-    assert fit.q.statistics["acceptance_rate"].mean() == pytest.approx(solver.target_acceptance, abs=0.15)
+    assert fit.q.statistics["acceptance_rate"].mean() == pytest.approx(
+        solver.target_acceptance, abs=0.15
+    )
 
 
 def test_draws_are_exact_for_a_conjugate_posterior():
     """Gamma-Poisson on the log scale: skewed, and not the q that it starts from."""
     counts, shape, rate = np.array([3.0, 1.0, 0.0, 2.0]), 1.5, 0.5
     target = tb.from_log_density(
-        lambda p: (shape - 1) * jnp.log(p["rate"]) - rate * p["rate"] + jnp.sum(counts * jnp.log(p["rate"]) - p["rate"]),
+        lambda p: (
+            (shape - 1) * jnp.log(p["rate"])
+            - rate * p["rate"]
+            + jnp.sum(counts * jnp.log(p["rate"]) - p["rate"])
+        ),
         {"rate": 1.0},
         support={"rate": "positive"},
     )
@@ -79,7 +99,8 @@ def test_draws_are_exact_for_a_conjugate_posterior():
     rates = fit.sample(0, 1600)["rate"]
     ess = fit.certificate["ess"].value
     assert abs(rates.mean() - a / b) < 4 * np.sqrt(a) / b / np.sqrt(ess)
-    assert abs(rates.std() / (np.sqrt(a) / b) - 1) < 6 / np.sqrt(ess)  # a skewed law's sd is noisier
+    # a skewed law's sd is noisier
+    assert abs(rates.std() / (np.sqrt(a) / b) - 1) < 6 / np.sqrt(ess)
     assert fit.certificate.verdict == "pass", str(fit.certificate)
 
 
@@ -124,7 +145,9 @@ def test_it_goes_on_from_its_own_draws_and_a_fit_from_them(nuts):
     assert gaussian.certificate.verdict == "pass"
 
 
-@pytest.mark.skipif(not FOLDER.exists(), reason="no ../shared/data/posteriordb: reference draws are not committed")
+@pytest.mark.skipif(
+    not FOLDER.exists(), reason="no ../shared/data/posteriordb: reference draws are not committed"
+)
 def test_reference_draws_of_eight_schools():
     sys.path.insert(0, str(FOLDER))
     try:
@@ -137,18 +160,23 @@ def test_reference_draws_of_eight_schools():
     fit = tb.fit(target, tb.fit(target).q, solver=NUTS(draws=500, warmup=200))
     reference = np.load(FOLDER / name / "reference.npz")
     rows = fit.summary().loc[
-        [f"{b}[{int(i[:-1]) - 1}]" if i else b for b, _, i in (str(n).partition("[") for n in reference["names"])]
+        [
+            f"{b}[{int(i[:-1]) - 1}]" if i else b
+            for b, _, i in (str(n).partition("[") for n in reference["names"])
+        ]
     ]
     error = np.abs(rows["mean"] - reference["mean"]) / reference["sd"]
     assert error.max() < 4.0 / np.sqrt(fit.certificate["ess"].value)
     assert np.abs(np.log(rows["sd"] / reference["sd"])).max() < 0.15
 
 
-# -- chains that must not pass ----------------------------------------------------------------------------------------
+# -- chains that must not pass
+# ----------------------------------------------------------------------------------------
 
 CENTRES = np.array([[-6.0, 0.0], [6.0, 0.0]])
 TWO = tb.from_log_density(
-    lambda p: jax.nn.logsumexp(-0.5 * jnp.sum((p["x"][None] - CENTRES) ** 2, axis=1)), {"x": np.zeros(2)}
+    lambda p: jax.nn.logsumexp(-0.5 * jnp.sum((p["x"][None] - CENTRES) ** 2, axis=1)),
+    {"x": np.zeros(2)},
 )
 
 
@@ -179,7 +207,11 @@ def test_chains_that_visit_both_pass_and_chains_that_disagree_fail():
 
 def test_a_diverging_sampler_is_not_passed_and_short_chains_say_so():
     funnel = tb.from_log_density(
-        lambda p: -0.5 * (p["v"] / 3.0) ** 2 - 0.5 * jnp.exp(-p["v"]) * jnp.sum(p["x"] ** 2) - 1.5 * p["v"],
+        lambda p: (
+            -0.5 * (p["v"] / 3.0) ** 2
+            - 0.5 * jnp.exp(-p["v"]) * jnp.sum(p["x"] ** 2)
+            - 1.5 * p["v"]
+        ),
         {"v": 0.0, "x": np.zeros(3)},
     )
     fit = tb.fit(funnel, solver=NUTS(draws=200, warmup=100))
@@ -187,11 +219,15 @@ def test_a_diverging_sampler_is_not_passed_and_short_chains_say_so():
     assert fit.result is tb.Result.unmixed
 
 
-# -- refusals ---------------------------------------------------------------------------------------------------------
+# -- refusals
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_wrong_pairings_are_refused():
-    with pytest.raises(tb.PairingError, match="NUTS draws from the posterior itself and takes no objective, got ELBO"):
+    with pytest.raises(
+        tb.PairingError,
+        match="NUTS draws from the posterior itself and takes no objective, got ELBO",
+    ):
         tb.fit(NORMAL, objective=tb.objectives.ELBO(), solver=NUTS())
     with pytest.raises(ValueError, match="NUTS: `draws` must be an integer of at least 4, got 2"):
         tb.fit(NORMAL, solver=NUTS(draws=2))
@@ -210,17 +246,23 @@ def test_without_blackjax_the_error_says_what_to_install(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(MissingExtraError, match=r"needs `blackjax`. Install it with: pip install 'tightbound\[samplers\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"needs `blackjax`. Install it with: pip install 'tightbound\[samplers\]'",
+    ):
         tb.fit(NORMAL, NEAR, solver=NUTS())
 
 
 def test_a_density_that_is_finite_nowhere_near_q_is_an_end_of_its_own():
-    target = tb.from_log_density(lambda p: jnp.where(p["x"] > 100.0, -p["x"], jnp.nan), {"x": 101.0})
+    target = tb.from_log_density(
+        lambda p: jnp.where(p["x"] > 100.0, -p["x"], jnp.nan), {"x": 101.0}
+    )
     fit = tb.fit(target, Gaussian.full(1), solver=NUTS(draws=4, warmup=0), throw=False)
     assert fit.result is tb.Result.nonfinite
 
 
-# -- a sampler of one's own -------------------------------------------------------------------------------------------
+# -- a sampler of one's own
+# -------------------------------------------------------------------------------------------
 
 
 class Exact(AbstractSampler):

@@ -1,4 +1,7 @@
-"""The stochastic solver against conjugate posteriors: it stops by itself, at the right place, or says why it cannot."""
+"""The stochastic solver against conjugate posteriors.
+
+It stops by itself, at the right place, or says why it cannot.
+"""
 
 import equinox as eqx
 import jax
@@ -14,10 +17,10 @@ from tightbound.families import Diagonal, Gaussian, LowRank, kl
 from tightbound.loop import run
 from tightbound.objectives import ELBO, IWELBO
 from tightbound.results import PairingError, Result
+from tightbound.search.adam import travelling_adam
+from tightbound.search.schedules import RobbinsMonro
+from tightbound.search.stationarity import Window
 from tightbound.solvers import StochasticGradient
-from tightbound.solvers.adam import travelling_adam
-from tightbound.solvers.schedules import RobbinsMonro
-from tightbound.solvers.stationarity import Window
 from tightbound.targets.base import Density
 from tightbound.testing import GaussianTarget
 
@@ -53,13 +56,17 @@ def random_posterior(decades, shift):
     return Gaussian.from_root(shift * root @ RNG.standard_normal(3), root)
 
 
-# -- where it arrives -------------------------------------------------------------------------------------------------
+# -- where it arrives
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", ["independent", "antithetic", "sobol"])
 @pytest.mark.parametrize("estimator", [Pathwise, StickTheLanding])
 def test_conjugate_posteriors_without_tuning(estimator, noise):
-    """Diagonal and full, units over four decades: means within .02 sd, sds within 2 %, whatever the noise."""
+    """Diagonal and full, units over four decades.
+
+    Means within .02 sd, sds within 2 %, whatever the noise.
+    """
     posterior = random_posterior(4, 5)
     solver = StochasticGradient(estimator(8, noise=noise))
     full = fit(GaussianTarget(posterior), Gaussian.full(3), solver)
@@ -91,10 +98,14 @@ def test_condition_number_of_1e8():
 
 @pytest.mark.parametrize(("estimator", "dim"), [(None, 60), (Pathwise(8), 10)])
 def test_low_rank_posterior_whose_factor_may_rotate(estimator, dim):
-    """U Q is as good as U for every rotation Q, so what is judged are means and sds, which do not turn."""
+    """U Q is as good as U for every rotation Q, so what is judged are means and sds, which do not
+    turn.
+    """
     root = np.random.default_rng(0).standard_normal((dim, 2)) * np.geomspace(0.1, 10, dim)[:, None]
     posterior = Gaussian(np.ones(dim), LowRank(root, np.zeros(dim)))
-    fitted = fit(GaussianTarget(posterior), Gaussian.low_rank(dim, 2), StochasticGradient(estimator))
+    fitted = fit(
+        GaussianTarget(posterior), Gaussian.low_rank(dim, 2), StochasticGradient(estimator)
+    )
     assert fitted.result is Result.stationary
     assert kl(fitted.q, posterior) < 0.01
 
@@ -113,9 +124,14 @@ OTHERS = {
     "yogi": optax.yogi(0.05),
     "lion": optax.lion(0.01),
 }
-SHAPES = {"diagonal": Gaussian.diagonal(2), "full": Gaussian.full(2), "low rank": Gaussian.low_rank(2, 1)}
-# A Latin design instead of the whole product (every pair of optimiser and rest costs seconds of compilation): all families,
-# all estimators and both kinds of coordinates meet, and each named optimiser runs under two of them.
+SHAPES = {
+    "diagonal": Gaussian.diagonal(2),
+    "full": Gaussian.full(2),
+    "low rank": Gaussian.low_rank(2, 1),
+}
+# A Latin design instead of the whole product (every pair of optimiser and rest costs seconds of
+# compilation): all families, all estimators and both kinds of coordinates meet, and each named
+# optimiser runs under two of them.
 MATRIX = [
     (transform, shape, estimator, whitened)
     for turn, table in enumerate([NAMED | OTHERS, NAMED])
@@ -128,19 +144,34 @@ MATRIX = [
 
 @pytest.mark.parametrize(("transform", "shape", "estimator", "whitened"), MATRIX)
 def test_every_transformation_reaches_the_best_member(transform, shape, estimator, whitened):
-    """Of a correlated posterior: the mean, with the marginal sds, or the conditional ones in mean field."""
+    """Of a correlated posterior.
+
+    The mean, with the marginal sds, or the conditional ones in mean field.
+    """
     posterior = Gaussian.from_root(np.array([1.0, -0.5]), np.array([[1.0, 0.0], [0.9, 1.2]]))
     conditional = np.diag(np.linalg.inv(posterior.cov)) ** -0.5
     solver = StochasticGradient(estimator(8), {**NAMED, **OTHERS}[transform], whitened)
     fitted = fit(GaussianTarget(posterior), SHAPES[shape], solver)
     assert fitted.result is Result.stationary
-    assert errors(fitted.q, posterior.mean, conditional if shape == "diagonal" else posterior.sd) < 0.02
+    assert (
+        errors(fitted.q, posterior.mean, conditional if shape == "diagonal" else posterior.sd)
+        < 0.02
+    )
 
 
 def test_a_bound_of_several_draws_has_an_estimator_of_its_own():
-    """At q = posterior every bound is tight, so IWELBO's best member is the posterior too; 8 is its default of draws."""
+    """At q = posterior every bound is tight, so IWELBO's best member is the posterior too.
+
+    8 is its default of draws.
+    """
     posterior = random_posterior(0, 1)
-    fitted = fit(GaussianTarget(posterior), Gaussian.full(3), StochasticGradient(), objective=IWELBO(4), tol=0.05)
+    fitted = fit(
+        GaussianTarget(posterior),
+        Gaussian.full(3),
+        StochasticGradient(),
+        objective=IWELBO(4),
+        tol=0.05,
+    )
     assert fitted.result is Result.stationary
     assert errors(fitted.q, posterior.mean, posterior.sd) < 0.05
     assert fitted.trace.evaluations[0] == 8
@@ -149,13 +180,15 @@ def test_a_bound_of_several_draws_has_an_estimator_of_its_own():
 def test_a_smaller_tol_is_a_smaller_error():
     posterior = random_posterior(2, 1)
     rough, fine = (
-        fit(GaussianTarget(posterior), Gaussian.full(3), StochasticGradient(Pathwise(8)), tol=t) for t in (0.1, 0.01)
+        fit(GaussianTarget(posterior), Gaussian.full(3), StochasticGradient(Pathwise(8)), tol=t)
+        for t in (0.1, 0.01)
     )
     assert fine.steps > 4 * rough.steps
     assert errors(fine.q, posterior.mean, posterior.sd) < 0.01
 
 
-# -- how it ends ------------------------------------------------------------------------------------------------------
+# -- how it ends
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_density_that_is_nan_everywhere():
@@ -166,12 +199,18 @@ def test_a_density_that_is_nan_everywhere():
 
 
 def test_a_density_that_is_nan_in_half_of_the_space():
-    ran = fit(Fun(lambda z: jnp.where(z[0] > 0, -jnp.sum(z**2), jnp.nan)), Gaussian.full(2), StochasticGradient())
+    ran = fit(
+        Fun(lambda z: jnp.where(z[0] > 0, -jnp.sum(z**2), jnp.nan)),
+        Gaussian.full(2),
+        StochasticGradient(),
+    )
     assert ran.result is Result.nonfinite
 
 
 def test_a_density_that_is_nan_far_out_is_fitted_all_the_same():
-    """Beyond five sds, which the start (sds of 1 against .1) often draws and the posterior hardly ever does."""
+    """Beyond five sds, which the start (sds of 1 against .1) often draws and the posterior hardly
+    ever does.
+    """
     target = Fun(lambda z: jnp.where(jnp.abs(z[0]) < 0.5, -50 * jnp.sum(z**2), jnp.nan))
     ran = fit(target, Gaussian.full(2).moved(np.zeros(2), 0.3), StochasticGradient())
     assert ran.result is Result.stationary
@@ -193,22 +232,40 @@ def test_too_few_steps_return_what_there_is():
 
 
 def test_a_step_too_small_to_arrive_is_not_mistaken_for_rest():
-    """R-hat alone would stop here: at 1e-9 per step the iterates hardly move. The gradient is not zero."""
+    """R-hat alone would stop here: at 1e-9 per step the iterates hardly move.
+
+    The gradient is not zero.
+    """
     posterior = Gaussian(np.array([3.0]), Diagonal(np.zeros(1)))
-    ran = fit(GaussianTarget(posterior), Gaussian.diagonal(1), StochasticGradient(transform=optax.sgd(1e-9)), max_steps=4000)
+    ran = fit(
+        GaussianTarget(posterior),
+        Gaussian.diagonal(1),
+        StochasticGradient(transform=optax.sgd(1e-9)),
+        max_steps=4000,
+    )
     assert ran.result is Result.max_steps
 
 
 def test_a_mean_that_rounding_has_swallowed_is_not_mistaken_for_rest():
-    """With sd below the rounding error of the mean all draws are equal, and StickTheLanding's gradient vanishes."""
+    """With sd below the rounding error of the mean all draws are equal, and StickTheLanding's
+    gradient vanishes.
+    """
     q = Gaussian(np.array([1000.0]), Diagonal(np.array([-40.0])))
-    ran = fit(GaussianTarget(Gaussian.diagonal(1)), q, StochasticGradient(transform=optax.sgd(0.0)), max_steps=4000)
+    ran = fit(
+        GaussianTarget(Gaussian.diagonal(1)),
+        q,
+        StochasticGradient(transform=optax.sgd(0.0)),
+        max_steps=4000,
+    )
     assert ran.result is Result.max_steps
 
 
 def test_same_key_same_bits_and_another_key_others():
     posterior = random_posterior(0, 1)
-    one, two, three = (fit(GaussianTarget(posterior), Gaussian.full(3), StochasticGradient(), key=k) for k in (5, 5, 6))
+    one, two, three = (
+        fit(GaussianTarget(posterior), Gaussian.full(3), StochasticGradient(), key=k)
+        for k in (5, 5, 6)
+    )
     assert np.array_equal(one.q.mean, two.q.mean)
     assert np.array_equal(one.trace.loss, two.trace.loss)
     assert not np.array_equal(one.trace.loss, three.trace.loss)
@@ -226,10 +283,13 @@ def test_float32_by_request():
 
 def test_wrong_pairings_are_refused_before_anything_runs():
     with pytest.raises(PairingError, match="multiple of 3"):
-        StochasticGradient(Pathwise(8)).check(GaussianTarget(Gaussian.full(2)), Gaussian.full(2), IWELBO(3))
+        StochasticGradient(Pathwise(8)).check(
+            GaussianTarget(Gaussian.full(2)), Gaussian.full(2), IWELBO(3)
+        )
 
 
-# -- its parts --------------------------------------------------------------------------------------------------------
+# -- its parts
+# --------------------------------------------------------------------------------------------------------
 
 
 def windowed(series, gradient=None):
@@ -250,15 +310,21 @@ def test_window_statistics_are_numpys():
     batches = series.reshape(16, 8, 3).mean(1)
     np.testing.assert_allclose(summary.mean[0], series.mean(0), rtol=1e-14)
     np.testing.assert_allclose(summary.parameters, series.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(summary.variance[0], series.var(0), rtol=1e-6)  # the origin is subtracted: no digits lost
-    np.testing.assert_allclose(summary.apart[0], series[64:].mean(0) - series[:64].mean(0), atol=1e-8)
+    # the origin is subtracted: no digits lost
+    np.testing.assert_allclose(summary.variance[0], series.var(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        summary.apart[0], series[64:].mean(0) - series[:64].mean(0), atol=1e-8
+    )
     np.testing.assert_allclose(summary.error[0], batches.std(0, ddof=1) / 4, rtol=1e-6)
     np.testing.assert_allclose(summary.gradient, gradient.mean(0), rtol=1e-12)
     np.testing.assert_allclose(summary.gradient_error, gradient.std(0) / np.sqrt(128), rtol=1e-12)
 
 
 def test_rest_is_mixed_and_a_trend_is_not():
-    """A trend of two sds over the window, of one value among three, is seen; stationary noise passes."""
+    """A trend of two sds over the window, of one value among three, is seen.
+
+    Stationary noise passes.
+    """
     noise = RNG.standard_normal((512, 3))
     units = jnp.ones((1, 3))
     assert windowed(noise).mixed(units, 0.0)

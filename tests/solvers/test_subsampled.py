@@ -1,4 +1,8 @@
-"""Many rows: the exact posterior of a regression, a logistic one by Newton on all rows, and few gradients on all rows."""
+"""Many rows.
+
+The exact posterior of a regression, a logistic one by Newton on all rows, and few gradients on all
+rows.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +10,8 @@ import numpy as np
 import pytest
 
 import tightbound as tb
-from tightbound import default
 from tightbound.families import Gaussian
+from tightbound.plan import recipe as default
 from tightbound.solvers import Subsampled
 from tightbound.solvers.subsampled import Tilted
 from tightbound.targets.batched import batched
@@ -27,12 +31,18 @@ def logistic(rows=slice(None)):
         return jnp.where(data["y"], -jax.nn.softplus(-logits), -jax.nn.softplus(logits))
 
     return tb.from_rows(
-        lambda p: -0.5 * jnp.sum(p["beta"] ** 2) / 25, log_likelihood, {"x": X[rows], "y": Y[rows]}, {"beta": np.zeros(DIM)}
+        lambda p: -0.5 * jnp.sum(p["beta"] ** 2) / 25,
+        log_likelihood,
+        {"x": X[rows], "y": Y[rows]},
+        {"beta": np.zeros(DIM)},
     )
 
 
 def newton():
-    """Mode and covariance by Newton's method on all rows; with 40,000 of them the posterior is Gaussian to within .01 sd."""
+    """Mode and covariance by Newton's method on all rows.
+
+    With 40,000 of them the posterior is Gaussian to within .01 sd.
+    """
     beta = np.zeros(DIM)
     for _ in range(12):
         p = 1 / (1 + np.exp(-X @ beta))
@@ -43,7 +53,11 @@ def newton():
 
 @pytest.fixture(scope="module")
 def fitted():
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         return tb.fit(logistic(), solver=Subsampled(rows=2000))
 
 
@@ -78,7 +92,9 @@ def test_the_tilted_density_has_the_gradient_of_all_rows_at_its_centre():
 
 
 def test_it_is_the_default_for_very_many_rows(monkeypatch):
-    assert isinstance(default.plan(logistic(slice(3000)), key=0, starts=None).solver, tb.solvers.NaturalGradient)
+    assert isinstance(
+        default.plan(logistic(slice(3000)), key=0, starts=None).solver, tb.solvers.NaturalGradient
+    )
     monkeypatch.setattr(default, "MANY_ROWS", 10_000)
     chosen = default.plan(logistic(), key=0, starts=None)
     assert isinstance(chosen.solver, Subsampled)
@@ -99,6 +115,8 @@ def test_a_sample_that_is_finite_nowhere_is_nonfinite():
     def nowhere(p, rows):
         return jnp.where(rows["x"][:, 0] > -100.0, jnp.nan, 0.0) * p["beta"][0]
 
-    target = tb.from_rows(lambda p: -0.5 * jnp.sum(p["beta"] ** 2), nowhere, {"x": X[:3000]}, {"beta": np.zeros(1)})
+    target = tb.from_rows(
+        lambda p: -0.5 * jnp.sum(p["beta"] ** 2), nowhere, {"x": X[:3000]}, {"beta": np.zeros(1)}
+    )
     fit = tb.fit(target, solver=Subsampled(rows=100), throw=False)
     assert fit.result is tb.Result.nonfinite

@@ -1,4 +1,7 @@
-"""Targets run the user's code, so these tests run as a user does: float64 off, JAX's standard promotion."""
+"""Targets run the user's code, so these tests run as a user does.
+
+Float64 off, JAX's standard promotion.
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""The compiled evaluator: equal to jax.value_and_grad at any number of points; what it compiles, and what it shares."""
+"""The compiled evaluator: equal to jax.value_and_grad at any number of points.
+
+What it compiles, and what it shares.
+"""
 
 import subprocess
 import sys
@@ -61,7 +64,9 @@ def test_padding_repeats_a_point_that_was_asked_for():
         jax.debug.callback(lambda x: seen.add(float(x)), p["x"])
         return -(p["x"] ** 2)
 
-    values, _ = batched(tb.from_log_density(log_density, {"x": 0.0}))(np.array([[3.0], [4.0], [5.0]]))
+    values, _ = batched(tb.from_log_density(log_density, {"x": 0.0}))(
+        np.array([[3.0], [4.0], [5.0]])
+    )
     jax.effects_barrier()
     assert seen == {3.0, 4.0, 5.0}
     np.testing.assert_allclose(values, [-9.0, -16.0, -25.0])
@@ -82,12 +87,16 @@ def test_other_data_of_the_same_shapes_share_the_program():
     second = batched(make(np.arange(6.0) + 1.0))
     assert second._program is first._program
     assert len(_programs) == count
-    assert second(np.zeros((1, 1)))[0] == pytest.approx(-np.sum((np.arange(6.0) + 1) ** 2)), "with its own data"
+    assert second(np.zeros((1, 1)))[0] == pytest.approx(-np.sum((np.arange(6.0) + 1) ** 2)), (
+        "with its own data"
+    )
     assert batched(make(np.arange(7.0)))._program is not first._program
 
 
 def test_arrays_that_the_density_does_not_read_may_have_any_shape():
-    """Their shapes are in no instruction of the program, so a program found by its text alone would refuse them."""
+    """Their shapes are in no instruction of the program, so a program found by its text alone would
+    refuse them.
+    """
 
     def make(width):
         data = {"y": np.arange(4.0), "unused": np.zeros((4, width))}
@@ -100,7 +109,9 @@ def test_arrays_that_the_density_does_not_read_may_have_any_shape():
 
 def jaxpr_of(function, *shapes):
     with x64():
-        return jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]).jaxpr
+        return jax.make_jaxpr(function)(
+            *[jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
+        ).jaxpr
 
 
 CHUNKS = {
@@ -121,7 +132,9 @@ def test_the_chunk_follows_from_shapes_alone(name):
 
 def test_chunks_of_inner_programs_count():
     def scanned(z):
-        return jax.lax.scan(lambda c, _: (c + jnp.sum(jnp.outer(z, z)), None), 0.0, None, length=3)[0]
+        return jax.lax.scan(lambda c, _: (c + jnp.sum(jnp.outer(z, z)), None), 0.0, None, length=3)[
+            0
+        ]
 
     assert chunk_size(jaxpr_of(scanned, (1000,))) == 1
 
@@ -131,21 +144,32 @@ def test_every_chunk_size_gives_the_same_numbers(name):
     index = np.array([0, 2, 2, 1])
     functions = {
         "irregular": lambda p: -jnp.sum(p["x"][index] ** 2),
-        "one by one": lambda p: -jnp.sum((jnp.outer(jnp.repeat(p["x"], 300), jnp.repeat(p["x"], 300))) ** 2) * 1e-6,
+        "one by one": lambda p: (
+            -jnp.sum((jnp.outer(jnp.repeat(p["x"], 300), jnp.repeat(p["x"], 300))) ** 2) * 1e-6
+        ),
     }
     target = tb.from_log_density(functions[name], {"x": np.zeros(3)})
     points = np.random.default_rng(0).standard_normal((21, 3))
     evaluate = batched(target)
     assert evaluate.chunk == {"irregular": 4, "one by one": 1}[name]
-    exact = {"irregular": -np.sum(points[:, index] ** 2, 1), "one by one": -9e-2 * np.sum(points**2, 1) ** 2}[name]
+    exact = {
+        "irregular": -np.sum(points[:, index] ** 2, 1),
+        "one by one": -9e-2 * np.sum(points**2, 1) ** 2,
+    }[name]
     np.testing.assert_allclose(evaluate(points)[0], exact, rtol=1e-12)
 
 
 def test_a_sum_over_twenty_thousand_rows_is_right():
     """jaxlib 0.10.2 is wrong by hundreds of nats here unless told otherwise (jax issue 39103)."""
     rng = np.random.default_rng(0)
-    x, y, z = rng.standard_normal((20_000, 5)), rng.standard_normal(20_000), rng.standard_normal((4, 5))
-    target = tb.from_log_density(lambda p: jnp.sum(y * (x @ p["b"])) - 0.5 * jnp.sum(p["b"] ** 2), {"b": np.zeros(5)})
+    x, y, z = (
+        rng.standard_normal((20_000, 5)),
+        rng.standard_normal(20_000),
+        rng.standard_normal((4, 5)),
+    )
+    target = tb.from_log_density(
+        lambda p: jnp.sum(y * (x @ p["b"])) - 0.5 * jnp.sum(p["b"] ** 2), {"b": np.zeros(5)}
+    )
     values, _ = batched(target)(z)
     np.testing.assert_allclose(values, z @ (x.T @ y) - 0.5 * (z**2).sum(axis=1), rtol=1e-9)
 
@@ -165,7 +189,9 @@ np.testing.assert_allclose(sums, b @ (x.T @ y), rtol=1e-9)
 
 
 def test_hessian_products_equal_the_hessian():
-    target = tb.from_log_density(lambda p: -jnp.sum(jnp.cosh(p["z"])) + p["z"][0] * p["z"][1] ** 2, {"z": np.zeros(3)})
+    target = tb.from_log_density(
+        lambda p: -jnp.sum(jnp.cosh(p["z"])) + p["z"][0] * p["z"][1] ** 2, {"z": np.zeros(3)}
+    )
     rng = np.random.default_rng(0)
     points, directions = rng.standard_normal((2, 37, 3))
     evaluator = batched(target)
@@ -174,5 +200,7 @@ def test_hessian_products_equal_the_hessian():
     assert evaluator.evaluations == before + 2 * 37
     with jax.enable_x64(True):
         hessians = jax.vmap(jax.hessian(target.log_density))(jnp.asarray(points))
-    np.testing.assert_allclose(products, np.einsum("nij,nj->ni", hessians, directions), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        products, np.einsum("nij,nj->ni", hessians, directions), rtol=1e-10, atol=1e-12
+    )
     assert evaluator.hessian_products(points[:0], directions[:0]).shape == (0, 3)

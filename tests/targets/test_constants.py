@@ -26,7 +26,8 @@ def test_a_users_own_float32_program_and_ours_do_not_disturb_each_other():
     assert batched(target)(np.array([[0.4]]))[0][0] == pytest.approx(exact, rel=1e-15)
     with x64():
         held = jax.jit(log_density)
-        assert held({"m": 0.4}) == pytest.approx(exact, rel=1e-15)  # JAX now holds Y in float64 as well
+        # JAX now holds Y in float64 as well
+        assert held({"m": 0.4}) == pytest.approx(exact, rel=1e-15)
 
     assert theirs(params) == before
     assert jax.jit(lambda params: log_density(params))(params) == before

@@ -27,7 +27,8 @@ def but_last(a):
     return a[..., :-1]
 
 
-# name -> support, a value inside it, and which of its entries are free (NumPyro's reference measure)
+# name -> support, a value inside it, and which of its entries are free (NumPyro's reference
+# measure)
 CASES = {
     "real": ("real", np.array([[0.3, -1.0]]), np.ravel),
     "scalar": ("real", 0.5, np.ravel),
@@ -36,7 +37,11 @@ CASES = {
     "below": ((None, -1.0), np.array([-1.5, -9.0]), np.ravel),
     "unit_interval": ("unit_interval", np.array([0.2, 0.9]), np.ravel),
     "interval": ((-1.0, 3.0), np.array([[0.2, 2.9]]), np.ravel),
-    "interval of arrays": ((np.array([0.0, -5.0]), np.array([1.0, 5.0])), np.array([[0.2, 2.9], [0.1, 0.0]]), np.ravel),
+    "interval of arrays": (
+        (np.array([0.0, -5.0]), np.array([1.0, 5.0])),
+        np.array([[0.2, 2.9], [0.1, 0.0]]),
+        np.ravel,
+    ),
     "circular": ("circular", np.array([-3.0, 1.0]), np.ravel),
     "simplex": ("simplex", np.array([0.2, 0.5, 0.3]), but_last),
     "batch of simplexes": ("simplex", np.array([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]]), but_last),
@@ -44,7 +49,11 @@ CASES = {
     "ordered": ("ordered", np.array([-1.0, 0.5, 3.0]), np.ravel),
     "positive_ordered": ("positive_ordered", np.array([0.1, 0.5, 3.0]), np.ravel),
     "lower_cholesky": ("lower_cholesky", LOWER, lower),
-    "batch of lower_cholesky": ("lower_cholesky", np.stack([LOWER, LOWER + 0.1 * np.eye(3)]), lower),
+    "batch of lower_cholesky": (
+        "lower_cholesky",
+        np.stack([LOWER, LOWER + 0.1 * np.eye(3)]),
+        lower,
+    ),
     "correlation_cholesky": ("correlation_cholesky", CORRELATION, strict_lower),
     "correlation": (constraints.corr_matrix, CORRELATION @ CORRELATION.T, strict_lower),
     "positive_definite": (constraints.positive_definite, LOWER @ LOWER.T, lower),
@@ -65,7 +74,10 @@ def test_log_jacobian_is_that_of_autodiff(case):
     def independent_entries(z):
         values = layout.constrain(z)
         return jnp.concatenate(
-            [jnp.ravel(free(values["a"]) if free is not np.ravel else values["a"]), values["offset"][None]]
+            [
+                jnp.ravel(free(values["a"]) if free is not np.ravel else values["a"]),
+                values["offset"][None],
+            ]
         )
 
     for seed in range(3):
@@ -114,7 +126,13 @@ def test_zero_sum_keeps_volume():
 
 
 def test_coordinate_names():
-    example = {"mu": 0.0, "beta": np.zeros(2), "A": np.zeros((1, 2)), "theta": np.ones((2, 3)) / 3, "L": np.eye(2)}
+    example = {
+        "mu": 0.0,
+        "beta": np.zeros(2),
+        "A": np.zeros((1, 2)),
+        "theta": np.ones((2, 3)) / 3,
+        "L": np.eye(2),
+    }
     layout = Layout.from_example(example, {"theta": "simplex", "L": "lower_cholesky"})
     assert layout.coordinate_names == (
         "A[0, 0]", "A[0, 1]", "L[0]", "L[1]", "L[2]", "beta[0]", "beta[1]", "mu",
@@ -125,7 +143,8 @@ def test_coordinate_names():
 
 def test_values_come_in_the_order_of_their_names():
     layout = Layout.from_example(
-        {"b": np.zeros(2), "a": {"y": 1.0, "x": np.ones(2) / 2}}, {"a": {"x": "simplex", "y": "positive"}}
+        {"b": np.zeros(2), "a": {"y": 1.0, "x": np.ones(2) / 2}},
+        {"a": {"x": "simplex", "y": "positive"}},
     )
     assert layout.coordinate_names == ("a.x[0]", "a.y", "b[0]", "b[1]")
     with x64():
@@ -162,10 +181,14 @@ def test_any_pytree_works_and_integers_count_as_floats(example, names):
 def test_further_entries_are_ignored_and_missing_ones_named():
     layout = Layout.from_example({"mu": 0.0, "tau": 1.0}, {"tau": "positive"})
     with x64():
-        np.testing.assert_allclose(layout.unconstrain({"mu": 2.0, "tau": 1.0, "derived": np.ones(3)}), [2.0, 0.0])
+        np.testing.assert_allclose(
+            layout.unconstrain({"mu": 2.0, "tau": 1.0, "derived": np.ones(3)}), [2.0, 0.0]
+        )
         with pytest.raises(TargetError, match=r"`values` lacks 'tau'; it has mu\."):
             layout.unconstrain({"mu": 2.0})
-        with pytest.raises(TargetError, match=r"values\['mu'\] has shape \(2,\), but the target's has \(\)"):
+        with pytest.raises(
+            TargetError, match=r"values\['mu'\] has shape \(2,\), but the target's has \(\)"
+        ):
             layout.unconstrain({"mu": np.zeros(2), "tau": 1.0})
 
 
@@ -182,7 +205,9 @@ def test_works_in_float32_where_asked():
 
 
 def test_float32_bounds_made_outside_the_scope_work_inside():
-    layout = Layout.from_example({"a": np.ones(2)}, {"a": constraints.interval(jnp.zeros(2), jnp.full(2, 3.0))})
+    layout = Layout.from_example(
+        {"a": np.ones(2)}, {"a": constraints.interval(jnp.zeros(2), jnp.full(2, 3.0))}
+    )
     with x64():
         assert layout.constrain(np.zeros(2))["a"].dtype == np.float64
 
@@ -197,17 +222,49 @@ def test_float32_bounds_made_outside_the_scope_work_inside():
         ({"a": 1j}, None, r"`example\['a'\]` has dtype complex128"),
         ({"a": np.array(["x"])}, None, r"`example\['a'\]` is ndarray of dtype <U1"),
         ({"a": object()}, None, r"`example\['a'\]` is object of dtype object"),
-        ({"a": np.zeros((0, 3))}, None, r"`example\['a'\]` has shape \(0, 3\), that is, no elements"),
+        (
+            {"a": np.zeros((0, 3))},
+            None,
+            r"`example\['a'\]` has shape \(0, 3\), that is, no elements",
+        ),
         ({"a": np.array([0.0, np.nan])}, None, r"`example\['a'\]` contains nan"),
         ({"a": np.inf}, None, r"`example\['a'\]` contains inf"),
-        ({"a": 0.0}, {"b": "positive"}, r"`support` names 'b', which is not in `example`. Its names: a."),
+        (
+            {"a": 0.0},
+            {"b": "positive"},
+            r"`support` names 'b', which is not in `example`. Its names: a.",
+        ),
         ({"sigma": 1.0}, {"sigm": "positive"}, r"Did you mean 'sigma'\?"),
-        ({"a": 0.0}, "positive", "`support` must be a dict from names to supports, got str 'positive'"),
-        ({"a": 0.0}, {"a": "positive"}, r"`example\['a'\]` = 0. is not inside its support 'positive'"),
-        ({"a": -1}, {"a": (0, 2)}, r"`example\['a'\]` = -1. is not inside its support Interval\(lower_bound=0.0"),
-        ({"a": np.ones(3)}, {"a": "simplex"}, r"`example\['a'\]` = \[1. 1. 1.\] is not inside its support 'simplex'"),
-        ({"a": 0.5}, {"a": "simplex"}, r"`a` has shape \(\), which does not fit its support 'simplex'.*last axes"),
-        ({"a": np.ones((2, 3))}, {"a": "lower_cholesky"}, r"`a` has shape \(2, 3\), which does not fit.*not square"),
+        (
+            {"a": 0.0},
+            "positive",
+            "`support` must be a dict from names to supports, got str 'positive'",
+        ),
+        (
+            {"a": 0.0},
+            {"a": "positive"},
+            r"`example\['a'\]` = 0. is not inside its support 'positive'",
+        ),
+        (
+            {"a": -1},
+            {"a": (0, 2)},
+            r"`example\['a'\]` = -1. is not inside its support Interval\(lower_bound=0.0",
+        ),
+        (
+            {"a": np.ones(3)},
+            {"a": "simplex"},
+            r"`example\['a'\]` = \[1. 1. 1.\] is not inside its support 'simplex'",
+        ),
+        (
+            {"a": 0.5},
+            {"a": "simplex"},
+            r"`a` has shape \(\), which does not fit its support 'simplex'.*last axes",
+        ),
+        (
+            {"a": np.ones((2, 3))},
+            {"a": "lower_cholesky"},
+            r"`a` has shape \(2, 3\), which does not fit.*not square",
+        ),
         ({"a": [1.0]}, {"a.0": "simplex"}, "does not fit its support 'simplex'"),
         ({"a": np.array([1.0])}, {"a": "simplex"}, "The values a have no free coordinate"),
         ({"a.b": 0.0, "a": {"b": 1.0}}, None, "`example` has two values called 'a.b'"),
@@ -224,7 +281,9 @@ def test_nothing_is_compiled(monkeypatch):
         raise AssertionError("something was compiled")
 
     monkeypatch.setattr(jax._src.compiler, "compile_or_get_cached", refuse)
-    Layout.from_example({"a": 0.31, "b": np.ones(3) / 3, "c": CORRELATION}, {"a": (0.1, 0.7), "b": "simplex"})
+    Layout.from_example(
+        {"a": 0.31, "b": np.ones(3) / 3, "c": CORRELATION}, {"a": (0.1, 0.7), "b": "simplex"}
+    )
 
 
 def test_named_leaves():

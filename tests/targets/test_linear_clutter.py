@@ -1,4 +1,7 @@
-"""Regression with outliers: the density by SciPy, tilted moments by quadrature, exact limits, and what is refused."""
+"""Regression with outliers.
+
+The density by SciPy, tilted moments by quadrature, exact limits, and what is refused.
+"""
 
 import numpy as np
 import pytest
@@ -8,16 +11,23 @@ import tightbound as tb
 from tightbound.families import Gaussian
 from tightbound.results import TargetError
 from tightbound.solvers import EP
-from tightbound.solvers.reweighted import anneal_reweighted
+from tightbound.starts.reweighted import anneal_reweighted
 from tightbound.targets import Clutter, LinearClutter
 from tightbound.testing import check_target
 
 RNG = np.random.default_rng(5)
 A = np.column_stack([np.ones(40), RNG.standard_normal(40)])
 OUT = np.arange(40) % 4 == 0
-Y = A @ np.array([1.0, -2.0]) + np.where(OUT, RNG.uniform(-20, 20, 40), 0.3 * RNG.standard_normal(40))
+Y = A @ np.array([1.0, -2.0]) + np.where(
+    OUT, RNG.uniform(-20, 20, 40), 0.3 * RNG.standard_normal(40)
+)
 SMALL = LinearClutter(
-    A[:6], Y[:6], w=[0.1, 0.2, 0.3, 0.1, 0.2, 0.3], vg=[0.1, 0.2, 0.1, 0.2, 0.1, 0.2], vc=30.0, prior_var=9.0
+    A[:6],
+    Y[:6],
+    w=[0.1, 0.2, 0.3, 0.1, 0.2, 0.3],
+    vg=[0.1, 0.2, 0.1, 0.2, 0.1, 0.2],
+    vc=30.0,
+    prior_var=9.0,
 )
 
 
@@ -35,7 +45,10 @@ def test_density_is_the_one_of_scipy_and_passes_its_battery(key):
 
 
 def test_tilt_is_the_derivative_of_the_site_integral():
-    """log Z by the trapezoid rule along a_i; gradient and Hessian in the cavity's mean by differences of it."""
+    """log Z by the trapezoid rule along a_i.
+
+    Gradient and Hessian in the cavity's mean by differences of it.
+    """
     mean, cov, i = np.array([0.5, -0.5]), np.array([[2.0, 0.3], [0.3, 1.0]]), 1
 
     def log_z(m):
@@ -47,9 +60,15 @@ def test_tilt_is_the_derivative_of_the_site_integral():
     value, slope, bend = SMALL.tilt(np.array([i]), mean[None], cov[None])
     assert value[0] == pytest.approx(log_z(mean), abs=1e-9)
     h = 1e-3 * np.eye(2)
-    np.testing.assert_allclose(slope[0], [(log_z(mean + e) - log_z(mean - e)) / 2e-3 for e in h], atol=1e-5)
+    np.testing.assert_allclose(
+        slope[0], [(log_z(mean + e) - log_z(mean - e)) / 2e-3 for e in h], atol=1e-5
+    )
     hess = [
-        [(log_z(mean + a + b) - log_z(mean + a - b) - log_z(mean - a + b) + log_z(mean - a - b)) / 4e-6 for a in h]
+        [
+            (log_z(mean + a + b) - log_z(mean + a - b) - log_z(mean - a + b) + log_z(mean - a - b))
+            / 4e-6
+            for a in h
+        ]
         for b in h
     ]
     np.testing.assert_allclose(bend[0], -np.array(hess), atol=1e-4)
@@ -61,18 +80,26 @@ def test_one_direction_is_the_clutter_target():
     line = LinearClutter(np.ones((4, 1)), x, w=0.3, vg=0.5, vc=20.0, clutter_mean=0.0)
     flat = Clutter(x, w=0.3, vg=0.5, vc=20.0)
     points = np.linspace(-3, 9, 7)[:, None]
-    np.testing.assert_allclose([float(line.log_density(z)) for z in points], flat.log_density_on_host(points), atol=1e-12)
+    np.testing.assert_allclose(
+        [float(line.log_density(z)) for z in points], flat.log_density_on_host(points), atol=1e-12
+    )
     ends = [tb.fit(t, Gaussian.full(1), solver=EP()) for t in (line, flat)]
     np.testing.assert_allclose(ends[0].q.mean, ends[1].q.mean, atol=1e-9)
     assert ends[0].trace.loss[-1] == pytest.approx(ends[1].trace.loss[-1], abs=1e-9)
 
 
 def test_outliers_are_found_and_ignored():
-    """A quarter of 40 points uniform on (-20, 20): the posterior is close to that of the inliers alone."""
+    """A quarter of 40 points uniform on (-20, 20).
+
+    The posterior is close to that of the inliers alone.
+    """
     target = LinearClutter(A, Y, w=0.25, vg=0.09)
     fit = tb.fit(target)
     precision = A[~OUT].T @ A[~OUT] / 0.09 + np.eye(2) / 100
-    mean, sd = np.linalg.solve(precision, A[~OUT].T @ Y[~OUT] / 0.09), np.sqrt(np.diag(np.linalg.inv(precision)))
+    mean, sd = (
+        np.linalg.solve(precision, A[~OUT].T @ Y[~OUT] / 0.09),
+        np.sqrt(np.diag(np.linalg.inv(precision))),
+    )
     np.testing.assert_allclose(fit.q.mean, mean, atol=1.0 * sd.max())
     np.testing.assert_allclose(fit.q.sd, sd, rtol=0.15)
     assert fit.certificate.verdict == "pass"
@@ -86,7 +113,9 @@ def test_the_start_is_least_squares_where_there_is_hardly_any_background():
     target = LinearClutter(A[~OUT], Y[~OUT], w=1e-9, vg=0.09, vc=1e4)
     start = anneal_reweighted(target)
     precision = A[~OUT].T @ A[~OUT] / 0.09 + np.eye(2) / 100
-    np.testing.assert_allclose(start.mean, np.linalg.solve(precision, A[~OUT].T @ Y[~OUT] / 0.09), atol=1e-8)
+    np.testing.assert_allclose(
+        start.mean, np.linalg.solve(precision, A[~OUT].T @ Y[~OUT] / 0.09), atol=1e-8
+    )
     np.testing.assert_allclose(start.cov, np.linalg.inv(precision), rtol=1e-6)
 
 

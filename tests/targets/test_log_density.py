@@ -17,23 +17,34 @@ Y = np.array([0.3, -1.2, 2.2, 0.9])
 
 def regression(params):
     residuals = (Y - params["mu"]) / params["sigma"]
-    return -0.5 * jnp.sum(residuals**2) - len(Y) * jnp.log(params["sigma"]) - params["mu"] ** 2 - params["sigma"]
+    return (
+        -0.5 * jnp.sum(residuals**2)
+        - len(Y) * jnp.log(params["sigma"])
+        - params["mu"] ** 2
+        - params["sigma"]
+    )
 
 
 def made(**keywords):
-    return tb.from_log_density(regression, {"mu": 0.0, "sigma": 1.0}, support={"sigma": "positive"}, **keywords)
+    return tb.from_log_density(
+        regression, {"mu": 0.0, "sigma": 1.0}, support={"sigma": "positive"}, **keywords
+    )
 
 
 def test_is_the_log_density_plus_log_jacobian():
     target, z = made(), np.array([0.4, -0.3])
     by_hand = regression({"mu": 0.4, "sigma": np.exp(-0.3)}) - 0.3
     assert target.log_density(z) == pytest.approx(float(by_hand), rel=1e-6)
-    assert target.log_joint(target.constrain(z)) == pytest.approx(target.log_density(z) + 0.3, rel=1e-14)
+    assert target.log_joint(target.constrain(z)) == pytest.approx(
+        target.log_density(z) + 0.3, rel=1e-14
+    )
 
 
 def test_equals_a_density_of_another_library():
     target = tb.from_log_density(
-        lambda p: -2 * jnp.log(p["s"]) - 3 / p["s"] - jnp.log(p["s"]), {"s": 1.0}, support={"s": "positive"}
+        lambda p: -2 * jnp.log(p["s"]) - 3 / p["s"] - jnp.log(p["s"]),
+        {"s": 1.0},
+        support={"s": "positive"},
     )
     for z in (-1.0, 0.2, 2.0):
         s = np.exp(z)
@@ -51,7 +62,11 @@ def test_gradient_equals_finite_differences():
 def test_results_are_float64_with_the_flag_off():
     target, z = made(), np.array([0.4, -0.3])
     assert not jax.config.jax_enable_x64
-    for result in (target.log_density(z), target.unconstrain({"mu": 0.1, "sigma": 2}), *target.constrain(z).values()):
+    for result in (
+        target.log_density(z),
+        target.unconstrain({"mu": 0.1, "sigma": 2}),
+        *target.constrain(z).values(),
+    ):
         assert isinstance(result, np.ndarray)
         assert result.dtype == np.float64
 
@@ -65,7 +80,9 @@ def test_float32_arrays_that_it_closes_over_are_widened():
     assert batched(target)(z[None])[0][0] == pytest.approx(target.log_density(z), rel=1e-15)
 
 
-@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: jax.jit(jax.grad(f)), jax.hessian])
+@pytest.mark.parametrize(
+    "transform", [jax.jit, jax.grad, lambda f: jax.jit(jax.grad(f)), jax.hessian]
+)
 def test_transforms_outside_the_scope_follow_the_callers_precision(transform):
     target, z = made(), jnp.asarray([0.4, -0.3])
     outside = transform(target.log_density)(z)
@@ -114,7 +131,9 @@ def test_arrays_of_a_callable_module_are_leaves():
 
 
 def test_array_bounds_are_leaves_too():
-    target = tb.from_log_density(lambda p: p["x"].sum(), {"x": np.ones(2)}, support={"x": (np.zeros(2), np.array([2, 3]))})
+    target = tb.from_log_density(
+        lambda p: p["x"].sum(), {"x": np.ones(2)}, support={"x": (np.zeros(2), np.array([2, 3]))}
+    )
     with x64():
         arrays = eqx.filter(to_device(target), eqx.is_array)
     assert [leaf.shape for leaf in jax.tree.leaves(arrays)] == [(2,), (2,)]
@@ -144,17 +163,32 @@ NAN_SAFE = {"x": np.zeros(5), "s": 1.0}
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (lambda p: -(p["x"] ** 2), r"`log_density` returned shape \(5,\), but a log density is one number.*jnp.sum"),
+        (
+            lambda p: -(p["x"] ** 2),
+            r"`log_density` returned shape \(5,\), but a log density is one number.*jnp.sum",
+        ),
         (lambda p: -jnp.sum(p["x"] ** 2)[None], r"returned shape \(1,\)"),
-        (lambda p: 0.0, r"`log_density` returned the constant 0.0, which does not depend on the parameters"),
+        (
+            lambda p: 0.0,
+            r"`log_density` returned the constant 0.0, which does not depend on the parameters",
+        ),
         (lambda p: np.float64(1.5), "returned the constant"),
-        (lambda p: jnp.sum(p["x"] > 0), r"`log_density` returned dtype int.*floating number whose gradient exists"),
+        (
+            lambda p: jnp.sum(p["x"] > 0),
+            r"`log_density` returned dtype int.*floating number whose gradient exists",
+        ),
         (lambda p: jnp.all(p["x"] > 0), "returned dtype bool"),
         (lambda p: jnp.sum(p["x"]) + 1j, "returned dtype complex"),
         (lambda p: None, "`log_density` returned None; is its `return` missing"),
-        (lambda p: (jnp.sum(p["x"]), 0), "`log_density` returned a tuple; it must return one number"),
+        (
+            lambda p: (jnp.sum(p["x"]), 0),
+            "`log_density` returned a tuple; it must return one number",
+        ),
         (lambda p: {"lp": jnp.sum(p["x"])}, "returned a dict"),
-        (lambda p: p["sigma"], r"`log_density` raised KeyError: 'sigma'. The parameters in `example` are s, x"),
+        (
+            lambda p: p["sigma"],
+            r"`log_density` raised KeyError: 'sigma'. The parameters in `example` are s, x",
+        ),
         (lambda p: p["ss"], r"Did you mean 's'\?"),
         (
             lambda p: np.sum(np.exp(p["x"])),
@@ -165,7 +199,10 @@ NAN_SAFE = {"x": np.zeros(5), "s": 1.0}
         (lambda p: p["s"] if p["s"] > 0 else -p["s"], "JAX cannot trace `log_density`"),
         (lambda p: sum(range(p["s"].astype(int))), "JAX cannot trace `log_density`"),
         (lambda p: jnp.sum(p["x"][p["x"] > 0]), "JAX cannot trace `log_density`"),
-        (lambda p: -jnp.sum(p["x"] ** 2), r"`log_density` does not depend on 's' \(support 'real'\)"),
+        (
+            lambda p: -jnp.sum(p["x"] ** 2),
+            r"`log_density` does not depend on 's' \(support 'real'\)",
+        ),
     ],
 )
 def test_bad_log_densities_are_explained(function, sentence):
@@ -174,7 +211,9 @@ def test_bad_log_densities_are_explained(function, sentence):
 
 
 def test_a_parameter_without_a_term_may_stay_where_its_support_is_bounded():
-    target = tb.from_log_density(lambda p: -(p["x"] ** 2), {"x": 0.0, "u": 0.5}, support={"u": "unit_interval"})
+    target = tb.from_log_density(
+        lambda p: -(p["x"] ** 2), {"x": 0.0, "u": 0.5}, support={"u": "unit_interval"}
+    )
     evidence = np.log(np.sqrt(np.pi))
     u, x = np.meshgrid(np.linspace(-30, 30, 601), np.linspace(-8, 8, 161))
     values, _ = batched(target)(np.stack([u.ravel(), x.ravel()], 1))
@@ -207,5 +246,8 @@ def test_derived_values_need_a_dict():
 
 
 def test_not_a_function():
-    with pytest.raises(TargetError, match="`log_density` must be a function of the parameters, got float"):
-        inspect.unwrap(tb.from_log_density)(3.0, {"x": 0.0})  # past the checks of types that only tests have
+    with pytest.raises(
+        TargetError, match="`log_density` must be a function of the parameters, got float"
+    ):
+        # past the checks of types that only tests have
+        inspect.unwrap(tb.from_log_density)(3.0, {"x": 0.0})

@@ -120,7 +120,10 @@ MODELS = {
     "grouped": (grouped, (Y, GROUP)),
     "prng_key": (random_inside, (Y,)),
     "non-centred": (handlers.reparam(schools, config={"theta": reparam.LocScaleReparam(0)}), (Y,)),
-    "partly centred": (handlers.reparam(schools, config={"theta": reparam.LocScaleReparam()}), (Y,)),
+    "partly centred": (
+        handlers.reparam(schools, config={"theta": reparam.LocScaleReparam()}),
+        (Y,),
+    ),
     "circular": (handlers.reparam(angle, config={"theta": reparam.CircularReparam()}), (0.1 * Y,)),
     "lift": (handlers.lift(parametrised, prior={"offset": dist.Exponential(1.0)}), (Y,)),
     "condition": (handlers.condition(normal, {"sigma": 1.5}), (Y,)),
@@ -150,7 +153,9 @@ def test_equals_numpyros_potential_energy(name):
         return potential_energy(model, args, {}, free)
 
     with x64():
-        np.testing.assert_allclose(batched(target)(points)[0], -potential(points), rtol=1e-12, atol=1e-10)
+        np.testing.assert_allclose(
+            batched(target)(points)[0], -potential(points), rtol=1e-12, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -169,7 +174,10 @@ def test_unconstrain_is_the_inverse_and_log_joint_has_no_jacobian(name):
     @jax.vmap
     def there_and_back(z):
         values = target.constrain(z)
-        return target.unconstrain(values), target.log_joint(values) + target.layout.constrain_with_log_det(z)[1]
+        return (
+            target.unconstrain(values),
+            target.log_joint(values) + target.layout.constrain_with_log_det(z)[1],
+        )
 
     with x64():
         back, log_density = there_and_back(points)
@@ -214,11 +222,15 @@ def test_by_hand():
 
 
 def test_deterministic_sites_are_values_but_no_coordinates():
-    target = tb.from_numpyro(handlers.reparam(schools, config={"theta": reparam.LocScaleReparam(0)}), Y)
+    target = tb.from_numpyro(
+        handlers.reparam(schools, config={"theta": reparam.LocScaleReparam(0)}), Y
+    )
     assert target.coordinate_names[:3] == ("mu", "tau", "theta_decentered[0]")
     values = target.constrain(np.random.default_rng(0).standard_normal(target.dim))
     assert list(values) == ["largest", "mu", "tau", "theta", "theta_decentered"]
-    np.testing.assert_allclose(values["theta"], values["mu"] + values["tau"] * values["theta_decentered"])
+    np.testing.assert_allclose(
+        values["theta"], values["mu"] + values["tau"] * values["theta_decentered"]
+    )
     assert values["largest"] == values["theta"].max()
 
 
@@ -229,7 +241,9 @@ def test_pointwise_likelihood_and_predictions_are_those_of_the_model():
     np.testing.assert_allclose(target.pointwise_log_likelihood(draws)["y"][7], expected, rtol=1e-12)
     predicted = target.posterior_predictive(draws, 0)["y"]
     assert scipy.stats.kstest(predicted.ravel(), "norm", (2.0, 0.5)).pvalue > 1e-3
-    np.testing.assert_array_equal(predicted, target.posterior_predictive(draws, jax.random.key(0))["y"])
+    np.testing.assert_array_equal(
+        predicted, target.posterior_predictive(draws, jax.random.key(0))["y"]
+    )
     assert np.abs(np.corrcoef(predicted[:, :2].T)[0, 1]) < 0.1
 
 
@@ -278,7 +292,8 @@ def test_a_subsampled_plate_becomes_rows():
     parts = target.log_prior(Z) + target.log_likelihood(Z, np.arange(12)).sum()
     assert parts == pytest.approx(full.log_density(Z), rel=1e-14)
     np.testing.assert_allclose(
-        target.log_likelihood(Z, np.array([5, 1])), scipy.stats.norm.logpdf(Y[[5, 1]], 0.3, np.exp(-0.2))
+        target.log_likelihood(Z, np.array([5, 1])),
+        scipy.stats.norm.logpdf(Y[[5, 1]], 0.3, np.exp(-0.2)),
     )
 
 
@@ -286,9 +301,13 @@ def test_a_minibatch_is_scaled_as_numpyro_scales_it():
     target, index = tb.from_numpyro(normal, Y, rows=4), np.array([0, 3, 5])
     part = target.take(index)
     assert part.num_rows == 3
-    assert part.log_density(Z) == pytest.approx(target.log_prior(Z) + 4 * target.log_likelihood(Z, index).sum(), rel=1e-13)
+    assert part.log_density(Z) == pytest.approx(
+        target.log_prior(Z) + 4 * target.log_likelihood(Z, index).sum(), rel=1e-13
+    )
     again = part.take(np.array([1]))  # row 3, one of the 12
-    assert again.log_density(Z) == pytest.approx(target.log_prior(Z) + 12 * target.log_likelihood(Z, np.array([3]))[0])
+    assert again.log_density(Z) == pytest.approx(
+        target.log_prior(Z) + 12 * target.log_likelihood(Z, np.array([3]))[0]
+    )
     means = [target.take(np.arange(start, start + 3)).log_density(Z) for start in range(0, 12, 3)]
     assert np.mean(means) == pytest.approx(target.log_density(Z), rel=1e-13)
 
@@ -313,7 +332,9 @@ def test_subsample_statements_and_event_dimensions():
     z = np.array([0.1, -0.3])
     expected = 2 * scipy.stats.norm.logpdf(x, z).sum(axis=1)
     np.testing.assert_allclose(target.log_likelihood(z, np.arange(6)), expected, rtol=1e-13)
-    assert target.log_density(z) == pytest.approx(expected.sum() + scipy.stats.norm.logpdf(z).sum(), rel=1e-13)
+    assert target.log_density(z) == pytest.approx(
+        expected.sum() + scipy.stats.norm.logpdf(z).sum(), rel=1e-13
+    )
 
 
 def test_local_latent_values_come_with_their_rows():
@@ -328,7 +349,9 @@ def test_local_latent_values_come_with_their_rows():
     assert target.dim == 13
     z = np.linspace(-1, 1, 13)
     expected = (
-        scipy.stats.norm.logpdf(z[0]) + scipy.stats.norm.logpdf(z[1:], z[0]).sum() + scipy.stats.norm.logpdf(Y, z[1:]).sum()
+        scipy.stats.norm.logpdf(z[0])
+        + scipy.stats.norm.logpdf(z[1:], z[0]).sum()
+        + scipy.stats.norm.logpdf(Y, z[1:]).sum()
     )
     assert target.log_density(z) == pytest.approx(expected, rel=1e-13)
     index = np.array([7, 2])
@@ -344,13 +367,17 @@ def test_local_vectors_inside_a_plate_that_is_not_the_last():
         mu = numpyro.sample("mu", dist.Normal(0, 1).expand([2]).to_event(1))
         with numpyro.plate("N", 6, subsample_size=2, dim=-2), numpyro.plate("inner", 3, dim=-1):
             theta = numpyro.sample("theta", dist.Normal(mu, 1).to_event(1))
-            numpyro.sample("x", dist.Normal(theta, 1).to_event(1), obs=numpyro.subsample(x, event_dim=1))
+            numpyro.sample(
+                "x", dist.Normal(theta, 1).to_event(1), obs=numpyro.subsample(x, event_dim=1)
+            )
 
     x = np.arange(36.0).reshape(6, 3, 2) / 10
     target = tb.from_numpyro(model, x)
     z = np.linspace(-1, 1, target.dim)
     theta = z[2:].reshape(6, 3, 2)
-    own = (scipy.stats.norm.logpdf(theta, z[:2]) + scipy.stats.norm.logpdf(x, theta)).sum(axis=(1, 2))
+    own = (scipy.stats.norm.logpdf(theta, z[:2]) + scipy.stats.norm.logpdf(x, theta)).sum(
+        axis=(1, 2)
+    )
     np.testing.assert_allclose(target.log_likelihood(z, np.array([4, 0])), own[[4, 0]], rtol=1e-13)
 
 

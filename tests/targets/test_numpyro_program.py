@@ -32,7 +32,9 @@ def test_masked_missing_data_are_fine():
     y = np.where(np.arange(12) == 3, np.nan, Y)
     value, score = batched(tb.from_numpyro(model, y))(np.array([[0.3]]))
     kept = y[~np.isnan(y)]
-    assert value[0] == pytest.approx(scipy.stats.norm.logpdf(0.3) + scipy.stats.norm.logpdf(kept, 0.3).sum())
+    assert value[0] == pytest.approx(
+        scipy.stats.norm.logpdf(0.3) + scipy.stats.norm.logpdf(kept, 0.3).sum()
+    )
     assert score[0, 0] == pytest.approx(-0.3 + np.sum(kept - 0.3))
 
 
@@ -75,7 +77,11 @@ def partly_missing(y):
 @pytest.mark.parametrize(
     ("model", "y", "sentence"),
     [
-        (discrete, Y, r"Site 'k' \(BernoulliProbs\): its values are discrete.*sum the discrete values out"),
+        (
+            discrete,
+            Y,
+            r"Site 'k' \(BernoulliProbs\): its values are discrete.*sum the discrete values out",
+        ),
         (discrete_in_a_scan, Y, "Site 'k' .*discrete"),
         (point_mass, Y, "Site 'd' .*single possible value; record it with numpyro.deterministic"),
         (direction, Y, "Site 'd' .*numpyro.handlers.reparam with ProjectedNormalReparam"),
@@ -83,7 +89,11 @@ def partly_missing(y):
         (branching, Y, "JAX cannot trace `model`"),
         (counting, Y, "Site 'count' is numpyro.mutable"),
         (partly_missing, Y, "Site 'y' uses obs_mask"),
-        (normal, WITH_NAN, r"data at site 'y' have 2 NaN among 12 values, the first at index \(3,\).*mask"),
+        (
+            normal,
+            WITH_NAN,
+            r"data at site 'y' have 2 NaN among 12 values, the first at index \(3,\).*mask",
+        ),
         (lambda y: normal(WITH_NAN), Y, "data at site 'y' have 2 NaN"),
         (lambda y: normal(2 * jnp.asarray(WITH_NAN)), Y, "data at site 'y' have 2 NaN"),
     ],
@@ -105,7 +115,11 @@ def test_what_is_not_supported_names_the_site(model, y, sentence):
         (dist.LogNormal(0.0, 1.0), [1.0, 0.0], r"support of its LogNormal.* index \(1,\) is 0.0"),
         (dist.Normal(0.0, 1.0), [1.0, np.inf], r"index \(1,\) is inf"),
         (dist.Dirichlet(np.ones(2)), [[0.5, 0.5], [0.5, 0.7]], r"index \(1,\) is \[0.5 0.7\]"),
-        (dist.Normal(0.0, 1.0).expand([2]).to_event(1), [1.0, np.inf], r"index \(\) is \[ 1. inf\]"),
+        (
+            dist.Normal(0.0, 1.0).expand([2]).to_event(1),
+            [1.0, np.inf],
+            r"index \(\) is \[ 1. inf\]",
+        ),
     ],
 )
 @pytest.mark.parametrize("closed", [False, True])

@@ -1,4 +1,6 @@
-"""NumPyro models of nineteen real posteriors against densities written by hand (../shared/data/posteriordb)."""
+"""NumPyro models of nineteen real posteriors against densities written by hand
+(../shared/data/posteriordb).
+"""
 
 import sys
 from pathlib import Path
@@ -42,13 +44,17 @@ def test_differs_from_the_hand_written_density_by_a_constant(name, by_hand):
     def both(theta):
         values, log_det = posterior.unpack(theta)
         expected = posterior.log_density(theta, data) - log_det
-        if name.startswith("garch"):  # written in u = beta1 / (1 - alpha1), whose density has one more factor
+        # written in u = beta1 / (1 - alpha1), whose density has one more factor
+        if name.startswith("garch"):
             values = {**values, "u": values["beta1"] / (1 - values["alpha1"])}
             expected += jnp.log1p(-values["alpha1"])
         return target.log_joint(values), expected
 
     with x64():
-        ours, expected = map(np.asarray, both(0.5 * np.random.default_rng(0).standard_normal((4, posterior.dim))))
+        ours, expected = map(
+            np.asarray, both(0.5 * np.random.default_rng(0).standard_normal((4, posterior.dim)))
+        )
     difference = ours - expected
     assert np.ptp(difference) <= 1e-12 * np.abs(expected).max() + 1e-11
-    assert np.abs(difference).max() < 3  # log 2 for each half-Cauchy and half-normal that the hand leaves out
+    # log 2 for each half-Cauchy and half-normal that the hand leaves out
+    assert np.abs(difference).max() < 3

@@ -30,14 +30,21 @@ def log_likelihood(params, rows):
 def made(data=None, **keywords):
     data = {"X": X, "y": Y} if data is None else data
     example = {"beta": np.zeros(2), "scale": 1.0}
-    return tb.from_rows(log_prior, log_likelihood, data, example, support={"scale": "positive"}, **keywords)
+    return tb.from_rows(
+        log_prior, log_likelihood, data, example, support={"scale": "positive"}, **keywords
+    )
 
 
 def test_is_the_sum_that_it_says():
     target = made()
     values = target.constrain(Z)
     logits = X @ values["beta"] / values["scale"]
-    by_hand = -0.5 * np.sum(values["beta"] ** 2) - values["scale"] + Z[2] + np.sum(Y * logits - np.logaddexp(0, logits))
+    by_hand = (
+        -0.5 * np.sum(values["beta"] ** 2)
+        - values["scale"]
+        + Z[2]
+        + np.sum(Y * logits - np.logaddexp(0, logits))
+    )
     assert target.log_density(Z) == pytest.approx(by_hand, rel=1e-14)
     parts = target.log_prior(Z) + target.log_likelihood(Z, target.data).sum()
     assert parts == pytest.approx(by_hand, rel=1e-14)
@@ -57,7 +64,9 @@ def test_a_minibatch_counts_each_row_n_over_b_times():
     assert part.log_density(Z) == pytest.approx(expected, rel=1e-14)
     assert part.num_rows == 4
     again = part.take(np.array([2]))  # row 7, one of the 20
-    assert again.log_density(Z) == pytest.approx(target.log_prior(Z) + 20 * target.log_likelihood(Z, target.data)[7])
+    assert again.log_density(Z) == pytest.approx(
+        target.log_prior(Z) + 20 * target.log_likelihood(Z, target.data)[7]
+    )
 
 
 def test_minibatches_are_unbiased():
@@ -111,7 +120,9 @@ def test_many_kinds_of_data():
 
 
 def test_a_flat_prior_may_be_a_constant():
-    target = tb.from_rows(lambda p: 0.0, lambda p, rows: -((rows - p["m"]) ** 2), X[:, 0], {"m": 0.0})
+    target = tb.from_rows(
+        lambda p: 0.0, lambda p, rows: -((rows - p["m"]) ** 2), X[:, 0], {"m": 0.0}
+    )
     assert target.log_density(np.zeros(1)) == pytest.approx(-np.sum(X[:, 0] ** 2))
     assert target.log_prior(np.zeros(1)) == 0
 
@@ -126,19 +137,31 @@ WITH_NAN = np.where(np.arange(20) % 8 == 3, np.nan, X[:, 0])
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ({"X": X, "y": Y[:19]}, r"`data` is ragged: `data\['X'\]` has 20, `data\['y'\]` has 19 rows"),
+        (
+            {"X": X, "y": Y[:19]},
+            r"`data` is ragged: `data\['X'\]` has 20, `data\['y'\]` has 19 rows",
+        ),
         ({"X": X[:0], "y": Y[:0]}, "`data` has zero rows"),
         ({}, "`data` has no arrays"),
         ({"X": X, "y": 3.0}, r"`data\['y'\]` is a single number"),
         ({"X": X, "y": WITH_NAN}, r"`data\['y'\]` has NaN in row 3 and 2 more rows"),
-        ({"X": X, "y": np.where(np.arange(20) == 5, np.nan, 0.0)}, r"`data\['y'\]` has NaN in row 5. Drop"),
+        (
+            {"X": X, "y": np.where(np.arange(20) == 5, np.nan, 0.0)},
+            r"`data\['y'\]` has NaN in row 5. Drop",
+        ),
         (WITH_NAN, "`data` has NaN in row 3"),
-        ({"X": X, "y": ["a"] * 20}, r"`data\['y'\]` has dtype <U1, which is not numbers. Encode categories"),
+        (
+            {"X": X, "y": ["a"] * 20},
+            r"`data\['y'\]` has dtype <U1, which is not numbers. Encode categories",
+        ),
         ({"X": X, "y": np.array([None] * 20)}, r"`data\['y'\]` has dtype object"),
         ({"X": X, "y": None}, r"`data\['y'\]` has dtype object"),
         ({"X": [[1.0, 2.0], [1.0]], "y": Y}, "`data` contains a list that cannot become an array"),
         ({"X": np.ma.masked_less(X, 0), "y": Y}, "masked array with masked entries"),
-        ({"X": X, "y": np.array(["2020-01-01"] * 20, "datetime64[D]")}, r"`data\['y'\]` has dtype datetime64"),
+        (
+            {"X": X, "y": np.array(["2020-01-01"] * 20, "datetime64[D]")},
+            r"`data\['y'\]` has dtype datetime64",
+        ),
     ],
 )
 def test_bad_data_are_named(data, sentence):
@@ -152,21 +175,49 @@ EXAMPLE = {"m": 0.0}
 @pytest.mark.parametrize(
     ("prior", "likelihood", "sentence"),
     [
-        (lambda p: 0.0, lambda p, rows: jnp.sum(rows["y"] * p["m"]), r"`log_likelihood` returned shape \(\) for 21 rows"),
+        (
+            lambda p: 0.0,
+            lambda p, rows: jnp.sum(rows["y"] * p["m"]),
+            r"`log_likelihood` returned shape \(\) for 21 rows",
+        ),
         (
             lambda p: 0.0,
             lambda p, rows: rows["X"] * p["m"],
             r"`log_likelihood` returned shape \(21, 2\) for 21 rows.*\(21,\)",
         ),
-        (lambda p: 0.0, lambda p, rows: Y * p["m"], r"`log_likelihood` returned shape \(20,\).*closes over"),
+        (
+            lambda p: 0.0,
+            lambda p, rows: Y * p["m"],
+            r"`log_likelihood` returned shape \(20,\).*closes over",
+        ),
         (lambda p: 0.0, lambda p, rows: None, "`log_likelihood` returned None"),
         (lambda p: 0.0, lambda p, rows: 1.0, "`log_likelihood` returned a float"),
-        (lambda p: 0.0, lambda p, rows: (rows["y"] * p["m"]).astype(int), "`log_likelihood` returned dtype int"),
-        (lambda p: 0.0, lambda p, rows: rows["y"] * p["mm"], "`log_likelihood` raised KeyError: 'mm'"),
-        (lambda p: 0.0, lambda p, rows: np.exp(p["m"]) * rows["y"], "JAX cannot trace `log_likelihood`"),
-        (lambda p: p["m"] * jnp.ones(2), lambda p, rows: rows["y"] * p["m"], r"`log_prior` returned shape \(2,\)"),
+        (
+            lambda p: 0.0,
+            lambda p, rows: (rows["y"] * p["m"]).astype(int),
+            "`log_likelihood` returned dtype int",
+        ),
+        (
+            lambda p: 0.0,
+            lambda p, rows: rows["y"] * p["mm"],
+            "`log_likelihood` raised KeyError: 'mm'",
+        ),
+        (
+            lambda p: 0.0,
+            lambda p, rows: np.exp(p["m"]) * rows["y"],
+            "JAX cannot trace `log_likelihood`",
+        ),
+        (
+            lambda p: p["m"] * jnp.ones(2),
+            lambda p, rows: rows["y"] * p["m"],
+            r"`log_prior` returned shape \(2,\)",
+        ),
         (lambda p: p["q"], lambda p, rows: rows["y"] * p["m"], "`log_prior` raised KeyError: 'q'"),
-        (lambda p: 0.0, lambda p, rows: 1.0 * rows["y"], r"`log_prior \+ log_likelihood` does not depend on 'm'"),
+        (
+            lambda p: 0.0,
+            lambda p, rows: 1.0 * rows["y"],
+            r"`log_prior \+ log_likelihood` does not depend on 'm'",
+        ),
     ],
 )
 def test_bad_functions_are_explained(prior, likelihood, sentence):
@@ -175,7 +226,8 @@ def test_bad_functions_are_explained(prior, likelihood, sentence):
 
 
 @pytest.mark.parametrize(
-    ("prior", "likelihood", "name"), [(3.0, log_likelihood, "log_prior"), (log_prior, 3.0, "log_likelihood")]
+    ("prior", "likelihood", "name"),
+    [(3.0, log_likelihood, "log_prior"), (log_prior, 3.0, "log_likelihood")],
 )
 def test_not_a_function(prior, likelihood, name):
     unchecked = inspect.unwrap(tb.from_rows)  # past the checks of types that only tests have
@@ -185,11 +237,17 @@ def test_not_a_function(prior, likelihood, name):
 
 def test_a_likelihood_that_closes_over_its_data_is_found_out():
     with pytest.raises(TypeError) as caught:
-        tb.from_rows(lambda p: 0.0, lambda p, rows: rows["y"] * p["m"] * X[:, 0], {"X": X, "y": Y}, EXAMPLE)
-    assert any("closes over data that belong into `data`" in note for note in caught.value.__notes__)
+        tb.from_rows(
+            lambda p: 0.0, lambda p, rows: rows["y"] * p["m"] * X[:, 0], {"X": X, "y": Y}, EXAMPLE
+        )
+    assert any(
+        "closes over data that belong into `data`" in note for note in caught.value.__notes__
+    )
 
 
 def test_float32_inside_is_recorded():
-    target = tb.from_rows(lambda p: 0.0, lambda p, rows: rows.astype(jnp.float32) * p["m"], X[:, 0], EXAMPLE)
+    target = tb.from_rows(
+        lambda p: 0.0, lambda p, rows: rows.astype(jnp.float32) * p["m"], X[:, 0], EXAMPLE
+    )
     assert target.returns_float32
     assert not made().returns_float32

@@ -42,7 +42,13 @@ def test_array_bounds_are_float64_and_of_the_shape_of_the_value():
 @pytest.mark.parametrize(
     ("support", "sentence"),
     [
-        ("postive", r"`support\['a'\]` is 'postive'.* Known names: real, positive, .* Did you mean 'positive'\?"),
+        (
+            "postive",
+            (
+                r"`support\['a'\]` is 'postive'.* Known names: real, positive, .* Did you mean"
+                r" 'positive'\?"
+            ),
+        ),
         ((1, 2, 3), r"`support\['a'\]` has 3 entries"),
         ((2, 1), r"`support\['a'\]` is \(2, 1\), but low must be below high"),
         ((1, 1), "low must be below high"),
@@ -51,7 +57,10 @@ def test_array_bounds_are_float64_and_of_the_shape_of_the_value():
         ((np.zeros(4), 1), r"broadcast to the value's shape \(2,\)"),
         ((np.array([0, -np.inf]), 1), "finite and infinite ends in one parameter. Split it"),
         (3.0, r"`support\['a'\]` is 3.0 of type float"),
-        (constraints.greater_than, r"is the class GreaterThan, not a constraint: call it with its bounds"),
+        (
+            constraints.greater_than,
+            r"is the class GreaterThan, not a constraint: call it with its bounds",
+        ),
         (constraints.dependent, "depends on other values.*tb.from_numpyro"),
         (constraints.boolean, "its values are discrete"),
         (constraints.positive_integer, "its values are discrete"),
@@ -94,6 +103,8 @@ def test_every_name_is_described_by_itself():
     assert describe(as_constraint((1, 2), "a", ())) == "Interval(lower_bound=1.0, upper_bound=2.0)"
 
 
-@pytest.mark.parametrize(("support", "proper"), [("real", False), ("positive", False), ((0, 2), True), ("simplex", True)])
+@pytest.mark.parametrize(
+    ("support", "proper"), [("real", False), ("positive", False), ((0, 2), True), ("simplex", True)]
+)
 def test_which_flat_densities_are_proper(support, proper):
     assert is_proper_when_flat(as_constraint(support, "a", (2,))) is proper

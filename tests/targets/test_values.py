@@ -15,7 +15,9 @@ def made(**kwargs):
     def log_density(p):
         return -jnp.sum(p["b"] ** 2) - p["a"] + jnp.sum(jnp.log(p["w"]))
 
-    return tb.from_log_density(log_density, EXAMPLE, support={"a": "positive", "w": "simplex"}, **kwargs)
+    return tb.from_log_density(
+        log_density, EXAMPLE, support={"a": "positive", "w": "simplex"}, **kwargs
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 1000, 1001, 2500])
@@ -48,7 +50,9 @@ def test_derived_values_take_part():
 
 
 def test_integers_and_nothing():
-    names, columns = flatten_values({"n": np.array([1, 2]), "flag": np.array([True, False]), "none": np.zeros((2, 0))})
+    names, columns = flatten_values(
+        {"n": np.array([1, 2]), "flag": np.array([True, False]), "none": np.zeros((2, 0))}
+    )
     assert names == ("flag", "n")
     np.testing.assert_array_equal(columns, [[1.0, 1.0], [0.0, 2.0]])
     assert flatten_values({})[0] == ()
@@ -66,7 +70,9 @@ def test_names_of_leaves():
 def test_a_target_that_is_built_again_compiles_nothing_and_keeps_its_own_arrays():
     def make(low):
         return tb.from_log_density(
-            lambda p: -jnp.sum(p["x"]), {"x": np.full(2, 50.0)}, support={"x": (np.array([low, 0.0]), None)}
+            lambda p: -jnp.sum(p["x"]),
+            {"x": np.full(2, 50.0)},
+            support={"x": (np.array([low, 0.0]), None)},
         )
 
     first = constrain_batch(make(1.0), np.zeros((4, 2)))["x"]
@@ -85,7 +91,9 @@ def test_the_same_program_under_other_names_keeps_the_names():
 
 def test_data_of_any_number_of_rows_share_the_map():
     def make(rows):
-        return tb.from_rows(lambda p: 0.0, lambda p, r: -((r - p["m"]) ** 2), np.arange(float(rows)), {"m": 0.0})
+        return tb.from_rows(
+            lambda p: 0.0, lambda p, r: -((r - p["m"]) ** 2), np.arange(float(rows)), {"m": 0.0}
+        )
 
     constrain_batch(make(3), np.ones((4, 1)))
     count = len(_programs)

@@ -36,13 +36,17 @@ SAMPLED.pop("logistic_regression")
 
 
 def grid(target, reach=9.0, points=241):
-    """A grid around the mode, in coordinates in which the curvature there is about 1, with the volume of a cell."""
+    """A grid around the mode, in coordinates in which the curvature there is about 1, with the
+    volume of a cell.
+    """
     evaluate, z = batched(target), np.zeros(target.dim)
     h = 1e-4 * np.eye(target.dim)
     for _ in range(20):
         scores = evaluate(np.concatenate([z + h, z - h]))[1]
         curvature = (scores[target.dim :] - scores[: target.dim]) / 2e-4
-        root = np.linalg.cholesky(np.linalg.inv((curvature + curvature.T) / 2 + 1e-3 * np.eye(target.dim)))
+        root = np.linalg.cholesky(
+            np.linalg.inv((curvature + curvature.T) / 2 + 1e-3 * np.eye(target.dim))
+        )
         z = z + root @ np.clip(root.T @ evaluate(z[None])[1][0], -0.5, 0.5)
     ticks = np.linspace(-reach, reach, points)
     nodes = z + np.stack(np.meshgrid(*[ticks] * target.dim), -1).reshape(-1, target.dim) @ root.T
@@ -77,7 +81,9 @@ def test_moments_and_evidence_equal_quadrature(name):
     for key, x in values.items():
         mean = np.tensordot(weight, x, 1)
         np.testing.assert_allclose(mean, known.mean[key], atol=1e-5 * np.max(known.sd[key]))
-        np.testing.assert_allclose(np.sqrt(np.tensordot(weight, (x - mean) ** 2, 1)), known.sd[key], rtol=1e-4)
+        np.testing.assert_allclose(
+            np.sqrt(np.tensordot(weight, (x - mean) ** 2, 1)), known.sd[key], rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -88,7 +94,9 @@ def test_exact_draws_have_the_stated_moments(name):
     assert draws.keys() == known.mean.keys() == known.sd.keys()
     for key, x in draws.items():
         assert x.shape == (n, *known.mean[key].shape)
-        np.testing.assert_allclose(x.mean(axis=0), known.mean[key], atol=5 * np.max(known.sd[key]) / math.sqrt(n))
+        np.testing.assert_allclose(
+            x.mean(axis=0), known.mean[key], atol=5 * np.max(known.sd[key]) / math.sqrt(n)
+        )
         np.testing.assert_allclose(x.std(axis=0), known.sd[key], rtol=0.03)
     if known.cov is not None:
         flat = np.concatenate([draws[key].reshape(n, -1) for key in sorted(draws)], axis=1)
@@ -111,7 +119,9 @@ def test_gaussian_of_any_condition_number(condition):
 def test_student_t(df):
     known = zoo.student_t(3, df=df)
     z = known.sample(20, 0)["x"]
-    np.testing.assert_allclose(batched(known.target)(z)[0], scipy.stats.multivariate_t(df=df, shape=np.eye(3)).logpdf(z))
+    np.testing.assert_allclose(
+        batched(known.target)(z)[0], scipy.stats.multivariate_t(df=df, shape=np.eye(3)).logpdf(z)
+    )
     assert np.isnan(known.mean["x"]).all() == (df <= 1)
     assert np.isfinite(known.sd["x"]).all() == (df > 2)
 
@@ -130,7 +140,9 @@ def test_linear_regression_is_gaussian():
     known = zoo.linear_regression(30, 4, seed=1)
     z = known.sample(20, 0)["beta"]
     posterior = scipy.stats.multivariate_normal(known.mean["beta"], known.cov).logpdf(z)
-    np.testing.assert_allclose(batched(known.target)(z)[0] - posterior, known.log_evidence, atol=1e-9)
+    np.testing.assert_allclose(
+        batched(known.target)(z)[0] - posterior, known.log_evidence, atol=1e-9
+    )
 
 
 def test_the_conjugate_models_are_rows():
@@ -140,9 +152,13 @@ def test_the_conjugate_models_are_rows():
 
 @pytest.mark.parametrize("centered", [False, True])
 def test_eight_schools(centered):
-    """The schools integrated out of the density by hand, mu and log tau on a grid, against the integral over log tau."""
+    """The schools integrated out of the density by hand, mu and log tau on a grid, against the
+    integral over log tau.
+    """
     known = zoo.eight_schools(centered=centered)
-    mu, log_tau = (a.ravel() for a in np.meshgrid(np.linspace(-25, 35, 201), np.linspace(-16, 6, 441)))
+    mu, log_tau = (
+        a.ravel() for a in np.meshgrid(np.linspace(-25, 35, 201), np.linspace(-16, 6, 441))
+    )
     tau, noise = np.exp(log_tau)[:, None], schools.STANDARD_ERRORS**2
     variance = noise + tau**2
     theta_trans = tau * (schools.EFFECTS - mu[:, None]) / variance  # mean given mu and tau
@@ -153,7 +169,9 @@ def test_eight_schools(centered):
     log_marginal = log_density + np.sum(np.log(sd) + 0.5 * math.log(2 * math.pi), axis=1)
     weight = np.exp(log_marginal - log_marginal.max())
     cell = 0.3 * 0.05
-    assert math.log(weight.sum() * cell) + log_marginal.max() == pytest.approx(known.log_evidence, abs=1e-4)
+    assert math.log(weight.sum() * cell) + log_marginal.max() == pytest.approx(
+        known.log_evidence, abs=1e-4
+    )
     weight /= weight.sum()
     moments = {"mu": (mu, 0.0), "tau": (tau[:, 0], 0.0), "theta": (theta, (tau * sd_trans) ** 2)}
     moments |= {} if centered else {"theta_trans": (theta_trans, sd_trans**2)}
@@ -191,5 +209,9 @@ BATTERY = {
 @pytest.mark.parametrize("name", BATTERY)
 def test_every_target_of_the_zoo_passes_the_battery(name):
     make, parameters = BATTERY[name]
-    free = None if parameters is None else lambda values: jnp.hstack([values[key] for key in parameters])
+    free = (
+        None
+        if parameters is None
+        else lambda values: jnp.hstack([values[key] for key in parameters])
+    )
     check_target(make().target, 0, free=free)

@@ -1,7 +1,9 @@
-"""Does q mean what it says, on average over data? Ranks of the truth among draws, and what follows from them.
+"""Does q mean what it says, on average over data? Ranks of the truth among draws, and what follows
+from them.
 
-For data simulated from the model, the true parameters are one more draw of the exact posterior: their rank among draws of
-q(. | x) is uniform where q is right. Each test below is one statistic of which that holds.
+For data simulated from the model, the true parameters are one more draw of the exact posterior:
+their rank among draws of q(. | x) is uniform where q is right. Each test below is one statistic of
+which that holds.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import scipy.stats
 from .._numerics import host_rng, key_words, x64
 from .._types import Budget, PyTree
 from ..families.conditional import log_probs_at
-from .base import Finding, Verdict
+from .finding import Finding, Verdict
 from .simulations import Posteriors, features, posteriors, simulations
 
 _ALPHA = 0.01
@@ -26,7 +28,8 @@ _LARGE = 0.15
 
 
 def sbc_ranks(made: Posteriors) -> np.ndarray:
-    """Rank of the true value of each coordinate among the L draws, `[N, d]` in 0, ..., L (ties broken at random).
+    """Rank of the true value of each coordinate among the L draws, `[N, d]` in 0, ..., L (ties
+    broken at random).
 
     Angles are ranked by their difference from the mean direction of the draws.
 
@@ -40,11 +43,14 @@ def sbc_ranks(made: Posteriors) -> np.ndarray:
         truth, draws = turned(truth, centre), turned(draws, centre[:, None])
     ties = np.sum(draws == truth[:, None], axis=1)
     rng = np.random.default_rng(0)
-    return np.sum(draws < truth[:, None], axis=1) + np.floor(rng.uniform(size=ties.shape) * (ties + 1)).astype(int)
+    return np.sum(draws < truth[:, None], axis=1) + np.floor(
+        rng.uniform(size=ties.shape) * (ties + 1)
+    ).astype(int)
 
 
 def density_ranks(made: Posteriors) -> np.ndarray:
-    """How many draws have a higher density than the truth, `[N]`: over L, the credibility of its highest-density set.
+    """How many draws have a higher density than the truth, `[N]`: over L, the credibility of its
+    highest-density set.
 
     Expected coverage is its ECDF. Source: Hermans et al. 2022, section 3.
     """
@@ -52,9 +58,12 @@ def density_ranks(made: Posteriors) -> np.ndarray:
 
 
 def tarp_ranks(made: Posteriors, key: Any = 0) -> np.ndarray:
-    """How many draws lie closer to a random point than the truth does, `[N]`; points are draws of the prior, by chance.
+    """How many draws lie closer to a random point than the truth does, `[N]`.
 
-    Distances are in prior sds; of angles the chord. Sees errors that ranks of single coordinates cannot.
+    Points are draws of the prior, by chance.
+
+    Distances are in prior sds; of angles the chord. Sees errors that ranks of single coordinates
+    cannot.
 
     Source: Lemos et al. 2023, algorithm 2 (TARP).
     """
@@ -66,18 +75,22 @@ def tarp_ranks(made: Posteriors, key: Any = 0) -> np.ndarray:
 
 
 def vsbc(made: Posteriors) -> np.ndarray:
-    """Share of draws above the truth, `[N, d]`: its histogram leans where q is biased in a coordinate.
+    """Share of draws above the truth, `[N, d]`: its histogram leans where q is biased in a
+    coordinate.
 
-    Source: Yao et al. 2018, section 3.2 (VSBC), with draws in place of the distribution function of q.
+    Source: Yao et al. 2018, section 3.2 (VSBC), with draws in place of the distribution function of
+    q.
     """
     return 1.0 - (sbc_ranks(made) + 0.5) / (made.draws.shape[1] + 1)
 
 
 def ecdf_test(ranks: np.ndarray, most: int) -> tuple[float, float]:
-    """(p-value, largest deviation) of ranks in 0, ..., most from the uniform distribution, over their whole ECDF.
+    """(p-value, largest deviation) of ranks in 0, ..., most from the uniform distribution, over
+    their whole ECDF.
 
-    The statistic is the smallest pointwise binomial tail probability of the ECDF; its null distribution is simulated, so the
-    p-value holds for the whole curve at once. The deviation is the largest |ECDF - uniform|.
+    The statistic is the smallest pointwise binomial tail probability of the ECDF; its null
+    distribution is simulated, so the p-value holds for the whole curve at once. The deviation is
+    the largest |ECDF - uniform|.
 
     Source: Saeilynoja, Buerkner & Vehtari 2022, section 2.2.
     """
@@ -89,7 +102,8 @@ def ecdf_test(ranks: np.ndarray, most: int) -> tuple[float, float]:
 
 
 def ecdf_band(n: int, most: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(levels, low, high): the band that holds the whole ECDF of n uniform ranks in 0, ..., most with probability `level`.
+    """(levels, low, high): the band that holds the whole ECDF of n uniform ranks in 0, ..., most
+    with probability `level`.
 
     Source: Saeilynoja, Buerkner & Vehtari 2022, section 2.2; for pictures.
     """
@@ -113,8 +127,12 @@ def _counts_at(ranks: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 def _smallest_tail(counts: np.ndarray, levels: np.ndarray, n: int) -> np.ndarray:
     """The smallest two-sided binomial tail over the grid, for each row of counts."""
     # binomial distribution functions by the incomplete beta function: faster than scipy.stats
-    below = np.where(counts >= n, 1.0, sp.betainc(np.maximum(n - counts, 1e-300), counts + 1, 1 - levels))
-    above = np.where(counts <= 0, 1.0, sp.betainc(np.maximum(counts, 1e-300), n - counts + 1, levels))
+    below = np.where(
+        counts >= n, 1.0, sp.betainc(np.maximum(n - counts, 1e-300), counts + 1, 1 - levels)
+    )
+    above = np.where(
+        counts <= 0, 1.0, sp.betainc(np.maximum(counts, 1e-300), n - counts + 1, levels)
+    )
     return np.min(2 * np.minimum(below, above), axis=1)
 
 
@@ -135,9 +153,16 @@ _NULLS: dict[tuple[int, int], np.ndarray] = {}
 
 
 def calibrate(
-    q: Any, target: Any, key: Any = 0, *, n: int = 500, draws: int = 200, budget: Budget | None = None
+    q: Any,
+    target: Any,
+    key: Any = 0,
+    *,
+    n: int = 500,
+    draws: int = 200,
+    budget: Budget | None = None,
 ) -> tuple[Finding, ...]:
-    """The findings "sbc", "coverage" and "tarp" of an amortised q: `n` simulations, `draws` draws each, all in one program.
+    """The findings "sbc", "coverage" and "tarp" of an amortised q: `n` simulations, `draws` draws
+    each, all in one program.
 
     Arguments:
         q: an amortised family.
@@ -159,11 +184,12 @@ def calibrate_refits(
     draws: int = 200,
     budget: Budget | None = None,
 ) -> tuple[Finding, ...]:
-    """The same findings of an ordinary fit, which is made again for each of `n` simulated data sets.
+    """The same findings of an ordinary fit, which is made again for each of `n` simulated data
+    sets.
 
     Arguments:
-        refit: `refit(x) -> q` of one data set on the same unconstrained scale as `target`; or, with the attribute
-            `vectorised = True`, of a batch of them -> a list of q.
+        refit: `refit(x) -> q` of one data set on the same unconstrained scale as `target`; or, with
+            the attribute `vectorised = True`, of a batch of them -> a list of q.
         target: the simulator, as from tb.from_simulator.
         key: of the simulations.
         n: number of data sets.
@@ -179,12 +205,19 @@ def calibrate_refits(
     else:
         fits = []
         for i in range(len(made)):
-            if fits and budget is not None and budget.seconds is not None and time.perf_counter() - started > budget.seconds:
+            if (
+                fits
+                and budget is not None
+                and budget.seconds is not None
+                and time.perf_counter() - started > budget.seconds
+            ):
                 break
             fits.append(refit(jax.tree.map(lambda leaf, i=i: leaf[i], made.x)))
     count, seed = len(fits), key_words(key)[-1]
     pairs = [q.draw(draws, seed + 1 + i) for i, q in enumerate(fits)]
-    true = np.array([q.log_prob_on_host(z[None])[0] for q, z in zip(fits, made.z[:count], strict=True)])
+    true = np.array(
+        [q.log_prob_on_host(z[None])[0] for q, z in zip(fits, made.z[:count], strict=True)]
+    )
     x = jax.tree.map(lambda leaf: leaf[:count], made.x)
     z, log_q = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
     seconds = time.perf_counter() - started
@@ -208,7 +241,17 @@ def _sbc(made: Posteriors, names: tuple[str, ...]) -> Finding:
     where = tuple(f"`{names[j]}`" for j in order if tests[j][0] * len(tests) < _ALPHA)
     what = f"ranks of the truth among draws of q in `{names[worst]}`"
     detail = {"ranks": ranks, "draws": most, "p_values": [t[0] for t in tests]}
-    return _finding("sbc", what, p, deviation, shape, made, detail, "Talts et al. 2018; Saeilynoja et al. 2022", where)
+    return _finding(
+        "sbc",
+        what,
+        p,
+        deviation,
+        shape,
+        made,
+        detail,
+        "Talts et al. 2018; Saeilynoja et al. 2022",
+        where,
+    )
 
 
 def _coverage(made: Posteriors) -> Finding:
@@ -218,7 +261,9 @@ def _coverage(made: Posteriors) -> Finding:
     shape = "q is too narrow (overconfident)" if excess > 0 else "q is too wide (underconfident)"
     detail = {"ranks": ranks, "draws": most}
     what = "credibilities of the truth's highest-density set"
-    return _finding("expected coverage", what, p, deviation, shape, made, detail, "Hermans et al. 2022")
+    return _finding(
+        "expected coverage", what, p, deviation, shape, made, detail, "Hermans et al. 2022"
+    )
 
 
 def _tarp(made: Posteriors, key: Any) -> Finding:
@@ -242,23 +287,38 @@ def _finding(
     where: tuple[str, ...] = (),
 ) -> Finding:  # fmt: skip
     n = len(made.z)
-    verdict = Verdict.PASS if p >= _ALPHA else Verdict.FAIL if deviation > _LARGE else Verdict.CAUTION
+    verdict = (
+        Verdict.PASS if p >= _ALPHA else Verdict.FAIL if deviation > _LARGE else Verdict.CAUTION
+    )
     cut = "" if n >= 0.9 * made.asked else f" (the budget ended after {n} of {made.asked})"
     if verdict is Verdict.PASS:
-        why = f"The {what} look uniform over {n} simulations{cut}: p = {p:.2g}, largest deviation {deviation:.3f}."
+        why = (
+            f"The {what} look uniform over {n} simulations{cut}: p = {p:.2g}, largest deviation"
+            f" {deviation:.3f}."
+        )
     else:
         degree = ", though by little" if deviation < _SMALL else ""
         found = f"{shape}{degree}; p = {p:.2g}, largest deviation {deviation:.3f}."
         why = f"The {what} are not uniform over {n} simulations{cut}: {found}"
-    return Finding(name, deviation, 0.5 / np.sqrt(n), None, verdict, why, f"{source}; {_SOURCE}", where, {**detail, "p": p})
+    return Finding(
+        name,
+        deviation,
+        0.5 / np.sqrt(n),
+        None,
+        verdict,
+        why,
+        f"{source}; {_SOURCE}",
+        where,
+        {**detail, "p": p},
+    )
 
 
 def learns(q: Any, target: Any, key: Any = 0, *, n: int = 1000) -> Finding:
     """Does q use the data at all, or is it the prior again?
 
-    The number is E log q(z | x) - E log q(z | x'), x' the data of another draw: zero where q ignores x. A q that does
-    although a linear regression of z on x finds something has failed to train; where the regression finds nothing either,
-    the data may say nothing.
+    The number is E log q(z | x) - E log q(z | x'), x' the data of another draw: zero where q
+    ignores x. A q that does although a linear regression of z on x finds something has failed to
+    train; where the regression finds nothing either, the data may say nothing.
     """
     made = simulations(target, key, n)
     shuffled = np.roll(np.arange(len(made)), 1)
@@ -271,26 +331,42 @@ def learns(q: Any, target: Any, key: Any = 0, *, n: int = 1000) -> Finding:
     found = _linear_information(features(q, made.x), _embedding(target.circular, made.z)(made.z))
     verdict = Verdict.PASS if not ignored else Verdict.FAIL if found > 0.05 else Verdict.CAUTION
     if verdict is Verdict.PASS:
-        why = f"q depends on the data: they are worth {value:.2f} ± {error:.2f} nats to it (against other data)."
+        why = (
+            f"q depends on the data: they are worth {value:.2f} ± {error:.2f} nats to it (against"
+            " other data)."
+        )
     else:
-        why = f"q equals the prior: it does not depend on the data ({value:.3f} ± {error:.3f} nats). " + (
-            "They do say something about the parameters (a linear regression finds it), so training failed: standardise x, "
-            "take another encoder, train on."
-            if verdict is Verdict.FAIL
-            else "It may be that these data say nothing about the parameters; then nothing is wrong."
+        why = (
+            f"q equals the prior: it does not depend on the data ({value:.3f} ± {error:.3f} nats). "
+            + (
+                "They do say something about the parameters (a linear regression finds it), so"
+                " training failed: standardise x, take another encoder, train on."
+                if verdict is Verdict.FAIL
+                else (
+                    "It may be that these data say nothing about the parameters; then nothing is"
+                    " wrong."
+                )
+            )
         )
     return Finding("learns", value, error, 0.02, verdict, why, _SOURCE, detail={"linear": found})
 
 
 def _linear_information(x: np.ndarray, z: np.ndarray) -> float:
-    """-1/2 log(1 - R^2), the largest over coordinates, of a ridge regression judged on other rows; nats."""
+    """-1/2 log(1 - R^2), the largest over coordinates, of a ridge regression judged on other rows.
+
+    Nats.
+    """
     half = len(x) // 2
     x = x - x[:half].mean(axis=0)
     if x.shape[1] > half:
         return 0.0
     level = z[:half].mean(axis=0)
-    slope = np.linalg.solve(x[:half].T @ x[:half] + 0.01 * half * np.eye(x.shape[1]), x[:half].T @ (z[:half] - level))
-    rest = np.mean((z[half:] - level - x[half:] @ slope) ** 2, axis=0) / np.mean((z[half:] - level) ** 2, axis=0)
+    slope = np.linalg.solve(
+        x[:half].T @ x[:half] + 0.01 * half * np.eye(x.shape[1]), x[:half].T @ (z[:half] - level)
+    )
+    rest = np.mean((z[half:] - level - x[half:] @ slope) ** 2, axis=0) / np.mean(
+        (z[half:] - level) ** 2, axis=0
+    )
     return float(np.max(-0.5 * np.log(np.clip(rest, 1e-12, 1.0))))
 
 

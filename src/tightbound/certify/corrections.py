@@ -1,7 +1,7 @@
 """Importance-corrected means, sds and quantiles, and the rule for when a correction is believed.
 
-Weights repair what q gets wrong, but add noise to what it already has right; a summary is corrected only where the
-correction exceeds its own Monte Carlo error.
+Weights repair what q gets wrong, but add noise to what it already has right; a summary is corrected
+only where the correction exceeds its own Monte Carlo error.
 """
 
 import dataclasses
@@ -18,7 +18,11 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 @dataclasses.dataclass(frozen=True)
 class MomentTable:
-    """Per value: q's own mean and sd, the corrected ones, and the Monte Carlo errors of the corrections; all `[P]`."""
+    """Per value.
+
+    Q's own mean and sd, the corrected ones, and the Monte Carlo errors of the corrections; all
+    `[P]`.
+    """
 
     names: tuple[str, ...]
     mean: np.ndarray
@@ -44,20 +48,26 @@ class MomentTable:
 
     @property
     def believed(self) -> np.ndarray:
-        """Where a correction exceeds its own error, and 0.001 sd, in the mean or in the sd: `[P]` booleans.
+        """Where a correction exceeds its own error, and 0.001 sd, in the mean or in the sd: `[P]`
+        booleans.
 
-        Of 2 P noises the largest is some sqrt(2 log 2P) standard errors; smaller ones among many values are just that.
+        Of 2 P noises the largest is some sqrt(2 log 2P) standard errors; smaller ones among many
+        values are just that.
         """
         errors = max(_BELIEVE, float(np.sqrt(2.0 * np.log(2.0 * max(len(self.names), 1)))))
         mean = np.abs(self.shift) > np.maximum(errors * self.shift_stderr, _NEGLIGIBLE)
-        return mean | (np.abs(self.log_sd_ratio) > np.maximum(errors * self.log_sd_stderr, _NEGLIGIBLE))
+        return mean | (
+            np.abs(self.log_sd_ratio) > np.maximum(errors * self.log_sd_stderr, _NEGLIGIBLE)
+        )
 
 
 def moment_table(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> MomentTable:
-    """Moments of the columns of `x [S, P]` under q (equal weights) and under the target (`weights [S]`, sum 1).
+    """Moments of the columns of `x [S, P]` under q (equal weights) and under the target (`weights
+    [S]`, sum 1).
 
-    Standard errors are those of the DIFFERENCE between the weighted and the plain moment, by the delta method for
-    self-normalised importance sampling: the plain moment's own error cancels to first order where weights are equal.
+    Standard errors are those of the DIFFERENCE between the weighted and the plain moment, by the
+    delta method for self-normalised importance sampling: the plain moment's own error cancels to
+    first order where weights are equal.
     """
     width = max(1, _CHUNK // len(x))
     parts = [_moments(x[:, i : i + width], weights) for i in range(0, x.shape[1], width)]
@@ -92,26 +102,42 @@ def value_table(draws: FreshDraws) -> MomentTable:
     return moment_table(names, x, draws.smoothed.weights)
 
 
-def weighted_quantiles(x: np.ndarray, weights: np.ndarray, levels: tuple[float, ...] = _QUANTILES) -> np.ndarray:
-    """Quantiles `[len(levels), P]` of the columns of `x [S, P]` under `weights [S]`, interpolated between draws."""
+def weighted_quantiles(
+    x: np.ndarray, weights: np.ndarray, levels: tuple[float, ...] = _QUANTILES
+) -> np.ndarray:
+    """Quantiles `[len(levels), P]` of the columns of `x [S, P]` under `weights [S]`, interpolated
+    between draws.
+    """
     order = np.argsort(x, axis=0)
     ranked = np.take_along_axis(x, order, axis=0)
     cumulative = np.cumsum(weights[order], axis=0) - 0.5 * weights[order]
-    return np.stack([np.array([np.interp(p, cumulative[:, j], ranked[:, j]) for j in range(x.shape[1])]) for p in levels])
+    return np.stack(
+        [
+            np.array([np.interp(p, cumulative[:, j], ranked[:, j]) for j in range(x.shape[1])])
+            for p in levels
+        ]
+    )
 
 
-def resample(rng: np.random.Generator, weights: np.ndarray, n: int, *, replace: bool = True) -> np.ndarray:
-    """Indices `[n]` drawn with probability proportional to `weights`, by systematic resampling (least added noise).
+def resample(
+    rng: np.random.Generator, weights: np.ndarray, n: int, *, replace: bool = True
+) -> np.ndarray:
+    """Indices `[n]` drawn with probability proportional to `weights`, by systematic resampling
+    (least added noise).
 
-    `replace=False`: n different ones, drawn one after the other without replacement (the n largest of log w plus Gumbel
-    noise): nearer to the target than the draws were, never twice the same point, but biased towards q as n grows.
+    `replace=False`: n different ones, drawn one after the other without replacement (the n largest
+    of log w plus Gumbel noise): nearer to the target than the draws were, never twice the same
+    point, but biased towards q as n grows.
 
     Raises:
         ValueError: without replacement, when fewer than n weights are positive.
     """
     if not replace:
         if n > np.count_nonzero(weights > 0):
-            raise ValueError(f"{n} different draws were asked for, but only {np.count_nonzero(weights > 0)} have weight.")
+            raise ValueError(
+                f"{n} different draws were asked for, but only {np.count_nonzero(weights > 0)} have"
+                " weight."
+            )
         with np.errstate(divide="ignore"):
             return np.argsort(-(np.log(weights) + rng.gumbel(size=len(weights))))[:n]
     positions = (rng.random() + np.arange(n)) / n
@@ -119,13 +145,18 @@ def resample(rng: np.random.Generator, weights: np.ndarray, n: int, *, replace: 
     return rng.permutation(np.minimum(index, len(weights) - 1))
 
 
-def expectations(names: tuple[str, ...], x: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """mean and sd of the columns of `x [S, P]` under `weights [S]`, each with its Monte Carlo standard error.
+def expectations(
+    names: tuple[str, ...], x: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """mean and sd of the columns of `x [S, P]` under `weights [S]`, each with its Monte Carlo
+    standard error.
 
-    By the delta method for the ratio of sums that a weighted mean is: the influence of draw s on the mean is w_s (x_s -
-    mean), on the variance w_s ((x_s - mean)^2 - variance), and half the relative error of the variance is that of the sd.
+    By the delta method for the ratio of sums that a weighted mean is: the influence of draw s on
+    the mean is w_s (x_s - mean), on the variance w_s ((x_s - mean)^2 - variance), and half the
+    relative error of the variance is that of the sd.
 
-    Source: Owen 2013, Monte Carlo theory, methods and examples, eq. 9.8 (self-normalised importance sampling).
+    Source: Owen 2013, Monte Carlo theory, methods and examples, eq. 9.8 (self-normalised importance
+    sampling).
     """
     mean = weights @ x
     squares = (x - mean) ** 2

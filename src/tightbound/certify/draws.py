@@ -15,9 +15,11 @@ from .psis import SmoothedWeights, smooth
 
 @dataclasses.dataclass(frozen=True)
 class FreshDraws:
-    """S draws of q: `z [S, d]`, `log_q [S]`, `log_p [S]`, `scores [S, d]` (gradients of log p), nats.
+    """S draws of q: `z [S, d]`, `log_q [S]`, `log_p [S]`, `scores [S, d]` (gradients of log p),
+    nats.
 
-    Draw i and draw i + S/2 may be mirror images: standard errors are taken over such pairs. `evaluations`: gradients used.
+    Draw i and draw i + S/2 may be mirror images: standard errors are taken over such pairs.
+    `evaluations`: gradients used.
     """
 
     target: Any

@@ -1,4 +1,7 @@
-"""The certificate of a product of factors (coordinate ascent): exact where it can be, and silent where nothing is known."""
+"""The certificate of a product of factors (coordinate ascent).
+
+Exact where it can be, and silent where nothing is known.
+"""
 
 import dataclasses
 import time
@@ -12,19 +15,23 @@ import numpy as np
 from .._numerics import to_device, x64
 from .._types import Estimate, Fitted
 from ..families.exponential.product import Product
-from ..solvers.conjugate_form import as_conjugate
-from ..solvers.factor_rule import distance, elbo, order, sweep
+from ..search.conjugate_form import as_conjugate
+from ..search.factor_rule import distance, elbo, order, sweep
 from ..targets.base import Density
 from ..targets.conjugate.base import judged
-from .base import Certificate, Finding, Verdict
+from .finding import Certificate, Finding, Verdict
 
 _MOVE = 0.05  # sds that the updates may still move a member of a factor
-_MOST_DIMENSIONS = 1000  # unconstrained coordinates up to which importance weights of the whole posterior say anything
+# unconstrained coordinates up to which importance weights of the whole posterior say anything
+_MOST_DIMENSIONS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A fit of native factors as a fit on the unconstrained scale: what draws and weights are made of."""
+    """A fit of native factors as a fit on the unconstrained scale.
+
+    What draws and weights are made of.
+    """
 
     q: Any
     target: Any
@@ -39,7 +46,8 @@ def viewed(fitted: Any) -> Any:
 
 
 def check_factors(fitted: Fitted, check_view: Callable[[Any], Certificate]) -> Certificate:
-    """Exact findings of the factors, and those of importance weights where the hidden ones can be summed out.
+    """Exact findings of the factors, and those of importance weights where the hidden ones can be
+    summed out.
 
     `check_view` judges a fit on the unconstrained scale by draws.
     """
@@ -57,7 +65,9 @@ def check_factors(fitted: Fitted, check_view: Callable[[Any], Certificate]) -> C
     lower, upper = of_view.log_evidence
     exact = Estimate(bound.value, 0.0)
     bounds = (max(lower, bound.value), upper)
-    return Certificate((bound, move, *rest), bounds, exact, of_view.evaluations, time.perf_counter() - started)
+    return Certificate(
+        (bound, move, *rest), bounds, exact, of_view.evaluations, time.perf_counter() - started
+    )
 
 
 def exact_findings(target: Any, q: Product) -> tuple[Finding, Finding]:
@@ -77,7 +87,10 @@ def exact_findings(target: Any, q: Product) -> tuple[Finding, Finding]:
     why = (
         f"One more update of every factor would move none by more than {_MOVE} sd."
         if small
-        else f"One more update of every factor would still move one by {change:.3g} sd; continue with tb.fit(target, fit.q)."
+        else (
+            f"One more update of every factor would still move one by {change:.3g} sd; continue"
+            " with tb.fit(target, fit.q)."
+        )
     )
     source = "Khan & Rue 2023, eq. 6"
     return bound, Finding("converged", change, 0.0, _MOVE, verdict, why, source)
@@ -88,10 +101,13 @@ def unweighed(target: Any, q: Product) -> Finding:
     if isinstance(target, Density):
         reason = f"its {target.dim:,} coordinates are too many for importance weights"
     else:
-        reason = "no density of the shown values is known (local factors that meet in one term cannot be summed out)"
+        reason = (
+            "no density of the shown values is known (local factors that meet in one term cannot be"
+            " summed out)"
+        )
     why = (
-        f"How far q is from the posterior cannot be said here: {reason}. The ELBO is a lower bound with no upper one; "
-        "mean-field sds are too small where factors are correlated."
+        f"How far q is from the posterior cannot be said here: {reason}. The ELBO is a lower bound"
+        " with no upper one; mean-field sds are too small where factors are correlated."
     )
     return Finding("khat", np.nan, np.nan, None, Verdict.CAUTION, why, "docs/coordinate-ascent.md")
 

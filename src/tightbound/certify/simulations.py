@@ -21,7 +21,10 @@ _CHUNK = 250
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
-    """N fresh draws of the joint: `z [N, d]`, x with a leading axis N; `invalid`: share of draws left out as not finite."""
+    """N fresh draws of the joint: `z [N, d]`, x with a leading axis N; `invalid`.
+
+    Share of draws left out as not finite.
+    """
 
     z: np.ndarray
     x: PyTree
@@ -34,14 +37,16 @@ class Simulated:
 def simulations(target: Any, key: Any, n: int) -> Simulated:
     """`n` draws of the joint distribution, fewer where some are not finite.
 
-    Stored simulations are drawn again, those that were trained on among them: findings from them are too kind.
+    Stored simulations are drawn again, those that were trained on among them: findings from them
+    are too kind.
 
     Raises:
         TargetError: none is finite.
     """
     with x64():
         key, target = as_key(key), to_device(target)
-        parts = [_drawn(target, jr.fold_in(key, i)) for i in range(-(-n // _CHUNK))]  # one program, whatever n
+        # one program, whatever n
+        parts = [_drawn(target, jr.fold_in(key, i)) for i in range(-(-n // _CHUNK))]
         z, x, valid = (_joined([to_host(part[j]) for part in parts]) for j in range(3))
     z, x, valid = z[:n], jax.tree.map(lambda leaf: leaf[:n], x), valid[:n]
     if not valid.any():
@@ -79,8 +84,12 @@ class Posteriors:
     asked: int
 
 
-def posteriors(q: Any, target: Any, key: Any, n: int = 500, draws: int = 200, budget: Budget | None = None) -> Posteriors:
-    """Simulate `n` data sets and draw from q at each, in chunks, until done or the budget's seconds are used."""
+def posteriors(
+    q: Any, target: Any, key: Any, n: int = 500, draws: int = 200, budget: Budget | None = None
+) -> Posteriors:
+    """Simulate `n` data sets and draw from q at each, in chunks, until done or the budget's seconds
+    are used.
+    """
     started, rows = time.perf_counter(), []
     limit = None if budget is None else budget.seconds
     if budget is not None and budget.evaluations is not None:
@@ -92,15 +101,22 @@ def posteriors(q: Any, target: Any, key: Any, n: int = 500, draws: int = 200, bu
                 break
             made = simulations(target, jr.fold_in(key, 2 * i), min(_CHUNK, n - start))
             found = draws_at(q, made.x, jr.fold_in(key, 2 * i + 1), draws)
-            log_q, log_q_true = _log_probs(to_device(q, q.dtype), *_as(q.dtype, found, made.z, made.x))
+            log_q, log_q_true = _log_probs(
+                to_device(q, q.dtype), *_as(q.dtype, found, made.z, made.x)
+            )
             rows.append((made.z, made.x, found, np.asarray(log_q), np.asarray(log_q_true)))
         z, x, found, log_q, log_q_true = (_joined([row[j] for row in rows]) for j in range(5))
-    return Posteriors(z, x, found, log_q, log_q_true, target.circular, time.perf_counter() - started, n)
+    return Posteriors(
+        z, x, found, log_q, log_q_true, target.circular, time.perf_counter() - started, n
+    )
 
 
 @eqx.filter_jit
 def _log_probs(q: Any, draws: Any, z: Any, x: Any) -> Any:
-    one = lambda draws, z, x: (jax.vmap(lambda point: q._log_prob(point, x))(draws), q._log_prob(z, x))  # noqa: E731
+    one = lambda draws, z, x: (  # noqa: E731
+        jax.vmap(lambda point: q._log_prob(point, x))(draws),
+        q._log_prob(z, x),
+    )
     return jax.vmap(one)(draws, z, x)
 
 
@@ -115,9 +131,15 @@ def _joined(parts: list[Any]) -> Any:
 def features(q: Any, x: PyTree) -> np.ndarray:
     """Standardised x, flattened, `[n, p]`: what distances between data sets are measured in."""
     with x64():
-        standard = jax.vmap(q.scaling.standardise)(jax.tree.map(lambda leaf: jnp.asarray(leaf, q.dtype), x))
+        standard = jax.vmap(q.scaling.standardise)(
+            jax.tree.map(lambda leaf: jnp.asarray(leaf, q.dtype), x)
+        )
         return np.concatenate(
-            [np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in jax.tree.leaves(standard)], axis=1
+            [
+                np.asarray(leaf, np.float64).reshape(len(leaf), -1)
+                for leaf in jax.tree.leaves(standard)
+            ],
+            axis=1,
         )
 
 

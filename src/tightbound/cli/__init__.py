@@ -1,7 +1,9 @@
-"""`tightbound fit MODEL.py`, `tightbound check FIT MODEL.py`, `tightbound reproduce NAME`, `tightbound list`.
+"""`tightbound fit MODEL.py`, `tightbound check FIT MODEL.py`, `tightbound reproduce NAME`,
+`tightbound list`.
 
-Exit codes: 0 the verdict is "pass" or "caution" (or every claim is met), 1 it is "fail", no usable fit exists, or a claim is
-not met, 2 the command, MODEL.py or the data cannot be used. What heavy imports can wait, waits: `--help` is quick.
+Exit codes: 0 the verdict is "pass" or "caution" (or every claim is met), 1 it is "fail", no usable
+fit exists, or a claim is not met, 2 the command, MODEL.py or the data cannot be used. What heavy
+imports can wait, waits: `--help` is quick.
 """
 
 import contextlib
@@ -34,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default_parameter=cyclopts.Parameter(negative=()),
         suppress_keyboard_interrupt=False,
     )
-    for command, name in ((fit, "fit"), (check, "check"), (reproduce, "reproduce"), (list_experiments, "list")):
+    for command, name in (
+        (fit, "fit"),
+        (check, "check"),
+        (reproduce, "reproduce"),
+        (list_experiments, "list"),
+    ):
         app.command(command, name=name)
     try:
         return app(argv, exit_on_error=False, result_action="return_value") or 0
@@ -61,13 +68,14 @@ def fit(
 ) -> int:
     """Fit the model in MODEL.py; print the summary of its posterior, and how far off it is.
 
-    MODEL.py defines `target` (such as tb.from_log_density makes), or a function `target(data)` that returns one, or a
-    NumPyro `model`, which is called with the data as keyword arguments.
+    MODEL.py defines `target` (such as tb.from_log_density makes), or a function `target(data)` that
+    returns one, or a NumPyro `model`, which is called with the data as keyword arguments.
 
     Arguments:
         model: The Python file.
         data: A .json, .csv or .npz file of named numbers and arrays.
-        out: A folder for report.html, fit.npz, summary.csv and summary.json; it is made where it does not exist.
+        out: A folder for report.html, fit.npz, summary.csv and summary.json; it is made where it
+            does not exist.
         seed: The same seed gives the same numbers.
         tol: Accuracy of the means, in posterior standard deviations.
         seconds: Stop the search after this time, with what there is.
@@ -89,14 +97,23 @@ def fit(
 
 
 def check(
-    saved: Path, model: Path, /, *, data: Path | None = None, seed: int = 1, draws: int = 4000, json: bool = False
+    saved: Path,
+    model: Path,
+    /,
+    *,
+    data: Path | None = None,
+    seed: int = 1,
+    draws: int = 4000,
+    json: bool = False,
 ) -> int:
-    """Certify a fit anew, with draws and searches of its own: is what FIT says still so, for this model and these data?
+    """Certify a fit anew, with draws and searches of its own: is what FIT says still so, for this
+    model and these data?
 
     Arguments:
         saved: The fit.npz that `tightbound fit --out` or `fit.save` wrote.
         model: The Python file, as for `tightbound fit`.
-        data: The data file, as for `tightbound fit`; other data than the fit's are what a check is for.
+        data: The data file, as for `tightbound fit`; other data than the fit's are what a check is
+            for.
         seed: The same seed gives the same numbers.
         draws: Fresh draws to judge by, an even number, at least 100.
         json: Print one JSON object to stdout, and nothing else.
@@ -105,7 +122,13 @@ def check(
         raise UsageError(f"--draws must be at least 100 to say anything, got {draws}.")
     with _stdout_to_stderr(json), importable(model.parent):
         fitted = _checked(saved, target_of(model, data), model, seed=seed, draws=draws)
-        shown = {"model": str(model), "fit": str(saved), "seed": seed, "version": _version(), **as_json(fitted)}
+        shown = {
+            "model": str(model),
+            "fit": str(saved),
+            "seed": seed,
+            "version": _version(),
+            **as_json(fitted),
+        }
         words = "" if json else fitted.certificate.explain()
     print(jsonlib.dumps(shown, allow_nan=False) if json else words)
     return 1 if shown["verdict"] == "fail" else 0
@@ -128,13 +151,16 @@ def reproduce(
         reference: The setting between the fast and the full version, where the experiment has one.
         full: All of it, not the fast version.
         data: The folder of the experiment's data, where it takes some.
-        out: A folder for the claims, the tables and the pictures; it is made where it does not exist.
+        out: A folder for the claims, the tables and the pictures; it is made where it does not
+            exist.
         json: Print one JSON object to stdout, and nothing else.
     """
     experiments, known = _experiments()
     if name not in known:
         names = f"They are: {', '.join(known)}." if known else "There are none in this version."
-        raise UsageError(f"No experiment is called {name!r}. {names} `tightbound list` describes them.")
+        raise UsageError(
+            f"No experiment is called {name!r}. {names} `tightbound list` describes them."
+        )
     if reference and full:
         raise UsageError("--reference and --full exclude each other: pass one of them.")
     if out is not None:
@@ -142,7 +168,9 @@ def reproduce(
     options = {"reference": True} if reference else {}
     with _stdout_to_stderr(json):
         try:
-            result = experiments.run(name, fast=not full, **options, **({} if data is None else {"data": data}))
+            result = experiments.run(
+                name, fast=not full, **options, **({} if data is None else {"data": data})
+            )
         except experiments.OptionError as error:
             raise UsageError(str(error)) from None
     shown = plain({"name": name, "claims": result.claims, "note": result.note})
@@ -194,7 +222,7 @@ def _fitted(target: Any, model: Path, *, seed: int, tol: float, seconds: float |
 
 def _checked(saved: Path, target: Any, model: Path, *, seed: int, draws: int) -> Any:
     """The saved fit with a new certificate in the place of its own."""
-    from ..certify.check import check as certify
+    from ..certify.certificate import check as certify
     from ..fit import load
 
     try:

@@ -16,12 +16,16 @@ def read(path: Path) -> dict[str, Any]:
     """The numbers and arrays in a data file, by name.
 
     Raises:
-        UsageError: the file cannot be read, is of another kind, or does not hold names with numbers.
+        UsageError: the file cannot be read, is of another kind, or does not hold names with
+            numbers.
     """
     readers = {".json": _read_json, ".csv": _read_csv, ".npz": _read_npz}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(f"--data {path}: {path.suffix!r} is no kind of file that can be read; pass {', '.join(readers)}.")
+        raise UsageError(
+            f"--data {path}: {path.suffix!r} is no kind of file that can be read; pass"
+            f" {', '.join(readers)}."
+        )
     try:
         return reader(path.read_bytes())
     except OSError as error:
@@ -33,12 +37,17 @@ def read(path: Path) -> dict[str, Any]:
 def _read_json(content: bytes) -> dict[str, Any]:
     found = json.loads(content)
     if not isinstance(found, dict):
-        raise ValueError('the JSON must be an object with names, such as {"x": [1, 2], "y": [3, 4]}.')
+        raise ValueError(
+            'the JSON must be an object with names, such as {"x": [1, 2], "y": [3, 4]}.'
+        )
     return {name: _array(value, name) for name, value in found.items()}
 
 
 def _array(value: Any, name: str) -> Any:
-    """Lists as arrays; a single number stays a Python number, so that it can be the size of a plate."""
+    """Lists as arrays.
+
+    A single number stays a Python number, so that it can be the size of a plate.
+    """
     import numpy as np
 
     if isinstance(value, dict):
@@ -50,7 +59,9 @@ def _array(value: Any, name: str) -> Any:
     except ValueError:
         raise ValueError(f"{name!r} is ragged: its rows have different lengths.") from None
     if array.dtype == object:
-        raise ValueError(f"{name!r} holds null, or a mixture of kinds; drop or impute what is missing.")
+        raise ValueError(
+            f"{name!r} holds null, or a mixture of kinds; drop or impute what is missing."
+        )
     return array
 
 
@@ -60,7 +71,9 @@ def _read_csv(content: bytes) -> dict[str, Any]:
         raise ValueError("the CSV needs a line of names and at least one line of data.")
     names = [name.strip() for name in rows[0]]
     if len(set(names)) < len(names) or "" in names:
-        raise ValueError(f"the first line must name each column once; it is {', '.join(map(repr, names))}.")
+        raise ValueError(
+            f"the first line must name each column once; it is {', '.join(map(repr, names))}."
+        )
     for count, row in enumerate(rows[1:], 2):
         if len(row) != len(names):
             raise ValueError(f"row {count} has {len(row)} cells, but there are {len(names)} names.")
@@ -81,14 +94,18 @@ def _read_npz(content: bytes) -> dict[str, Any]:
     import numpy as np
 
     if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise ValueError("this is not an .npz file, or it is damaged; write it with numpy.savez(path, x=x, y=y).")
+        raise ValueError(
+            "this is not an .npz file, or it is damaged; write it with numpy.savez(path, x=x, y=y)."
+        )
     found = {}
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         for name in archive:
             try:
                 found[name] = archive[name].item() if archive[name].ndim == 0 else archive[name]
             except ValueError:
-                raise ValueError(f"{name!r} holds Python objects, which are not loaded; save numbers.") from None
+                raise ValueError(
+                    f"{name!r} holds Python objects, which are not loaded; save numbers."
+                ) from None
     return found
 
 

@@ -14,8 +14,9 @@ from .data import read
 from .errors import UsageError
 
 _THREE = (
-    "It must define one of three: `target`, a tightbound target such as tb.from_log_density(...) makes; `target(data)`, a "
-    "function of the data in --data that returns one; or `model`, a NumPyro function of the data by name."
+    "It must define one of three: `target`, a tightbound target such as tb.from_log_density(...)"
+    " makes; `target(data)`, a function of the data in --data that returns one; or `model`, a"
+    " NumPyro function of the data by name."
 )
 
 
@@ -40,16 +41,17 @@ def target_of(model: Path, data: Path | None) -> Any:
     if isinstance(made, AbstractTarget):
         if data is not None:
             raise UsageError(
-                f"{model} defines `target` as a finished target, which would leave --data {data} unused. Make it a "
-                "function, target(data), or leave --data out."
+                f"{model} defines `target` as a finished target, which would leave --data {data}"
+                " unused. Make it a function, target(data), or leave --data out."
             )
         return made
     if callable(made):
         returned = _call(made, "target", () if values is None else (values,), {}, model, data)
         if not isinstance(returned, AbstractTarget):
             raise UsageError(
-                f"`target` in {model} returned a {type(returned).__name__}, not a tightbound target. Return what "
-                "tb.from_log_density(...), tb.from_rows(...) or tb.from_numpyro(...) makes."
+                f"`target` in {model} returned a {type(returned).__name__}, not a tightbound"
+                " target. Return what tb.from_log_density(...), tb.from_rows(...) or"
+                " tb.from_numpyro(...) makes."
             )
         return returned
     if made is not None:
@@ -69,7 +71,9 @@ def _run(model: Path) -> dict[str, Any]:
         source = model.read_bytes()
     except OSError as error:
         reason = f"cannot be read: {error.strerror}"
-        raise UsageError(f"MODEL.py: {str(model)!r} {reason}. Pass the path of a Python file.") from None
+        raise UsageError(
+            f"MODEL.py: {str(model)!r} {reason}. Pass the path of a Python file."
+        ) from None
     module = types.ModuleType("tightbound_model")
     module.__file__ = str(model)
     sys.modules[module.__name__] = module  # dataclasses look there for the module of a class
@@ -78,13 +82,27 @@ def _run(model: Path) -> dict[str, Any]:
     return vars(module)
 
 
-def _call(function: Callable, name: str, args: tuple, named: dict[str, Any], model: Path, data: Path | None) -> Any:
+def _call(
+    function: Callable,
+    name: str,
+    args: tuple,
+    named: dict[str, Any],
+    model: Path,
+    data: Path | None,
+) -> Any:
     _check_call(function, name, args, named, model, data)
     with blaming(model):
         return function(*args, **named)
 
 
-def _check_call(function: Callable, name: str, args: tuple, named: dict[str, Any], model: Path, data: Path | None) -> None:
+def _check_call(
+    function: Callable,
+    name: str,
+    args: tuple,
+    named: dict[str, Any],
+    model: Path,
+    data: Path | None,
+) -> None:
     """Raise a UsageError where the function of the user does not take what there is."""
     try:
         signature = inspect.signature(function)
@@ -93,29 +111,46 @@ def _check_call(function: Callable, name: str, args: tuple, named: dict[str, Any
     try:
         signature.bind(*args, **named)
     except TypeError as error:
-        has = "there is no --data FILE" if data is None else f"{data} has {', '.join(named) or 'the one argument'}"
-        raise UsageError(f"`{name}{signature}` in {model} does not fit its data: {error}; {has}.") from None
+        has = (
+            "there is no --data FILE"
+            if data is None
+            else f"{data} has {', '.join(named) or 'the one argument'}"
+        )
+        raise UsageError(
+            f"`{name}{signature}` in {model} does not fit its data: {error}; {has}."
+        ) from None
 
 
 @contextlib.contextmanager
 def blaming(model: Path) -> Iterator[None]:
-    """What the code in MODEL.py raises, as the lines of that file and the message; our own frames say nothing to a user."""
+    """What the code in MODEL.py raises, as the lines of that file and the message.
+
+    Our own frames say nothing to a user.
+    """
     try:
         yield
     except (UsageError, FitError):
         raise
     except (Exception, SystemExit) as error:
-        theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename, model)]
+        theirs = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if _is_theirs(frame.filename, model)
+        ]
         ours = isinstance(error, (TargetError, PairingError, MissingExtraError))
         if not (theirs or ours or isinstance(error, (SyntaxError, SystemExit))):
             raise
         lines = ["".join(traceback.format_list(theirs[-4:]))] if theirs else []
-        lines += [str(error)] if ours else ["".join(traceback.format_exception_only(error)).rstrip()]
+        lines += (
+            [str(error)] if ours else ["".join(traceback.format_exception_only(error)).rstrip()]
+        )
         raise UsageError(f"{model} cannot be fitted:\n" + "".join(lines)) from None
 
 
 def _is_theirs(filename: str, model: Path) -> bool:
-    """Whether a line of a traceback stands in MODEL.py or in a neighbour that it imports, and not in a library."""
+    """Whether a line of a traceback stands in MODEL.py or in a neighbour that it imports, and not
+    in a library.
+    """
     place = Path(filename).resolve()
     library = place.is_relative_to(Path(__file__).parents[1]) or "site-packages" in place.parts
     return place.is_relative_to(model.parent.resolve()) and not library

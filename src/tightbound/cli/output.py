@@ -21,7 +21,10 @@ def in_words(fitted: Any) -> str:
     if len(table) > _ROWS:
         text += f"\n... and {len(table) - _ROWS:,} more values; --out DIR writes all of them."
     numbers = f"{fitted.steps} steps, {fitted.evaluations:,} gradients, {fitted.seconds:.1f} s"
-    return f"{text}\n\n{fitted.certificate.explain()}\n\n{fitted.result} {type(fitted.q).__name__}, {numbers}."
+    return (
+        f"{text}\n\n{fitted.certificate.explain()}\n\n{fitted.result} {type(fitted.q).__name__},"
+        f" {numbers}."
+    )
 
 
 def as_json(fitted: Any) -> dict[str, Any]:
@@ -50,7 +53,10 @@ def as_json(fitted: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """As JSON can hold it: enumerations as text, NumPy numbers as Python's, NaN and infinity as None."""
+    """As JSON can hold it.
+
+    Enumerations as text, NumPy numbers as Python's, NaN and infinity as None.
+    """
     if isinstance(value, dict):
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -68,7 +74,9 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {out}: the folder cannot be made: {error.strerror}. Pass another one.") from None
+        raise UsageError(
+            f"--out {out}: the folder cannot be made: {error.strerror}. Pass another one."
+        ) from None
 
 
 def write(out: Path, fitted: Any, shown: dict[str, Any], title: str) -> None:
@@ -79,15 +87,22 @@ def write(out: Path, fitted: Any, shown: dict[str, Any], title: str) -> None:
     writers: dict[str, Callable[[Path], Any]] = {"fit.npz": fitted.save}
     if fitted.result.usable:
         writers |= {
-            "summary.csv": lambda path: write_whole(path, fitted.summary().to_csv().encode(), "summary"),
-            "summary.json": lambda path: write_whole(path, json.dumps(shown, indent=1).encode(), "summary"),
+            "summary.csv": lambda path: write_whole(
+                path, fitted.summary().to_csv().encode(), "summary"
+            ),
+            "summary.json": lambda path: write_whole(
+                path, json.dumps(shown, indent=1).encode(), "summary"
+            ),
             "report.html": lambda path: report.write(fitted, path, title=title),
         }
     write_all(out, writers)
 
 
 def write_all(out: Path, writers: dict[str, Callable[[Path], Any]]) -> None:
-    """Call each writer with its file in `out`; what cannot be written is said, and does not keep the rest from it."""
+    """Call each writer with its file in `out`.
+
+    What cannot be written is said, and does not keep the rest from it.
+    """
     written, failed = [], []
     for name, writer in writers.items():
         try:

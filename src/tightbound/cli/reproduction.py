@@ -21,7 +21,9 @@ def claims_in_words(result: Any) -> str:
     return "\n".join([*lines, *([result.note] if result.note else [])])
 
 
-def write_result(out: Path, result: Any, shown: dict[str, Any], pictures: Callable[[Any], dict[str, bytes]]) -> None:
+def write_result(
+    out: Path, result: Any, shown: dict[str, Any], pictures: Callable[[Any], dict[str, bytes]]
+) -> None:
     """All files of --out: NAME.json with the claims, one .csv per table, one .png per picture."""
     from ..storage import write_whole
 

@@ -18,9 +18,11 @@ _MEMORY = 0.9  # of the moving averages, per step
 
 
 class Terms(NamedTuple):
-    """The T terms of a loss: their influences `[T]`, all draws `[n, dim]`, and the distance of mirror images, in terms.
+    """The T terms of a loss: their influences `[T]`, all draws `[n, dim]`, and the distance of
+    mirror images, in terms.
 
-    `mirror` is 0 for independent draws; else term t and term t + mirror are made of mirror images of each other.
+    `mirror` is 0 for independent draws; else term t and term t + mirror are made of mirror images
+    of each other.
     """
 
     influence: jax.Array
@@ -29,7 +31,8 @@ class Terms(NamedTuple):
 
 
 class Control(NamedTuple):
-    """A baseline: the state it starts from, and `apply(objective, target, q, terms, state) -> (scalar, state)`.
+    """A baseline: the state it starts from, and `apply(objective, target, q, terms, state) ->
+    (scalar, state)`.
 
     The gradient in q of the scalar is the estimate of E[f grad log q].
     """
@@ -41,15 +44,21 @@ class Control(NamedTuple):
 def check_baseline(baseline: str, noise: str) -> None:
     """Refuse a baseline that does not exist, or that the noise would make biased (ValueError)."""
     if baseline not in get_args(Baseline):
-        raise ValueError(f"Score: `baseline` must be one of {', '.join(map(repr, get_args(Baseline)))}, got {baseline!r}.")
+        raise ValueError(
+            f"Score: `baseline` must be one of {', '.join(map(repr, get_args(Baseline)))}, got"
+            f" {baseline!r}."
+        )
     if noise == "sobol" and baseline in ("leave_one_out", "optimal"):
         raise ValueError(
-            f"Score: all Sobol draws of a step hang together, so a {baseline} baseline, made from the other draws, would "
-            'bias the gradient; use baseline="moving_average" or "taylor", or noise="antithetic".'
+            f"Score: all Sobol draws of a step hang together, so a {baseline} baseline, made from"
+            ' the other draws, would bias the gradient; use baseline="moving_average" or "taylor",'
+            ' or noise="antithetic".'
         )
 
 
-def _none(objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree) -> tuple[jax.Array, PyTree]:
+def _none(
+    objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree
+) -> tuple[jax.Array, PyTree]:
     return jnp.mean(terms.influence * _log_q(q, terms)), state
 
 
@@ -61,7 +70,9 @@ def _moving_average(objective: AbstractObjective, target: Any, q: Any, terms: Te
 
 
 def _leave_one_out(objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree):
-    others = _sum_of_others(terms.influence, terms.mirror) / (len(terms.influence) - (2 if terms.mirror else 1))
+    others = _sum_of_others(terms.influence, terms.mirror) / (
+        len(terms.influence) - (2 if terms.mirror else 1)
+    )
     return jnp.mean((terms.influence - others) * _log_q(q, terms)), state
 
 
@@ -71,7 +82,10 @@ def _optimal(objective: AbstractObjective, target: Any, q: Any, terms: Terms, st
     above = _sum_of_others(terms.influence[:, None] * squares, terms.mirror)
     below = _sum_of_others(squares, terms.mirror)
     baseline = jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 0.0)
-    return _with_gradient(q, jnp.mean((terms.influence[:, None] - baseline) * scores, axis=0)), state
+    return (
+        _with_gradient(q, jnp.mean((terms.influence[:, None] - baseline) * scores, axis=0)),
+        state,
+    )
 
 
 def _taylor(objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree):
@@ -95,8 +109,12 @@ def _taylor(objective: AbstractObjective, target: Any, q: Any, terms: Terms, sta
     control = polynomial[:, None] * scores - known[None, :]  # of mean zero
     scale = jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 1.0)
     raw = terms.influence[:, None] * scores
-    away_from_mean = control - jnp.mean(control, axis=0, keepdims=True)  # hence a scale of 1 where f is the polynomial
-    together, own = jnp.mean(raw * away_from_mean, axis=0), jnp.mean(control * away_from_mean, axis=0)
+    # hence a scale of 1 where f is the polynomial
+    away_from_mean = control - jnp.mean(control, axis=0, keepdims=True)
+    together, own = (
+        jnp.mean(raw * away_from_mean, axis=0),
+        jnp.mean(control * away_from_mean, axis=0),
+    )
     state = _remember(above, together), _remember(below, own)
     return _with_gradient(q, jnp.mean(raw - scale[None, :] * control, axis=0)), state
 
@@ -121,14 +139,20 @@ def _scores(q: Any, terms: Terms) -> jax.Array:
     groups = terms.z.reshape((len(terms.influence), -1, terms.z.shape[-1]))
 
     def score(group: jax.Array) -> jax.Array:
-        return ravel_pytree(eqx.filter_grad(lambda q: jnp.sum(jax.vmap(q._log_prob)(group)))(_moving(q)))[0]
+        return ravel_pytree(
+            eqx.filter_grad(lambda q: jnp.sum(jax.vmap(q._log_prob)(group)))(_moving(q))
+        )[0]
 
     return jax.vmap(score)(groups)
 
 
 def _moving(q: Any) -> Any:
-    """q cut off from the differentiation around, and with JAX arrays for leaves, so that it can be differentiated in."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, frozen(q))
+    """q cut off from the differentiation around, and with JAX arrays for leaves, so that it can be
+    differentiated in.
+    """
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, frozen(q)
+    )
 
 
 def _with_gradient(q: Any, gradient: jax.Array) -> jax.Array:

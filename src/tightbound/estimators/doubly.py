@@ -1,4 +1,7 @@
-"""Doubly reparameterised gradients: for bounds of several draws, the score term turned into one through the draws."""
+"""Doubly reparameterised gradients.
+
+For bounds of several draws, the score term turned into one through the draws.
+"""
 
 from typing import Any, ClassVar
 
@@ -16,15 +19,18 @@ from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_nois
 
 
 class DoublyReparam(AbstractEstimator):
-    """grad = sum over draws of (l_i - l_ii) dlog w_i/dz dz/dlambda, l a loss of log weights with derivatives l_i, l_ii.
+    """grad = sum over draws of (l_i - l_ii) dlog w_i/dz dz/dlambda, l a loss of log weights with
+    derivatives l_i, l_ii.
 
-    For IWELBO(k) the coefficient is minus the squared share of the draw, for VRIWAE(alpha, k) -(alpha share + (1 - alpha)
-    share^2), for the ELBO it is StickTheLanding. Its signal-to-noise ratio does not fall with k as Pathwise's does, and
-    no noise is left where q equals the posterior. For losses that are functions of the log weights alone; for those that are
-    no averages (Renyi, ChiUpper, WakePhase) all n draws count as one group, with the bias of n draws. Not for families
-    without smooth draws: use Score.
+    For IWELBO(k) the coefficient is minus the squared share of the draw, for VRIWAE(alpha, k)
+    -(alpha share + (1 - alpha) share^2), for the ELBO it is StickTheLanding. Its signal-to-noise
+    ratio does not fall with k as Pathwise's does, and no noise is left where q equals the
+    posterior. For losses that are functions of the log weights alone; for those that are no
+    averages (Renyi, ChiUpper, WakePhase) all n draws count as one group, with the bias of n draws.
+    Not for families without smooth draws: use Score.
 
-    Source: Tucker, Lawson, Gu & Maddison 2019, eq. 8; Daudel et al. 2023, theorem 2; Bauer & Mnih 2021.
+    Source: Tucker, Lawson, Gu & Maddison 2019, eq. 8; Daudel et al. 2023, theorem 2; Bauer & Mnih
+    2021.
 
     Attributes:
         n: draws per step, each one gradient of the log density.
@@ -47,8 +53,8 @@ class DoublyReparam(AbstractEstimator):
         check_draws(self.noise, self.n, "DoublyReparam", q, objective)
         if objective is not None and objective.needs != ("log_p", "log_q"):
             raise PairingError(
-                f"DoublyReparam needs a loss that is a function of log p - log q alone, and {type(objective).__name__} "
-                f"reads {', '.join(objective.needs)}; use Pathwise."
+                "DoublyReparam needs a loss that is a function of log p - log q alone, and"
+                f" {type(objective).__name__} reads {', '.join(objective.needs)}; use Pathwise."
             )
 
     def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
@@ -65,7 +71,9 @@ class DoublyReparam(AbstractEstimator):
             return objective.loss(Draws(log_w, jnp.zeros_like(log_w)))
 
         held = jax.lax.stop_gradient(groups)
-        coefficients = jax.vmap(lambda g: jax.grad(loss)(g) - jnp.diagonal(jax.hessian(loss)(g)))(held)
+        coefficients = jax.vmap(lambda g: jax.grad(loss)(g) - jnp.diagonal(jax.hessian(loss)(g)))(
+            held
+        )
         moving = jnp.mean(jnp.sum(coefficients * groups, axis=1))
         return loss(jax.lax.stop_gradient(log_w)) + moving - jax.lax.stop_gradient(moving), state
 

@@ -1,4 +1,7 @@
-"""What every estimator that draws from q shares: three kinds of noise, and what is evaluated at the draws."""
+"""What every estimator that draws from q shares.
+
+Three kinds of noise, and what is evaluated at the draws.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -16,50 +19,61 @@ from ..results import PairingError
 Noise = Literal["independent", "antithetic", "sobol"]
 """Which standard normals the draws are made of.
 
-`independent`: the textbook. `antithetic`: each draw with its mirror image, which removes the noise of everything odd
-(the mean's gradient on a Gaussian target has none left). `sobol`: randomised quasi-Monte Carlo, scrambled Sobol points
-under a fresh random digital shift at each step; error falls nearly as 1/n for smooth integrands (Owen 1997; for
-variational inference Buchholz, Wenzel & Mandt 2018). All three are unbiased.
+`independent`: the textbook. `antithetic`: each draw with its mirror image, which removes the noise
+of everything odd (the mean's gradient on a Gaussian target has none left). `sobol`: randomised
+quasi-Monte Carlo, scrambled Sobol points under a fresh random digital shift at each step; error
+falls nearly as 1/n for smooth integrands (Owen 1997; for variational inference Buchholz, Wenzel &
+Mandt 2018). All three are unbiased.
 """
 
-_SOBOL_DIMS = 21201  # scipy.stats.qmc.Sobol.MAXDIM; importing it here would slow `import tightbound`
+# scipy.stats.qmc.Sobol.MAXDIM; importing it here would slow `import tightbound`
+_SOBOL_DIMS = 21201
 _BITS = 32
 
 
 def check_noise(noise: str, n: int, part: str) -> None:
     """Refuse a noise that does not exist, or a number of draws that it cannot have (ValueError)."""
     if noise not in get_args(Noise):
-        raise ValueError(f"{part}: `noise` must be one of {', '.join(map(repr, get_args(Noise)))}, got {noise!r}.")
+        raise ValueError(
+            f"{part}: `noise` must be one of {', '.join(map(repr, get_args(Noise)))}, got"
+            f" {noise!r}."
+        )
     if n < 1:
         raise ValueError(f"{part}: `n` must be at least 1, got {n}.")
     if noise == "antithetic" and n % 2:
         raise ValueError(f"{part}: antithetic draws come in pairs, so `n` must be even, got {n}.")
     if noise == "sobol" and n & (n - 1):
-        raise ValueError(f"{part}: Sobol points are balanced only in powers of 2, so `n` must be one, got {n}.")
+        raise ValueError(
+            f"{part}: Sobol points are balanced only in powers of 2, so `n` must be one, got {n}."
+        )
 
 
 def check_draws(noise: str, n: int, part: str, q: Any, objective: AbstractObjective | None) -> None:
     """Refuse a family or an objective that `n` draws of this noise cannot serve (PairingError)."""
     if noise != "independent" and q.noise_dim is None:
         raise PairingError(
-            f"{part} with {noise} noise needs draws that are a function of standard normals, which {type(q).__name__}'s are "
-            'not; use noise="independent".'
+            f"{part} with {noise} noise needs draws that are a function of standard normals, which"
+            f' {type(q).__name__}\'s are not; use noise="independent".'
         )
     if noise == "sobol" and q.noise_dim > _SOBOL_DIMS:
         raise PairingError(
-            f'{part}: Sobol points have at most {_SOBOL_DIMS} coordinates, q needs {q.noise_dim}; use "antithetic".'
+            f"{part}: Sobol points have at most {_SOBOL_DIMS} coordinates, q needs {q.noise_dim};"
+            ' use "antithetic".'
         )
     group = 1 if objective is None else objective.group
     unit = 2 * group if noise == "antithetic" else group
     if n % unit:
         raise PairingError(
-            f"{type(objective).__name__} takes draws in groups of {group}, so {part} needs a multiple of {unit} {noise} "
-            f"draws, got n={n}."
+            f"{type(objective).__name__} takes draws in groups of {group}, so {part} needs a"
+            f" multiple of {unit} {noise} draws, got n={n}."
         )
 
 
 def prepare_noise(noise: str, n: int, q: Any, key: Any) -> jax.Array | None:
-    """What stays fixed over a run: for Sobol noise its scrambled points, as integers `[n, noise_dim]`."""
+    """What stays fixed over a run.
+
+    For Sobol noise its scrambled points, as integers `[n, noise_dim]`.
+    """
     return prepare_points(noise, n, q.noise_dim, key)
 
 
@@ -74,29 +88,38 @@ def prepare_points(noise: str, n: int, dim: int | None, key: Any) -> jax.Array |
 
 
 def draw(q: Any, noise: str, points: Any, n: int, group: int, key: jax.Array) -> jax.Array:
-    """`n` draws `[n, dim]`, differentiable in q; each run of `group` consecutive draws is independent within itself."""
+    """`n` draws `[n, dim]`, differentiable in q.
+
+    Each run of `group` consecutive draws is independent within itself.
+    """
     if q.noise_dim is None:
         return jax.vmap(q._sample)(jr.split(key, n))
     return jax.vmap(q._from_noise)(noise_of(noise, points, n, group, q.noise_dim, q.dtype, key))
 
 
-def noise_of(noise: str, points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array) -> jax.Array:
+def noise_of(
+    noise: str, points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array
+) -> jax.Array:
     """`n` standard normal rows `[n, dim]` of the given kind."""
     return _NOISES[noise](points, n, group, dim, dtype, key)
 
 
-def _independent(points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array) -> jax.Array:
+def _independent(
+    points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array
+) -> jax.Array:
     return jr.normal(key, (n, dim), dtype)
 
 
 def _antithetic(points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array) -> jax.Array:
-    # A draw and its mirror image lie n/2 apart, hence in different groups: IWELBO stays exactly the bound that it names.
+    # A draw and its mirror image lie n/2 apart, hence in different groups: IWELBO stays exactly the
+    # bound that it names.
     half = jr.normal(key, (n // 2, dim), dtype)
     return jnp.concatenate([half, -half])
 
 
 def _sobol(points: Any, n: int, group: int, dim: int, dtype: Any, key: jax.Array) -> jax.Array:
-    # The members of a group come from independently shifted copies of the points, for the same reason.
+    # The members of a group come from independently shifted copies of the points, for the same
+    # reason.
     shifts = jr.bits(key, (1, group, dim), jnp.uint32)
     shifted = jnp.asarray(points)[: n // group, None, :] ^ shifts
     uniform = (shifted.reshape((n, dim)).astype(dtype) + 0.5) * 0.5**_BITS
@@ -112,7 +135,9 @@ _NOISES: dict[str, Callable[..., jax.Array]] = {
 
 
 def evaluate(objective: AbstractObjective, target: Any, q: Any, z: jax.Array) -> Draws:
-    """Everything that `objective` needs at the draws `[n, dim]`, with log q that of the `q` given here."""
+    """Everything that `objective` needs at the draws `[n, dim]`, with log q that of the `q` given
+    here.
+    """
     log_p = log_p_of(target, q)
     fields: dict[str, Callable[[jax.Array], jax.Array]] = {
         "log_p": log_p,
@@ -132,11 +157,13 @@ def log_p_of(target: Any, q: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def check_scores(part: str, objective: AbstractObjective | None, instead: str) -> None:
-    """Refuse an objective that needs derivatives in z, which discrete draws do not have (PairingError)."""
+    """Refuse an objective that needs derivatives in z, which discrete draws do not have
+    (PairingError).
+    """
     if objective is not None and "score_p" in objective.needs:
         raise PairingError(
-            f"{type(objective).__name__} compares derivatives in z, which the discrete draws of {part} do not have; "
-            f"use {instead}."
+            f"{type(objective).__name__} compares derivatives in z, which the discrete draws of"
+            f" {part} do not have; use {instead}."
         )
 
 

@@ -25,14 +25,22 @@ _MOST_POINTS = 100_000
 class Enumerate(AbstractEstimator):
     """E_q f = sum over the support of q(z) f(z): the loss and its gradient without noise or bias.
 
-    For Bernoulli and Categorical latents, a handful of them: the support has the product of their sizes (to the power of
-    the group for objectives of several draws), at most 100,000 points. Not for counts without an upper end, nor for
-    many latents: use Score, or sum out what the model allows.
+    For Bernoulli and Categorical latents, a handful of them: the support has the product of their
+    sizes (to the power of the group for objectives of several draws), at most 100,000 points. Not
+    for counts without an upper end, nor for many latents: use Score, or sum out what the model
+    allows.
 
     Source: Mohamed et al. 2020, section 3.1 (the expectation as a sum).
     """
 
-    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO, IWELBO, VRIWAE, Renyi, ChiUpper, WakePhase)
+    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (
+        ELBO,
+        IWELBO,
+        VRIWAE,
+        Renyi,
+        ChiUpper,
+        WakePhase,
+    )
     exact: ClassVar[bool] = True
 
     @property
@@ -43,21 +51,23 @@ class Enumerate(AbstractEstimator):
         parts = coordinates(q)
         if not parts:
             raise PairingError(
-                f"Enumerate sums over a finite support, which {type(q).__name__} is not known to have; use Score, or "
-                "Pathwise where draws are smooth in the parameters."
+                f"Enumerate sums over a finite support, which {type(q).__name__} is not known to"
+                " have; use Score, or Pathwise where draws are smooth in the parameters."
             )
         check_scores("Enumerate", objective, "ELBO()")
         group = 1 if objective is None else objective.group
         log_points = group * sum(len(part.log_probs) * math.log(len(part.points)) for part in parts)
         if log_points > math.log(_MOST_POINTS):
             raise PairingError(
-                f"Enumerate: the support has {math.exp(min(log_points, 700)):.3g} points, more than {_MOST_POINTS:,}; use "
-                'Score(n, baseline="leave_one_out").'
+                f"Enumerate: the support has {math.exp(min(log_points, 700)):.3g} points, more than"
+                f' {_MOST_POINTS:,}; use Score(n, baseline="leave_one_out").'
             )
 
     def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
         """The number of points, which is what a step costs."""
-        return np.asarray(math.prod(len(part.points) ** len(part.log_probs) for part in coordinates(q)), q.dtype)
+        return np.asarray(
+            math.prod(len(part.points) ** len(part.log_probs) for part in coordinates(q)), q.dtype
+        )
 
     def evaluations_used(self, target: Any, state: PyTree) -> Any:
         return state
@@ -67,12 +77,22 @@ class Enumerate(AbstractEstimator):
     ) -> tuple[jax.Array, PyTree]:
         z, log_probs = support(coordinates(q))
         draws = evaluate(objective, target, q, z)
-        tuples = np.stack(np.meshgrid(*[np.arange(len(z))] * objective.group, indexing="ij"), axis=-1)
+        tuples = np.stack(
+            np.meshgrid(*[np.arange(len(z))] * objective.group, indexing="ij"), axis=-1
+        )
         tuples = tuples.reshape((-1, objective.group))
-        # A point of probability zero weighs nothing: its log q stays finite, so that 0 times it is 0.
-        draws = jax.tree.map(lambda field: field[tuples.ravel()], eqx.tree_at(lambda d: d.log_q, draws, log_probs))
+        # A point of probability zero weighs nothing: its log q stays finite, so that 0 times it is
+        # 0.
+        draws = jax.tree.map(
+            lambda field: field[tuples.ravel()], eqx.tree_at(lambda d: d.log_q, draws, log_probs)
+        )
         weights = jnp.sum(log_probs[tuples], axis=1)
-        return objective.loss(eqx.tree_at(lambda d: d.log_weights, draws, weights, is_leaf=lambda x: x is None)), state
+        return (
+            objective.loss(
+                eqx.tree_at(lambda d: d.log_weights, draws, weights, is_leaf=lambda x: x is None)
+            ),
+            state,
+        )
 
 
 def support(parts: tuple[Coordinates, ...]) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,7 @@
-"""Families of finite support as independent parts, each with its list of points: what Enumerate and Relaxed ask for."""
+"""Families of finite support as independent parts, each with its list of points.
+
+What Enumerate and Relaxed ask for.
+"""
 
 import functools
 from typing import Any
@@ -13,13 +16,15 @@ from ..families.exponential.product import Product
 
 
 class Coordinates(eqx.Module):
-    """`m` independent parts of a draw with the same points, in the order in which they stand in the draw.
+    """`m` independent parts of a draw with the same points, in the order in which they stand in the
+    draw.
 
     Attributes:
-        points: `[s, e]`, the s values that a part can take, each e numbers of the draw (one, or s for a one-hot
-            vector).
+        points: `[s, e]`, the s values that a part can take, each e numbers of the draw (one, or s
+            for a one-hot vector).
         log_probs: `[m, s]`, normalised, differentiable in q's leaves.
-        labels: whether the points are mere names, with nothing in between that a relaxed draw could be.
+        labels: whether the points are mere names, with nothing in between that a relaxed draw could
+            be.
     """
 
     points: jax.Array

@@ -1,4 +1,7 @@
-"""Expectations over a fixed, antithetic, moment-matched design: deterministic, so a search over it can stop by itself."""
+"""Expectations over a fixed, antithetic, moment-matched design.
+
+Deterministic, so a search over it can stop by itself.
+"""
 
 from typing import Any, ClassVar
 
@@ -15,14 +18,17 @@ from .draws import evaluate
 
 
 class FixedDesign(AbstractEstimator):
-    """m antithetic pairs of standard normals with sample covariance exactly I, drawn once: points mean +- root z.
+    """m antithetic pairs of standard normals with sample covariance exactly I, drawn once: points
+    mean +- root z.
 
-    The estimate is exact wherever the log density is quadratic, at any condition number, and its error elsewhere falls as
-    1 / sqrt(m); the solver doubles m until that error is below the tolerance. Second derivatives come from a regression
-    of whitened scores on the design (Stein's identity E_q[hess log p] = E_q[grad log p (z - mean)'] S^-1), which needs
-    m >= dim: not for dim above some hundreds (use a low-rank family there).
+    The estimate is exact wherever the log density is quadratic, at any condition number, and its
+    error elsewhere falls as 1 / sqrt(m); the solver doubles m until that error is below the
+    tolerance. Second derivatives come from a regression of whitened scores on the design (Stein's
+    identity E_q[hess log p] = E_q[grad log p (z - mean)'] S^-1), which needs m >= dim: not for dim
+    above some hundreds (use a low-rank family there).
 
-    Source: Giordano, Ingram & Broderick 2023 (fixed draws); Opper & Archambeau 2009, eqs. 5-8 (Gaussian moments).
+    Source: Giordano, Ingram & Broderick 2023 (fixed draws); Opper & Archambeau 2009, eqs. 5-8
+    (Gaussian moments).
 
     Attributes:
         pairs: m; None chooses max(dim, 32).
@@ -48,12 +54,16 @@ class FixedDesign(AbstractEstimator):
     def _pairs(self, dim: int) -> int:
         return self.pairs or max(dim, 32)
 
-    def surrogate(self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any) -> tuple[Any, Any]:
+    def surrogate(
+        self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any
+    ) -> tuple[Any, Any]:
         noise = jnp.concatenate([jnp.asarray(state), -jnp.asarray(state)])
         z = eqx.filter_vmap(q._from_noise)(noise)
         return objective.loss(evaluate(objective, target, q, z)), state
 
-    def moments(self, target: Any, mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> Moments:
+    def moments(
+        self, target: Any, mean: np.ndarray, root: np.ndarray, design: np.ndarray
+    ) -> Moments:
         """Whitened moments of the target under N(mean, root root') over the design `[m, d]`."""
         moves = design @ root.T
         values, scores = batched(target)(np.concatenate([mean + moves, mean - moves]))
@@ -62,7 +72,9 @@ class FixedDesign(AbstractEstimator):
 
 
 def moment_matched(rng: np.random.Generator, pairs: int, dim: int) -> np.ndarray:
-    """Standard normal rows `[pairs, dim]`, rotated and scaled so that their second moment is exactly I (pairs >= dim)."""
+    """Standard normal rows `[pairs, dim]`, rotated and scaled so that their second moment is
+    exactly I (pairs >= dim).
+    """
     z = rng.standard_normal((pairs, dim))
     if pairs < dim:
         return z
@@ -71,10 +83,12 @@ def moment_matched(rng: np.random.Generator, pairs: int, dim: int) -> np.ndarray
 
 
 def matched_noise(rng: np.random.Generator, pairs: int, dim: int, rank: int) -> np.ndarray:
-    """Normals `[pairs, dim + rank]`: unit second moments, the last `rank` columns orthogonal to each other and to the rest.
+    """Normals `[pairs, dim + rank]`: unit second moments, the last `rank` columns orthogonal to
+    each other and to the rest.
 
-    Without this the factor learns to cancel the diagonal part's noise on these draws, and q comes out too wide. With enough
-    pairs all columns are orthogonal: then the ELBO of every quadratic log density is exact.
+    Without this the factor learns to cancel the diagonal part's noise on these draws, and q comes
+    out too wide. With enough pairs all columns are orthogonal: then the ELBO of every quadratic log
+    density is exact.
     """
     if pairs >= dim + rank:
         return np.linalg.qr(rng.standard_normal((pairs, dim + rank)))[0] * np.sqrt(pairs)
@@ -86,10 +100,12 @@ def matched_noise(rng: np.random.Generator, pairs: int, dim: int, rank: int) -> 
 
 
 def whitened_moments(design: Any, values: Any, scores: Any, log_det: Any, xp: Any = np) -> Moments:
-    """Moments from values `[2m]` and whitened scores `[2m, d]` at mean + root z (first half) and mean - root z.
+    """Moments from values `[2m]` and whitened scores `[2m, d]` at mean + root z (first half) and
+    mean - root z.
 
-    Even part of the scores: the gradient of the ELBO in the whitened mean. Odd part, regressed on the design: the whitened
-    expected Hessian. `xp` is numpy on the host and jax.numpy in compiled code.
+    Even part of the scores: the gradient of the ELBO in the whitened mean. Odd part, regressed on
+    the design: the whitened expected Hessian. `xp` is numpy on the host and jax.numpy in compiled
+    code.
     """
     m, dim = design.shape
     odd, even = 0.5 * (scores[:m] - scores[m:]), 0.5 * (scores[:m] + scores[m:])

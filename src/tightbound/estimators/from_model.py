@@ -17,7 +17,8 @@ from .base import AbstractEstimator
 
 
 class Simulations(eqx.Module):
-    """What stays fixed over a run: simulations kept for training (None: made on the fly), and those held out.
+    """What stays fixed over a run: simulations kept for training (None: made on the fly), and those
+    held out.
 
     Attributes:
         train_z: `[N, dim]`; train_x with a leading axis N.
@@ -31,15 +32,18 @@ class Simulations(eqx.Module):
 
 
 class FromModel(AbstractEstimator):
-    """`n` draws (z, x) of the model per step, fresh ones unless they are stored; for expected forward KL.
+    """`n` draws (z, x) of the model per step, fresh ones unless they are stored.
 
-    Draws with NaN or infinity in z or x are left out, which is right for any data without them. A tenth of stored
-    simulations (100 to 2,000 of them) is held out, and never trained on.
+    For expected forward KL.
+
+    Draws with NaN or infinity in z or x are left out, which is right for any data without them. A
+    tenth of stored simulations (100 to 2,000 of them) is held out, and never trained on.
 
     Attributes:
         n: draws per step.
-        stored: number of simulations made once and used again and again, for a simulator that is slow; None makes fresh
-            ones at each step, which cannot be overfitted. What `tb.from_simulations` was given is always stored.
+        stored: number of simulations made once and used again and again, for a simulator that is
+            slow; None makes fresh ones at each step, which cannot be overfitted. What
+            `tb.from_simulations` was given is always stored.
         held_out: fresh simulations held out, where they are made on the fly.
     """
 
@@ -52,21 +56,25 @@ class FromModel(AbstractEstimator):
     def __check_init__(self):
         for name, least in (("n", 1), ("held_out", 100), ("stored", 200)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least):
-                raise ValueError(f"FromModel: `{name}` must be an integer of at least {least}, got {value!r}.")
+            if value is not None and (
+                not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least
+            ):
+                raise ValueError(
+                    f"FromModel: `{name}` must be an integer of at least {least}, got {value!r}."
+                )
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, Simulator)
         if objective is not None and objective.drawn_from is not self.draws_from:
             raise PairingError(
-                f"{type(objective).__name__} is an expectation under {objective.drawn_from.value}, but FromModel draws from "
-                f"{self.draws_from.value}; use ForwardKL, or condition on data first: tb.fit(target.at(x), fit.q.at(x), "
-                "...)."
+                f"{type(objective).__name__} is an expectation under {objective.drawn_from.value},"
+                f" but FromModel draws from {self.draws_from.value}; use ForwardKL, or condition on"
+                " data first: tb.fit(target.at(x), fit.q.at(x), ...)."
             )
         if not q.conditional:
             raise PairingError(
-                f"FromModel draws data as well as parameters, but {type(q).__name__} does not depend on data; use "
-                "tb.families.amortised(target), or leave `q` out."
+                f"FromModel draws data as well as parameters, but {type(q).__name__} does not"
+                " depend on data; use tb.amortised.amortised(target), or leave `q` out."
             )
         if q.dim != target.dim:
             raise PairingError(f"`q` has {q.dim} dimensions, but the target has {target.dim}.")
@@ -78,7 +86,9 @@ class FromModel(AbstractEstimator):
             held = int(np.clip(target.num_simulations // 10, 20, 2000))
             return Simulations(*target.take(order[held:]), *target.take(order[:held]))
         held_z, held_x = _finite_only(*_made(target, held_key, self.held_out))
-        train = (None, None) if self.stored is None else _finite_only(*_made(target, key, self.stored))
+        train = (
+            (None, None) if self.stored is None else _finite_only(*_made(target, key, self.stored))
+        )
         return Simulations(*train, held_z, held_x)
 
     def surrogate(
@@ -88,19 +98,26 @@ class FromModel(AbstractEstimator):
         log_q = jax.vmap(q._log_prob_to_train)(z, x)
         return objective.loss(Draws(None, log_q)), state
 
-    def batch(self, target: Any, state: Simulations, key: jax.Array, dtype: Any) -> tuple[jax.Array, PyTree]:
+    def batch(
+        self, target: Any, state: Simulations, key: jax.Array, dtype: Any
+    ) -> tuple[jax.Array, PyTree]:
         """`n` finite draws: z `[n, dim]`, and x with a leading axis n."""
         if state.train_z is None:
             return _cast(valid_only(*draws(target, key, self.n)), dtype)
         index = jr.randint(key, (self.n,), 0, state.train_z.shape[0])
-        return _cast((state.train_z[index], jax.tree.map(lambda leaf: leaf[index], state.train_x)), dtype)
+        return _cast(
+            (state.train_z[index], jax.tree.map(lambda leaf: leaf[index], state.train_x)), dtype
+        )
 
     def evaluations_per_step(self, target: Any) -> float:
         return 0.0  # gradients of a log density: there is none
 
 
 def draws(target: Any, key: Any, n: int) -> tuple[jax.Array, PyTree]:
-    """`n` draws of the model, finite or not: z `[n, dim]`, x with a leading axis n. The user's code promotes as it likes."""
+    """`n` draws of the model, finite or not: z `[n, dim]`, x with a leading axis n.
+
+    The user's code promotes as it likes.
+    """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return jax.vmap(target.draw)(jr.split(key, n))
 
@@ -111,7 +128,12 @@ _made = eqx.filter_jit(draws)  # one program; op by op the compiler would be cal
 def is_valid(z: jax.Array, x: PyTree) -> jax.Array:
     """Which draws are finite, `[n]`."""
     leaves = [z, *jax.tree.leaves(x)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf.reshape((z.shape[0], -1))), axis=1) for leaf in leaves]), axis=0)
+    return jnp.all(
+        jnp.stack(
+            [jnp.all(jnp.isfinite(leaf.reshape((z.shape[0], -1))), axis=1) for leaf in leaves]
+        ),
+        axis=0,
+    )
 
 
 def valid_only(z: jax.Array, x: PyTree) -> tuple[jax.Array, PyTree]:

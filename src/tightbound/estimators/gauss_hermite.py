@@ -1,4 +1,7 @@
-"""Gauss-Hermite quadrature: expectations under a Gaussian in one or two dimensions, to as many digits as nodes give."""
+"""Gauss-Hermite quadrature.
+
+Expectations under a Gaussian in one or two dimensions, to as many digits as nodes give.
+"""
 
 import functools
 from typing import Any, ClassVar
@@ -19,7 +22,10 @@ _LEAST_WEIGHT = 1e-18
 
 
 class Nodes(eqx.Module):
-    """A tensor rule for N(0, I): nodes `[m, d]`, weights `[m]` that sum to 1, and `count` nodes per axis."""
+    """A tensor rule for N(0, I).
+
+    Nodes `[m, d]`, weights `[m]` that sum to 1, and `count` nodes per axis.
+    """
 
     nodes: Array
     weights: Array
@@ -27,13 +33,16 @@ class Nodes(eqx.Module):
 
 
 class GaussHermite(AbstractEstimator):
-    """E_q f = sum_k w_k f(mean + root u_k), with `nodes` Gauss-Hermite nodes u_k per axis, for one or two dimensions.
+    """E_q f = sum_k w_k f(mean + root u_k), with `nodes` Gauss-Hermite nodes u_k per axis, for one
+    or two dimensions.
 
-    Exact for polynomials f of degree up to 2 nodes - 1, and then with a geometric error as long as nodes lie closer than
-    the features of the density. It judges itself by the last two Hermite coefficients of the whitened score, and
-    NaturalGradient doubles the nodes until those are below `tol`. Its ELBO and its gradients belong together, so
-    searches over it are monotone. A start that is wide against narrow features can miss them altogether: start
-    close (`tb.solvers.Annealed` for the clutter problem). Not for more than two dimensions: use FixedDesign.
+    Exact for polynomials f of degree up to 2 nodes - 1, and then with a geometric error as long as
+    nodes lie closer than the features of the density. It judges itself by the last two Hermite
+    coefficients of the whitened score, and NaturalGradient doubles the nodes until those are below
+    `tol`. Its ELBO and its gradients belong together, so searches over it are monotone. A start
+    that is wide against narrow features can miss them altogether: start close
+    (`tb.solvers.Annealed` for the clutter problem). Not for more than two dimensions: use
+    FixedDesign.
 
     Source: Golub & Welsch 1969 (the rule); Opper & Archambeau 2009, eqs. 5-8 (Gaussian moments).
 
@@ -56,12 +65,20 @@ class GaussHermite(AbstractEstimator):
             PairingError: in more than two dimensions.
         """
         if q.dim not in _MOST_NODES:
-            raise PairingError(f"GaussHermite serves one or two dimensions, q has {q.dim}; use tb.estimators.FixedDesign().")
+            raise PairingError(
+                f"GaussHermite serves one or two dimensions, q has {q.dim}; use"
+                " tb.estimators.FixedDesign()."
+            )
         return tensor_rule(self.nodes, q.dim)
 
-    def surrogate(self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any) -> tuple[Any, Any]:
+    def surrogate(
+        self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any
+    ) -> tuple[Any, Any]:
         if not isinstance(objective, ELBO):
-            raise PairingError(f"GaussHermite gives the ELBO and no other objective, got {type(objective).__name__}.")
+            raise PairingError(
+                "GaussHermite gives the ELBO and no other objective, got"
+                f" {type(objective).__name__}."
+            )
         z = eqx.filter_vmap(q._from_noise)(jnp.asarray(state.nodes))
         log_w = eqx.filter_vmap(target.log_density)(z) - eqx.filter_vmap(q._log_prob)(z)
         return -jnp.sum(jnp.asarray(state.weights) * log_w), state
@@ -95,7 +112,10 @@ class GaussHermite(AbstractEstimator):
 
 @functools.lru_cache(maxsize=32)
 def tensor_rule(count: int, dim: int, least: float = _LEAST_WEIGHT) -> Nodes:
-    """The tensor rule with `count` nodes per axis, without nodes of weight up to `least`; 0 keeps the rule's full degree."""
+    """The tensor rule with `count` nodes per axis, without nodes of weight up to `least`.
+
+    0 keeps the rule's full degree.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     weights = weights / weights.sum()
     grid = np.stack(np.meshgrid(*[nodes] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
@@ -105,7 +125,9 @@ def tensor_rule(count: int, dim: int, least: float = _LEAST_WEIGHT) -> Nodes:
 
 
 def _last_coefficients(scores: np.ndarray, design: Nodes) -> np.ndarray:
-    """Root of the sum of squares of the last two Hermite coefficients of each score along each axis: `[d]`."""
+    """Root of the sum of squares of the last two Hermite coefficients of each score along each
+    axis: `[d]`.
+    """
     total = np.zeros(scores.shape[1])
     for axis in design.nodes.T:
         for coefficients in _last_polynomials(axis, design.count):
@@ -114,7 +136,9 @@ def _last_coefficients(scores: np.ndarray, design: Nodes) -> np.ndarray:
 
 
 def _last_polynomials(u: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The normalised Hermite polynomials of degrees count - 2 and count - 1 at u, by their recurrence."""
+    """The normalised Hermite polynomials of degrees count - 2 and count - 1 at u, by their
+    recurrence.
+    """
     below, here = np.zeros_like(u), np.ones_like(u)
     for k in range(count - 1):
         below, here = here, (u * here - np.sqrt(k) * below) / np.sqrt(k + 1)

@@ -1,4 +1,7 @@
-"""Measure-valued gradients (weak derivatives): differences of the loss between two draws, with no gradient of log p."""
+"""Measure-valued gradients (weak derivatives).
+
+Differences of the loss between two draws, with no gradient of log p.
+"""
 
 from typing import Any, ClassVar
 
@@ -22,20 +25,22 @@ _AWAY = 2**20  # keys of the pairs, apart from those of the draws
 
 
 class MeasureValued(AbstractEstimator):
-    """grad_theta_j = c_j (E_plus f - E_minus f): coordinate j is drawn from the two parts of its density's derivative.
+    """grad_theta_j = c_j (E_plus f - E_minus f): coordinate j is drawn from the two parts of its
+    density's derivative.
 
-    The other coordinates are those of one draw from q, the same on both sides. It needs values of log p alone, and its
-    noise is small where f varies little between the two draws: a strong choice for few parameters and a density that is
-    not smooth. Each parameter costs two values per draw, so not for more than some dozens. For families of independent
-    coordinates: a diagonal Gaussian (Weibull pair for the mean, double-sided Maxwell against Gaussian for the sd), and
-    Products of Normal, Exponential, Poisson and Bernoulli factors; others register their `weak_derivatives`.
+    The other coordinates are those of one draw from q, the same on both sides. It needs values of
+    log p alone, and its noise is small where f varies little between the two draws: a strong choice
+    for few parameters and a density that is not smooth. Each parameter costs two values per draw,
+    so not for more than some dozens. For families of independent coordinates: a diagonal Gaussian
+    (Weibull pair for the mean, double-sided Maxwell against Gaussian for the sd), and Products of
+    Normal, Exponential, Poisson and Bernoulli factors; others register their `weak_derivatives`.
 
     Source: Mohamed et al. 2020, section 6 and table 1; Pflug 1989.
 
     Attributes:
         n: pairs of draws per parameter and step.
-        coupled: whether the two sides share their randomness. Mostly it helps; for the mean of a Gaussian and an f
-            that is even about it, independent sides have less noise.
+        coupled: whether the two sides share their randomness. Mostly it helps; for the mean of a
+            Gaussian and an f that is even about it, independent sides have less noise.
         noise: "independent", "antithetic" or "sobol".
     """
 
@@ -51,13 +56,14 @@ class MeasureValued(AbstractEstimator):
         check_draws(self.noise, self.n, "MeasureValued", q, objective)
         if not weak_derivatives(q):
             raise PairingError(
-                f"MeasureValued: no decomposition of the derivative is known for {_named(q)}; use a family of independent "
-                "coordinates such as Gaussian.diagonal(dim), or Score."
+                f"MeasureValued: no decomposition of the derivative is known for {_named(q)}; use a"
+                " family of independent coordinates such as Gaussian.diagonal(dim), or Score."
             )
         if objective is not None and not objective.averages:
             raise PairingError(
-                f"MeasureValued takes differences of the losses of single groups of draws, and {type(objective).__name__} "
-                "is no average of such; use Score, or VRIWAE in its place."
+                "MeasureValued takes differences of the losses of single groups of draws, and"
+                f" {type(objective).__name__} is no average of such; use Score, or VRIWAE in its"
+                " place."
             )
 
     def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
@@ -77,32 +83,53 @@ class MeasureValued(AbstractEstimator):
         return loss + moving - jax.lax.stop_gradient(moving), state
 
     def evaluations_per_step(self, target: Any) -> float:
-        return float(self.n * (1 + 4 * target.dim))  # two parameters per coordinate, two values for each
+        # two parameters per coordinate, two values for each
+        return float(self.n * (1 + 4 * target.dim))
 
-    def _draws(self, q: Any, points: Any, group: int, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Draws from q `[n, dim]`, normals for the pairs `[n, m]`, and keys `[n]` for what is not made of normals."""
+    def _draws(
+        self, q: Any, points: Any, group: int, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Draws from q `[n, dim]`, normals for the pairs `[n, m]`, and keys `[n]` for what is not
+        made of normals.
+        """
         first, second = jr.split(key)
         keys = jr.split(first, self.n)
         if q.noise_dim is None:
             fresh = jax.vmap(lambda k: jr.fold_in(k, _AWAY))(keys)
-            return jax.vmap(q._sample)(keys), jr.normal(second, (self.n, _normals(q)), q.dtype), fresh
-        noise = noise_of(self.noise, points, self.n, group, q.noise_dim + _normals(q), q.dtype, second)
+            return (
+                jax.vmap(q._sample)(keys),
+                jr.normal(second, (self.n, _normals(q)), q.dtype),
+                fresh,
+            )
+        noise = noise_of(
+            self.noise, points, self.n, group, q.noise_dim + _normals(q), q.dtype, second
+        )
         return jax.vmap(q._from_noise)(noise[:, : q.noise_dim]), noise[:, q.noise_dim :], keys
 
     def _pairs(self, q: Any, normals: jax.Array, keys: jax.Array) -> jax.Array:
         """Draws from both parts of each of the D derivatives: `[D, 2, n, dim]`."""
         pairs, start = [], 0
         for i, derivative in enumerate(weak_derivatives(q)):
-            own = normals[:, start : start + q.dim * derivative.normals].reshape((self.n, q.dim, derivative.normals))
+            own = normals[:, start : start + q.dim * derivative.normals].reshape(
+                (self.n, q.dim, derivative.normals)
+            )
             start += q.dim * derivative.normals
             fresh = jax.vmap(lambda k, i=i: jr.fold_in(k, i))(keys)
-            pairs.append(jnp.stack(jax.vmap(lambda e, k, d=derivative: d.pair(q, e, k, self.coupled))(own, fresh)))
+            pairs.append(
+                jnp.stack(
+                    jax.vmap(lambda e, k, d=derivative: d.pair(q, e, k, self.coupled))(own, fresh)
+                )
+            )
         return jnp.stack(pairs)
 
-    def _rises(self, objective: Any, target: Any, q: Any, groups: jax.Array, pairs: jax.Array) -> jax.Array:
-        """Mean over the groups `[T, k, dim]` of f_plus - f_minus, `[D, dim]`: the first draw of a group is replaced.
+    def _rises(
+        self, objective: Any, target: Any, q: Any, groups: jax.Array, pairs: jax.Array
+    ) -> jax.Array:
+        """Mean over the groups `[T, k, dim]` of f_plus - f_minus, `[D, dim]`: the first draw of a
+        group is replaced.
 
-        The draws of a group are alike, so the derivatives through each of them are equal on average.
+        The draws of a group are alike, so the derivatives through each of them are equal on
+        average.
         """
 
         def loss(group: jax.Array, values: jax.Array, j: jax.Array) -> jax.Array:
@@ -110,13 +137,19 @@ class MeasureValued(AbstractEstimator):
 
         over_groups = jax.vmap(loss, (0, 0, None))
         over_coordinates = jax.vmap(over_groups, (None, None, 0))
-        losses = jax.vmap(jax.vmap(over_coordinates, (None, 0, None)), (None, 0, None))(groups, pairs, jnp.arange(q.dim))
+        losses = jax.vmap(jax.vmap(over_coordinates, (None, 0, None)), (None, 0, None))(
+            groups, pairs, jnp.arange(q.dim)
+        )
         return jnp.mean(losses[:, 0] - losses[:, 1], axis=-1)
 
 
-def _with_gradient(derivative: AbstractWeakDerivative, q: Any, held: Any, rise: jax.Array) -> jax.Array:
+def _with_gradient(
+    derivative: AbstractWeakDerivative, q: Any, held: Any, rise: jax.Array
+) -> jax.Array:
     """A scalar whose gradient in q is that of theta, times c (f_plus - f_minus)."""
-    return jnp.sum(jax.lax.stop_gradient(derivative.constant(held) * rise) * derivative.parameter(q))
+    return jnp.sum(
+        jax.lax.stop_gradient(derivative.constant(held) * rise) * derivative.parameter(q)
+    )
 
 
 def _normals(q: Any) -> int:
@@ -126,7 +159,9 @@ def _normals(q: Any) -> int:
 
 def _named(q: Any) -> str:
     scale = getattr(q, "scale", None)
-    return type(q).__name__ + (f" with the scale {type(scale).__name__}" if scale is not None else "")
+    return type(q).__name__ + (
+        f" with the scale {type(scale).__name__}" if scale is not None else ""
+    )
 
 
 __all__ = ["MeasureValued"]

@@ -1,4 +1,6 @@
-"""Any estimator of the ELBO on a few rows at a time, without bias, and nearly without the noise that this adds."""
+"""Any estimator of the ELBO on a few rows at a time, without bias, and nearly without the noise
+that this adds.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -16,7 +18,8 @@ from ..targets.base import Density, Rows, require
 from .base import AbstractEstimator, frozen
 from .pathwise import StickTheLanding
 
-_FIRST_REFRESH = 16  # steps after which the anchor moves for the first time; then after 32, 64, ... steps
+# steps after which the anchor moves for the first time; then after 32, 64, ... steps
+_FIRST_REFRESH = 16
 _ANCHOR_DRAWS = 64
 _MOST_SECOND_ORDER = 100  # dimensions up to which d full gradients per anchor are worth it
 
@@ -36,7 +39,10 @@ class Anchor(eqx.Module):
 
 
 class MinibatchState(eqx.Module):
-    """What the next step needs: the inner estimator's state, this epoch's order of the rows, and the anchor."""
+    """What the next step needs.
+
+    The inner estimator's state, this epoch's order of the rows, and the anchor.
+    """
 
     inner: PyTree
     order: Array
@@ -47,39 +53,53 @@ class MinibatchState(eqx.Module):
 
 
 class Minibatch(AbstractEstimator):
-    """The gradient of the ELBO from `batch_size` of the N rows per step; N comes from the target's data.
+    """The gradient of the ELBO from `batch_size` of the N rows per step.
+
+    N comes from the target's data.
 
     Each epoch goes through the rows in a new random order, B at a time; log p is estimated by
 
         log prior(z) + T(z) + N/B sum over the batch of (log p(row | z) - T_row(z)),
 
-    where T_row is the Taylor polynomial of the row's log likelihood around an anchor (q's mean, moved after 16, 32, 64, ...
-    steps) and T = sum of T_row over ALL rows. The estimate is unbiased at every z whatever the anchor; near the anchor what
-    is left of the noise is the rows' third derivatives, so that the fit keeps the accuracy of one on all rows. Plain
-    minibatches (`taylor=0`) have noise of order sqrt(N) in the score, as wide as the posterior itself or wider.
+    where T_row is the Taylor polynomial of the row's log likelihood around an anchor (q's mean,
+    moved after 16, 32, 64, ... steps) and T = sum of T_row over ALL rows. The estimate is unbiased
+    at every z whatever the anchor; near the anchor what is left of the noise is the rows' third
+    derivatives, so that the fit keeps the accuracy of one on all rows. Plain minibatches
+    (`taylor=0`) have noise of order sqrt(N) in the score, as wide as the posterior itself or wider.
 
-    Results and certificates always use all rows. Not for targets with few rows (use all of them), nor for objectives that
-    are not linear in log p: the exponential of an unbiased estimate is not unbiased. The default takes some hundreds of
-    gradients on all rows; minibatches pay where one pass over the data takes seconds.
+    Results and certificates always use all rows. Not for targets with few rows (use all of them),
+    nor for objectives that are not linear in log p: the exponential of an unbiased estimate is not
+    unbiased. The default takes some hundreds of gradients on all rows; minibatches pay where one
+    pass over the data takes seconds.
 
-    Source: Hoffman et al. 2013, section 2.4 (shuffled batches, scale N/B); Johnson & Zhang 2013, algorithm SVRG (first
-    order); Baker et al. 2019, section 3 (anchored control variates).
+    Source: Hoffman et al. 2013, section 2.4 (shuffled batches, scale N/B); Johnson & Zhang 2013,
+    algorithm SVRG (first order); Baker et al. 2019, section 3 (anchored control variates).
 
     Attributes:
-        batch_size: B, rows per step, without repetition within an epoch (N mod B rows of it are left for others).
+        batch_size: B, rows per step, without repetition within an epoch (N mod B rows of it are
+            left for others).
         estimator: what is done with log p; None is StickTheLanding(8, noise="antithetic").
-        taylor: order of T: 0, 1 or 2; None is 2 up to 100 dimensions and 1 above. The second order costs d gradients on all
-            rows whenever the anchor moves, the first order one.
+        taylor: order of T: 0, 1 or 2; None is 2 up to 100 dimensions and 1 above. The second order
+            costs d gradients on all rows whenever the anchor moves, the first order one.
     """
 
     batch_size: int = eqx.field(static=True)
-    estimator: AbstractEstimator = eqx.field(default_factory=lambda: StickTheLanding(8, noise="antithetic"))
+    estimator: AbstractEstimator = eqx.field(
+        default_factory=lambda: StickTheLanding(8, noise="antithetic")
+    )
     taylor: int | None = eqx.field(default=None, static=True)
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO,)
 
     def __check_init__(self):
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"Minibatch: `batch_size` must be an integer of at least 1, got {self.batch_size!r}.")
+        if (
+            isinstance(self.batch_size, bool)
+            or not isinstance(self.batch_size, int)
+            or self.batch_size < 1
+        ):
+            raise ValueError(
+                "Minibatch: `batch_size` must be an integer of at least 1, got"
+                f" {self.batch_size!r}."
+            )
         if self.taylor not in (None, 0, 1, 2):
             raise ValueError(f"Minibatch: `taylor` must be 0, 1, 2 or None, got {self.taylor!r}.")
 
@@ -87,16 +107,20 @@ class Minibatch(AbstractEstimator):
         require(self, target, Rows)
         if self.batch_size > target.num_rows:
             raise PairingError(
-                f"Minibatch: `batch_size` is {self.batch_size}, but the data have {target.num_rows} rows; use fewer, or "
-                f"{type(self.estimator).__name__} alone, which takes all rows."
+                f"Minibatch: `batch_size` is {self.batch_size}, but the data have {target.num_rows}"
+                f" rows; use fewer, or {type(self.estimator).__name__} alone, which takes all rows."
             )
         if objective is not None and type(objective) not in self.unbiased_for:
             raise PairingError(
-                f"{type(objective).__name__} is not linear in log p, so that its estimate from a minibatch is biased; use "
-                f"ELBO, or {type(self.estimator).__name__} alone, which takes all rows."
+                f"{type(objective).__name__} is not linear in log p, so that its estimate from a"
+                f" minibatch is biased; use ELBO, or {type(self.estimator).__name__} alone, which"
+                " takes all rows."
             )
         if self.estimator.draws_from is not Source.q:
-            raise PairingError(f"Minibatch: `estimator` must draw from q, which {type(self.estimator).__name__} does not.")
+            raise PairingError(
+                f"Minibatch: `estimator` must draw from q, which {type(self.estimator).__name__}"
+                " does not."
+            )
         self.estimator.check(target, q, objective)
 
     def prepare(self, target: Any, q: Any, key: jax.Array) -> MinibatchState:
@@ -112,12 +136,19 @@ class Minibatch(AbstractEstimator):
         )
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: MinibatchState, key: jax.Array
+        self,
+        objective: AbstractObjective,
+        target: Any,
+        q: Any,
+        state: MinibatchState,
+        key: jax.Array,
     ) -> tuple[jax.Array, MinibatchState]:
         shuffle, inner = jr.split(key)
         state = self._moved_on(target, q, state, shuffle)
         index = jax.lax.dynamic_slice_in_dim(state.order, state.place, self.batch_size)
-        batch = _Anchored(target, target.rows_at(index), state.anchor, self.batch_size, self._order(q))
+        batch = _Anchored(
+            target, target.rows_at(index), state.anchor, self.batch_size, self._order(q)
+        )
         loss, inside = self.estimator.surrogate(objective, batch, q, state.inner, inner)
         place, count = state.place + self.batch_size, state.count + 1
         return loss, dataclasses.replace(state, inner=inside, place=place, count=count)
@@ -136,10 +167,14 @@ class Minibatch(AbstractEstimator):
             return self.taylor
         return 2 if q.dim <= _MOST_SECOND_ORDER else 1
 
-    def _moved_on(self, target: Any, q: Any, state: MinibatchState, key: jax.Array) -> MinibatchState:
+    def _moved_on(
+        self, target: Any, q: Any, state: MinibatchState, key: jax.Array
+    ) -> MinibatchState:
         """A new order of the rows where the epoch is over, a new anchor where it is time."""
         over = state.place + self.batch_size > target.num_rows
-        shuffled = jax.lax.cond(over, lambda: jr.permutation(key, target.num_rows), lambda: state.order)
+        shuffled = jax.lax.cond(
+            over, lambda: jr.permutation(key, target.num_rows), lambda: state.order
+        )
         count = state.count
         due = (count >= _FIRST_REFRESH) & ((count & (count - 1)) == 0)
         old = state.anchor
@@ -227,7 +262,9 @@ def _anchor(target: Any, point: jax.Array, order: int) -> Anchor:
     if order == 1:
         return Anchor(point, value, gradient, empty)
     # one product at a time: all at once would hold d numbers for every intermediate of every row
-    hessian = jax.lax.map(lambda v: jax.jvp(jax.grad(total), (point,), (v,))[1], jnp.eye(dim, dtype=point.dtype))
+    hessian = jax.lax.map(
+        lambda v: jax.jvp(jax.grad(total), (point,), (v,))[1], jnp.eye(dim, dtype=point.dtype)
+    )
     return Anchor(point, value, gradient, 0.5 * (hessian + hessian.T))
 
 

@@ -1,4 +1,7 @@
-"""Gradients through the draws: z = r(q, noise) is differentiated in q (the reparameterisation trick)."""
+"""Gradients through the draws.
+
+Z = r(q, noise) is differentiated in q (the reparameterisation trick).
+"""
 
 import abc
 from typing import Any, ClassVar
@@ -16,7 +19,10 @@ from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_nois
 
 
 class AbstractPathwise(AbstractEstimator):
-    """Draws once per step and differentiates through the draws; members differ in which q their log q may move."""
+    """Draws once per step and differentiates through the draws.
+
+    Members differ in which q their log q may move.
+    """
 
     n: eqx.AbstractVar[int]
     noise: eqx.AbstractVar[Noise]
@@ -45,8 +51,9 @@ class AbstractPathwise(AbstractEstimator):
 class Pathwise(AbstractPathwise):
     """The gradient of the loss at draws z = r(q, noise), through z and through log q.
 
-    Unbiased for any objective that is an average over draws. Not for discrete latents (Score, MeasureValued), and not the
-    best near the optimum, where its noise does not vanish (StickTheLanding).
+    Unbiased for any objective that is an average over draws. Not for discrete latents (Score,
+    MeasureValued), and not the best near the optimum, where its noise does not vanish
+    (StickTheLanding).
 
     Source: Kingma & Welling 2014, eq. 7 (SGVB); Mohamed et al. 2020, section 5.
 
@@ -67,11 +74,12 @@ class Pathwise(AbstractPathwise):
 
 
 class StickTheLanding(AbstractPathwise):
-    """Pathwise without the score term: log q is evaluated with its parameters held, so only z carries gradients.
+    """Pathwise without the score term: log q is evaluated with its parameters held, so only z
+    carries gradients.
 
-    The term left out, E_q[grad log q], is zero for the ELBO, and without it the noise of the gradient vanishes where q
-    equals the posterior. Far from it the noise can be larger than Pathwise's. Biased for IWELBO, whose weights multiply
-    that term (use DoublyReparam there).
+    The term left out, E_q[grad log q], is zero for the ELBO, and without it the noise of the
+    gradient vanishes where q equals the posterior. Far from it the noise can be larger than
+    Pathwise's. Biased for IWELBO, whose weights multiply that term (use DoublyReparam there).
 
     Source: Roeder, Wu & Duvenaud 2017, section 2.
 

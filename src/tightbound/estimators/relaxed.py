@@ -16,13 +16,18 @@ from .finite import Coordinates, coordinates
 
 
 class Relaxed(AbstractEstimator):
-    """BIASED. Draws y = softmax((log probs + Gumbel noise) / temperature) in place of one-hot ones, differentiated through.
+    """BIASED.
 
-    The loss is that of z = sum_s y_s point_s and of log q = sum_s y_s log prob_s, so log p must accept values between the
-    discrete ones, and be smooth there: z in [0, 1] for a Bernoulli, a point of the simplex for a one-hot Categorical. It
-    minimises another objective than the one that is named; the bias vanishes with the temperature, while the noise grows.
-    `straight_through` evaluates at the discrete draw and differentiates at the relaxed one: biased as well. Use it where
-    there are too many latents for Enumerate and Score is too noisy, and judge the fit by the certificate, not by its loss.
+    Draws y = softmax((log probs + Gumbel noise) / temperature) in place of one-hot ones,
+    differentiated through.
+
+    The loss is that of z = sum_s y_s point_s and of log q = sum_s y_s log prob_s, so log p must
+    accept values between the discrete ones, and be smooth there: z in [0, 1] for a Bernoulli, a
+    point of the simplex for a one-hot Categorical. It minimises another objective than the one that
+    is named; the bias vanishes with the temperature, while the noise grows. `straight_through`
+    evaluates at the discrete draw and differentiates at the relaxed one: biased as well. Use it
+    where there are too many latents for Enumerate and Score is too noisy, and judge the fit by the
+    certificate, not by its loss.
 
     Source: Jang, Gu & Poole 2017, eqs. 1-2; Maddison, Mnih & Teh 2017, section 3.
 
@@ -46,20 +51,22 @@ class Relaxed(AbstractEstimator):
     def _check_draws(self, q: Any, objective: AbstractObjective | None) -> None:
         if not coordinates(q):
             raise PairingError(
-                f"Relaxed softens draws from a finite support, which {type(q).__name__} is not known to have; use Pathwise "
-                "where draws are smooth in the parameters, else Score."
+                f"Relaxed softens draws from a finite support, which {type(q).__name__} is not"
+                " known to have; use Pathwise where draws are smooth in the parameters, else"
+                " Score."
             )
         if any(part.labels for part in coordinates(q)):
             raise PairingError(
-                "Relaxed mixes the values of a draw, and a Categorical factor's are labels, with nothing in between; use "
-                "Score or Enumerate, or a family of one-hot vectors with its own `coordinates`."
+                "Relaxed mixes the values of a draw, and a Categorical factor's are labels, with"
+                " nothing in between; use Score or Enumerate, or a family of one-hot vectors with"
+                " its own `coordinates`."
             )
         check_scores("Relaxed", objective, "ELBO()")
         group = 1 if objective is None else objective.group
         if self.n % group:
             raise PairingError(
-                f"{type(objective).__name__} takes draws in groups of {group}, so Relaxed needs a multiple of {group} "
-                f"draws, got n={self.n}."
+                f"{type(objective).__name__} takes draws in groups of {group}, so Relaxed needs a"
+                f" multiple of {group} draws, got n={self.n}."
             )
 
     def surrogate(

@@ -1,4 +1,7 @@
-"""The score function estimator (REINFORCE): gradients from values of log p alone, for any family that can be drawn from."""
+"""The score function estimator (REINFORCE).
+
+Gradients from values of log p alone, for any family that can be drawn from.
+"""
 
 from typing import Any, ClassVar
 
@@ -18,25 +21,31 @@ from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_nois
 
 
 class Score(AbstractEstimator):
-    """grad = E_q[(f - b) grad log q] + E_q[grad f at fixed draws], f the loss of one draw, b a control variate.
+    """grad = E_q[(f - b) grad log q] + E_q[grad f at fixed draws], f the loss of one draw, b a
+    control variate.
 
-    It needs draws from q, log q differentiable in its parameters, and *values* of log p: use it for discrete latents,
-    mixtures, densities with jumps. Not where draws are a smooth function of the parameters and log p is smooth: there
-    Pathwise has a fraction of the variance. With more than a few dimensions, never without a baseline.
+    It needs draws from q, log q differentiable in its parameters, and *values* of log p: use it for
+    discrete latents, mixtures, densities with jumps. Not where draws are a smooth function of the
+    parameters and log p is smooth: there Pathwise has a fraction of the variance. With more than a
+    few dimensions, never without a baseline.
 
-    The second term vanishes for the ELBO and is left out there. Baselines, all of which leave the gradient unbiased:
+    The second term vanishes for the ELBO and is left out there. Baselines, all of which leave the
+    gradient unbiased:
 
     - "none": b = 0.
     - "moving_average": b is an exponential average of f over the steps before.
-    - "leave_one_out": b is the mean of f over the other draws (RLOO, VIMCO's spirit); no noise is left at q = posterior.
-    - "optimal": for each parameter the b that minimises the variance, E[f s^2] / E[s^2] with s its score, from the other
-      draws. Takes memory for n x parameters scores.
-    - "taylor": the second-order Taylor polynomial h of f at the mean of q, whose E_q[h grad log q] is known (the delta
-      method); scaled by a factor per parameter learnt over the steps. For a q with `mean` and `cov` and a smooth
-      log density of moderate dimension, since it takes the d x d Hessian of log p at each step.
+    - "leave_one_out": b is the mean of f over the other draws (RLOO, VIMCO's spirit); no noise is
+      left at q = posterior.
+    - "optimal": for each parameter the b that minimises the variance, E[f s^2] / E[s^2] with s its
+      score, from the other draws. Takes memory for n x parameters scores.
+    - "taylor": the second-order Taylor polynomial h of f at the mean of q, whose E_q[h grad log q]
+      is known (the delta method); scaled by a factor per parameter learnt over the steps. For a q
+      with `mean` and `cov` and a smooth log density of moderate dimension, since it takes the d x d
+      Hessian of log p at each step.
 
-    Source: Williams 1992 (REINFORCE); Ranganath, Gerrish & Blei 2014, eqs. 3 and 9 (optimal); Kool et al. 2019
-    (leave-one-out); Paisley, Blei & Jordan 2012, section 3 (taylor); Mohamed et al. 2020, sections 4 and 7.
+    Source: Williams 1992 (REINFORCE); Ranganath, Gerrish & Blei 2014, eqs. 3 and 9 (optimal); Kool
+    et al. 2019 (leave-one-out); Paisley, Blei & Jordan 2012, section 3 (taylor); Mohamed et al.
+    2020, sections 4 and 7.
 
     Attributes:
         n: draws per step, each one value of the log density.
@@ -64,8 +73,10 @@ class Score(AbstractEstimator):
         block = group * (2 if self.noise == "antithetic" else 1)
         if self.baseline in ("leave_one_out", "optimal") and self.n < 2 * block:
             raise PairingError(
-                f"Score: the {self.baseline} baseline of a draw is made from the others, so {self.noise} draws in groups of "
-                f'{group} need n of at least {2 * block}, got {self.n}; or use baseline="moving_average".'
+                f"Score: the {self.baseline} baseline of a draw is made from the others, so"
+                f" {self.noise} draws in groups of "
+                f"{group} need n of at least {2 * block}, got {self.n}; or use"
+                ' baseline="moving_average".'
             )
         if self.baseline == "taylor":
             _check_taylor(q, objective)
@@ -80,7 +91,9 @@ class Score(AbstractEstimator):
         z = jax.lax.stop_gradient(draw(frozen(q), self.noise, points, self.n, objective.group, key))
         draws = evaluate(objective, target, q, z)
         loss, influence = influences(objective, draws)
-        terms = Terms(influence, z, self.n // 2 // objective.group if self.noise == "antithetic" else 0)
+        terms = Terms(
+            influence, z, self.n // 2 // objective.group if self.noise == "antithetic" else 0
+        )
         gradient, memory = BASELINES[self.baseline].apply(objective, target, q, terms, memory)
         moving = direct(objective, draws) + gradient
         return loss + moving - jax.lax.stop_gradient(moving), (points, memory)
@@ -90,27 +103,34 @@ class Score(AbstractEstimator):
 
 
 def influences(objective: AbstractObjective, draws: Draws) -> tuple[jax.Array, jax.Array]:
-    """The loss, and what each of its T terms does to it, `[T]`: the derivative in the term's weight, times T.
+    """The loss, and what each of its T terms does to it, `[T]`: the derivative in the term's
+    weight, times T.
 
-    For an average that is the loss of the term itself; for a function of averages the linearisation that makes the score
-    function gradient that of the estimated loss.
+    For an average that is the loss of the term itself; for a function of averages the linearisation
+    that makes the score function gradient that of the estimated loss.
     """
     count = draws.log_q.shape[0] // objective.group
     held = jax.lax.stop_gradient(draws)
 
     def loss(log_weights: jax.Array) -> jax.Array:
-        return objective.loss(eqx.tree_at(lambda d: d.log_weights, held, log_weights, is_leaf=lambda x: x is None))
+        return objective.loss(
+            eqx.tree_at(lambda d: d.log_weights, held, log_weights, is_leaf=lambda x: x is None)
+        )
 
     value, slope = jax.value_and_grad(loss)(jnp.full((count,), -jnp.log(count), draws.log_q.dtype))
     return value, count * slope
 
 
 def direct(objective: AbstractObjective, draws: Draws) -> jax.Array:
-    """The loss as a function of q at fixed draws, less a multiple of mean log q, whose expected gradient is zero.
+    """The loss as a function of q at fixed draws, less a multiple of mean log q, whose expected
+    gradient is zero.
 
-    The multiple is what a shift of log q does to the loss (`AbstractObjective`), so nothing at all is left of the ELBO.
+    The multiple is what a shift of log q does to the loss (`AbstractObjective`), so nothing at all
+    is left of the ELBO.
     """
-    shift = jax.grad(lambda c: objective.loss(eqx.tree_at(lambda d: d.log_q, draws, draws.log_q + c)))
+    shift = jax.grad(
+        lambda c: objective.loss(eqx.tree_at(lambda d: d.log_q, draws, draws.log_q + c))
+    )
     multiple = jax.lax.stop_gradient(shift(jnp.zeros((), draws.log_q.dtype)))
     return objective.loss(draws) - multiple * jnp.mean(draws.log_q)
 
@@ -118,14 +138,15 @@ def direct(objective: AbstractObjective, draws: Draws) -> jax.Array:
 def _check_taylor(q: Any, objective: AbstractObjective | None) -> None:
     if not (hasattr(q, "mean") and hasattr(q, "cov")):
         raise PairingError(
-            f"Score: the taylor baseline needs the mean and the covariance of q, which {type(q).__name__} does not give; "
-            'use baseline="leave_one_out".'
+            "Score: the taylor baseline needs the mean and the covariance of q, which"
+            f' {type(q).__name__} does not give; use baseline="leave_one_out".'
         )
     scores = objective is not None and objective.needs != ("log_p", "log_q")
     if objective is not None and (objective.group > 1 or scores or not objective.averages):
         raise PairingError(
-            f"Score: the taylor baseline expands the loss of a single draw, and {type(objective).__name__} is no average of "
-            'such losses; use baseline="leave_one_out".'
+            "Score: the taylor baseline expands the loss of a single draw, and"
+            f" {type(objective).__name__} is no average of such losses; use"
+            ' baseline="leave_one_out".'
         )
 
 

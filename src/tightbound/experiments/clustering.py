@@ -1,10 +1,10 @@
 """McNamara, Loper & Regier 2024, section 5.2, table 1 and figure 2: clusters with a shared shift.
 
-S ~ N(0, 100^2), Z_j | S ~ N(mu_j + S, 0.5^2) with mu = (-20, -10, 0, 10, 20), X_i | Z an equal mixture of N(Z_j, 0.1^2).
-Amortised forward KL finds the clusters in their order; the ELBO and its relatives, on the one data set, do not. Clusters
-lie a hundred sds apart, so the labels are certain and the exact posterior is Gaussian: how far each q is from it is
-reported too. q has unit variances ("mean"), or variances of its own in the convex coordinates of heads.Gaussian
-("natural").
+S ~ N(0, 100^2), Z_j | S ~ N(mu_j + S, 0.5^2) with mu = (-20, -10, 0, 10, 20), X_i | Z an equal
+mixture of N(Z_j, 0.1^2). Amortised forward KL finds the clusters in their order; the ELBO and its
+relatives, on the one data set, do not. Clusters lie a hundred sds apart, so the labels are certain
+and the exact posterior is Gaussian: how far each q is from it is reported too. q has unit variances
+("mean"), or variances of its own in the convex coordinates of heads.Gaussian ("natural").
 """
 
 import functools
@@ -20,8 +20,9 @@ import numpy as np
 
 from .._numerics import x64
 from .._types import Array, PyTree
+from ..amortised import encoders, heads
 from ..estimators import FromModel
-from ..families import Conditional, Conditioned, Gaussian, Scaling, encoders, heads, kl
+from ..families import Conditional, Conditioned, Gaussian, Scaling, kl
 from ..fit import fit
 from ..objectives import ELBO, IWELBO, Draws, ForwardKL, SoftmaxWeighted
 from ..solvers import NaturalGradient
@@ -35,7 +36,9 @@ SPREAD, NOISE, SHIFT_SD, TRUE_SHIFT = 0.5, 0.1, 100.0, 100.0
 COMPETITORS = ("ELBO", "IWELBO", "softmax-weighted")
 FORMS = ("mean", "natural")
 REFINED = "forward KL, then refined"
-SIZES = {  # replicates, observations, steps of forward KL, steps of the others, draws, starts of the multi-start ELBO
+# replicates, observations, steps of forward KL, steps of the others, draws, starts of the
+# multi-start ELBO
+SIZES = {
     "fast": (6, 100, 4_000, 2_500, 30, 12),
     "reference": (30, 100, 20_000, 4_000, 100, 100),
     "full": (100, 1000, 50_000, 50_000, 100, 100),
@@ -43,10 +46,12 @@ SIZES = {  # replicates, observations, steps of forward KL, steps of the others,
 
 
 class Pooled(eqx.Module):
-    """Numbers for each of a few learned seeds: rows by a network and averaged, the seed added, one layer for all seeds.
+    """Numbers for each of a few learned seeds: rows by a network and averaged, the seed added, one
+    layer for all seeds.
 
-    As in the published pooling by attention, the seeds share everything but themselves. Modes with weights of their own
-    would be put in order by the prior while none has found the data, and the comparison would be about that.
+    As in the published pooling by attention, the seeds share everything but themselves. Modes with
+    weights of their own would be put in order by the prior while none has found the data, and the
+    comparison would be about that.
     """
 
     first: eqx.nn.Linear
@@ -76,7 +81,10 @@ class Pooled(eqx.Module):
 
 
 class TwoEncoders(encoders.AbstractEncoder):
-    """One network for S and one for Z, trained together, on x / 100; what places q is multiplied by 100 in turn."""
+    """One network for S and one for Z, trained together, on x / 100.
+
+    What places q is multiplied by 100 in turn.
+    """
 
     shift: Pooled
     centres: Pooled
@@ -99,12 +107,18 @@ def model(n: int) -> SimulatedModel:
         return params["z"][jr.randint(a, (n,), 0, 5)] + NOISE * jr.normal(b, (n,))
 
     def log_prior(params):
-        centres = jnp.asarray(CENTRES, params["z"].dtype)  # networks in float32 train at half the cost
+        # networks in float32 train at half the cost
+        centres = jnp.asarray(CENTRES, params["z"].dtype)
         within = jnp.sum(((params["z"] - centres - params["s"]) / SPREAD) ** 2)
-        return -0.5 * (params["s"] / SHIFT_SD) ** 2 - 0.5 * within - 5 * math.log(SPREAD * math.sqrt(2 * math.pi))
+        return (
+            -0.5 * (params["s"] / SHIFT_SD) ** 2
+            - 0.5 * within
+            - 5 * math.log(SPREAD * math.sqrt(2 * math.pi))
+        )
 
     def log_likelihood(params, x):
-        # One vector over the observations for each cluster: a sum over a last axis of length 5 takes five times as long.
+        # One vector over the observations for each cluster: a sum over a last axis of length 5
+        # takes five times as long.
         each = [-0.5 * ((x - params["z"][j]) / NOISE) ** 2 for j in range(5)]
         top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, each))
         mixed = top + jnp.log(functools.reduce(jnp.add, [jnp.exp(e - top) for e in each]))
@@ -113,13 +127,18 @@ def model(n: int) -> SimulatedModel:
     return from_simulator(draw_prior, simulate, log_prior=log_prior, log_likelihood=log_likelihood)
 
 
-def run(fast: bool = True, reference: bool = False, sizes: Any = None, forms: tuple[str, ...] = FORMS) -> Result:
-    """Forward KL, ELBO, IWELBO and the softmax-weighted loss from the same starts on the same data sets.
+def run(
+    fast: bool = True, reference: bool = False, sizes: Any = None, forms: tuple[str, ...] = FORMS
+) -> Result:
+    """Forward KL, ELBO, IWELBO and the softmax-weighted loss from the same starts on the same data
+    sets.
 
     Arguments:
-        fast: 6 replicates of 100 observations; else the published 100 of 1000 and 50,000 steps (days on a CPU).
+        fast: 6 replicates of 100 observations; else the published 100 of 1000 and 50,000 steps
+            (days on a CPU).
         reference: 30 replicates of 100 observations, 20,000 steps.
-        sizes: (replicates, observations, steps of forward KL, of the others, draws, starts) of your own.
+        sizes: (replicates, observations, steps of forward KL, of the others, draws, starts) of your
+            own.
         forms: of q, "mean" (unit variances) and "natural".
     """
     name = "reference" if reference else "fast" if fast else "full"
@@ -134,20 +153,34 @@ def run(fast: bool = True, reference: bool = False, sizes: Any = None, forms: tu
             many = starts if form == "mean" else 0
             competing, seconds = _timed(fit_competitors, form, target, x, other_steps, draws, many)
             share = seconds / len(jax.tree.leaves(list(competing.values()), is_leaf=_is_network))
-            scored += [(m, competing[m], x, z, other_steps, share * replicates) for m in COMPETITORS]
+            scored += [
+                (m, competing[m], x, z, other_steps, share * replicates) for m in COMPETITORS
+            ]
             if many:
                 best = _best_bound(target, competing["starts"], x[0])
-                scored.append((f"ELBO, best of {many} starts", [best], x[:1], z[:1], other_steps, share * many))
+                scored.append(
+                    (
+                        f"ELBO, best of {many} starts",
+                        [best],
+                        x[:1],
+                        z[:1],
+                        other_steps,
+                        share * many,
+                    )
+                )
             for method, networks, data, truth, own_steps, took in scored:
                 found = _gaussians(networks, data)
-                rows.append(_row(method, form, found, data, truth) | {"steps": own_steps, "seconds": took})
+                rows.append(
+                    _row(method, form, found, data, truth) | {"steps": own_steps, "seconds": took}
+                )
                 modes += _modes(method, form, found)
         start = _gaussians(scored[0][1], x)
     refined, seconds = _timed(_refined, target, x, start)
     rows.append(_row(REFINED, "full", refined, x, z) | {"steps": None, "seconds": seconds})
     modes += _modes(REFINED, "full", refined)
     note = (
-        f"{name}: {replicates} replicates of {n} observations; {steps:,} steps of forward KL, {other_steps:,} of the others."
+        f"{name}: {replicates} replicates of {n} observations; {steps:,} steps of forward KL,"
+        f" {other_steps:,} of the others."
     )
     return Result("clustering", _claims(rows, forms), {"methods": rows, "modes": modes}, note)
 
@@ -165,8 +198,15 @@ def observed(target: SimulatedModel, replicates: int) -> tuple[Any, np.ndarray]:
 
 
 def network(n: int, key: Any, form: str = "mean") -> Conditional:
-    """q(s, z | x): means at unit variances ("mean"), or means and variances ("natural"), which start at about 1."""
-    head = heads.Gaussian(6, "mean", sd=(1.0,) * 6) if form == "mean" else heads.Gaussian(6, "diagonal")
+    """q(s, z | x).
+
+    Means at unit variances ("mean"), or means and variances ("natural"), which start at about 1.
+    """
+    head = (
+        heads.Gaussian(6, "mean", sd=(1.0,) * 6)
+        if form == "mean"
+        else heads.Gaussian(6, "diagonal")
+    )
     a, b = jr.split(key)
     outputs = head.size // 6
     encoder = TwoEncoders(Pooled.make(1, outputs, a), Pooled.make(5, outputs, b))
@@ -179,18 +219,26 @@ _network = eqx.filter_jit(network)
 def fit_forward(form: str, target: SimulatedModel, x: Any, steps: int) -> list[Conditional]:
     """One network for each data set, trained on simulations."""
     networks = [_network(x.shape[1], jr.key(100 + i), form) for i in range(len(x))]
-    estimator, state = FromModel(1), FromModel(1, held_out=100).prepare(target, networks[0], jr.key(0))
+    estimator, state = (
+        FromModel(1),
+        FromModel(1, held_out=100).prepare(target, networks[0], jr.key(0)),
+    )
 
     def loss(q, _, key):
         return estimator.surrogate(ForwardKL(), target, q, state, key)[0]
 
-    return train(loss, networks, x, jr.key(9), rate=harmonic(1e-3, max(1, steps // 100)), steps=steps)
+    return train(
+        loss, networks, x, jr.key(9), rate=harmonic(1e-3, max(1, steps // 100)), steps=steps
+    )
 
 
 def fit_competitors(
     form: str, target: SimulatedModel, x: Any, steps: int, draws: int, starts: int = 0
 ) -> dict[str, list[Conditional]]:
-    """One network for each objective and data set, and `starts` of the ELBO on the first data set; in one program."""
+    """One network for each objective and data set, and `starts` of the ELBO on the first data set.
+
+    In one program.
+    """
     objectives = (ELBO(), IWELBO(draws), SoftmaxWeighted(draws))
     which = np.repeat([0, 1, 2, 3], [len(x)] * 3 + [starts])
     index = np.concatenate([np.tile(np.arange(len(x)), 3), np.zeros(starts, int)])
@@ -206,19 +254,29 @@ def fit_competitors(
         return jnp.stack([o.loss(drawn) for o in objectives])[objective]
 
     data = (x[index], jnp.asarray(which % 3))  # the further starts are the ELBO's
-    found = train(loss, networks, data, jr.key(9), rate=harmonic(1e-3, max(1, steps // 100)), steps=steps)
+    found = train(
+        loss, networks, data, jr.key(9), rate=harmonic(1e-3, max(1, steps // 100)), steps=steps
+    )
     names = (*COMPETITORS, "starts")
-    return {name: [q for q, i in zip(found, which, strict=True) if i == j] for j, name in enumerate(names)}
+    return {
+        name: [q for q, i in zip(found, which, strict=True) if i == j]
+        for j, name in enumerate(names)
+    }
 
 
 def at_traced(target: SimulatedModel, x: Any) -> SimulatorPosterior:
     """`target.at(x)` for data that are being traced."""
     assert target.log_prior is not None
-    return SimulatorPosterior(target.layout, None, False, target.circular, target.log_prior, target.log_likelihood, x)
+    return SimulatorPosterior(
+        target.layout, None, False, target.circular, target.log_prior, target.log_likelihood, x
+    )
 
 
 def exact_posterior(x: np.ndarray, z: np.ndarray) -> Gaussian:
-    """The posterior of (s, z) with the labels known: every point belongs to the centre nearest to it."""
+    """The posterior of (s, z) with the labels known.
+
+    Every point belongs to the centre nearest to it.
+    """
     label = np.argmin(np.abs(x[:, None] - z), axis=1)
     precision, linear = np.zeros((6, 6)), np.zeros(6)
     precision[0, 0] += SHIFT_SD**-2
@@ -245,18 +303,29 @@ def _is_network(value: Any) -> bool:
 def _gaussians(networks: list[Conditional], x: Any) -> list[Gaussian]:
     """Each network's q at its data."""
     each: list[Any] = [q.head.moments(q.eta(data)) for q, data in zip(networks, x, strict=True)]
-    return [Gaussian.diagonal(6).moved(np.asarray(mean, float), np.asarray(sd, float)) for mean, sd in each]
+    return [
+        Gaussian.diagonal(6).moved(np.asarray(mean, float), np.asarray(sd, float))
+        for mean, sd in each
+    ]
 
 
 def _refined(target: SimulatedModel, x: Any, start: list[Gaussian]) -> list[Gaussian]:
-    """The full-rank Gaussian of the largest ELBO at each data set, by natural gradient from an amortised answer."""
+    """The full-rank Gaussian of the largest ELBO at each data set, by natural gradient from an
+    amortised answer.
+    """
     pairs = [(q, target.at(data)) for q, data in zip(start, x, strict=True)]
-    return [fit(t, Gaussian.from_root(q.mean, np.diag(q.sd)), solver=NaturalGradient()).q for q, t in pairs]
+    return [
+        fit(t, Gaussian.from_root(q.mean, np.diag(q.sd)), solver=NaturalGradient()).q
+        for q, t in pairs
+    ]
 
 
 def _modes(method: str, form: str, found: list[Gaussian]) -> list[dict[str, Any]]:
     means = [[float(m) for m in q.mean] for q in found]
-    return [{"method": method, "form": form, "s": s, **{f"z[{j}]": value for j, value in enumerate(z)}} for s, *z in means]
+    return [
+        {"method": method, "form": form, "s": s, **{f"z[{j}]": value for j, value in enumerate(z)}}
+        for s, *z in means
+    ]
 
 
 def _row(method: str, form: str, found: list[Gaussian], x: Any, z: np.ndarray) -> dict[str, Any]:
@@ -265,7 +334,10 @@ def _row(method: str, form: str, found: list[Gaussian], x: Any, z: np.ndarray) -
     at = means[:, 1:]
     nearest = np.argmin(np.abs(at[:, :, None] - z[:, None, :]), axis=2)
     distance = np.abs(at - z).sum(axis=1)
-    posteriors = [exact_posterior(np.asarray(data, np.float64), truth) for data, truth in zip(x, z, strict=True)]
+    posteriors = [
+        exact_posterior(np.asarray(data, np.float64), truth)
+        for data, truth in zip(x, z, strict=True)
+    ]
     exact = [kl(p, q) for p, q in zip(posteriors, found, strict=True)]
     least = {
         "mean": lambda p: kl(p, Gaussian.diagonal(6).moved(p.mean)),
@@ -292,7 +364,8 @@ def _best_bound(target: SimulatedModel, networks: list[Conditional], x: Any) -> 
     means = [q.mean for q in _gaussians(networks, [x] * len(networks))]
     evaluate = jax.jit(jax.vmap(at_traced(target, x).log_density))
     noise = np.random.default_rng(0).standard_normal((200, 6))
-    bounds = [float(np.mean(np.asarray(evaluate(jnp.asarray(m + noise))))) for m in means]  # the entropy is the same for all
+    # the entropy is the same for all
+    bounds = [float(np.mean(np.asarray(evaluate(jnp.asarray(m + noise))))) for m in means]
     return networks[int(np.argmax(bounds))]
 
 
@@ -303,10 +376,15 @@ def _claims(rows: list[dict[str, Any]], forms: tuple[str, ...]) -> list[dict[str
         what = f"share of replicates that forward KL orders ({form})"
         claims.append(agrees(what, SOURCE, 1.0, by["forward KL"]["ordered"], 0.0))
         claims += [
-            below(f"share of replicates that the {m} orders ({form})", SOURCE, 0.1, by[m]["ordered"]) for m in COMPETITORS
+            below(
+                f"share of replicates that the {m} orders ({form})", SOURCE, 0.1, by[m]["ordered"]
+            )
+            for m in COMPETITORS
         ]
         worst = min(by[m]["l1"] for m in COMPETITORS)
-        what = f"l1 distance of forward KL's modes to the truth over the least of the others ({form})"
+        what = (
+            f"l1 distance of forward KL's modes to the truth over the least of the others ({form})"
+        )
         claims.append(below(what, SOURCE, 0.5, by["forward KL"]["l1"] / worst))
     return claims
 
@@ -327,13 +405,29 @@ def figures(result: Result) -> dict[str, Any]:
                 position = np.arange(5) + 0.15 * (i - 2)
                 for k, row in enumerate(rows):
                     height = [row[f"z[{j}]"] for j in range(5)]
-                    axis.plot(position, height, ".", color=colour, alpha=0.6, label=None if k else method)
-                right.plot([r["s"] for r in rows], [len(labels)] * len(rows), "o", color=colour, alpha=0.6)
+                    axis.plot(
+                        position, height, ".", color=colour, alpha=0.6, label=None if k else method
+                    )
+                right.plot(
+                    [r["s"] for r in rows], [len(labels)] * len(rows), "o", color=colour, alpha=0.6
+                )
                 labels.append(f"{method}, {words}")
-            axis.plot(np.arange(5), TRUE_SHIFT + CENTRES, "_", color="black", ms=18, label="mean of the truth")
+            axis.plot(
+                np.arange(5),
+                TRUE_SHIFT + CENTRES,
+                "_",
+                color="black",
+                ms=18,
+                label="mean of the truth",
+            )
             axis.set(xlabel="j", ylabel="mode of q(Z$_j$)", title=f"Modes, {words}")
             axis.legend(fontsize=7)
-        right.set(xlabel="mode of q(S)", title="Shift; the truth is 100", yticks=range(len(labels)), yticklabels=labels)
+        right.set(
+            xlabel="mode of q(S)",
+            title="Shift; the truth is 100",
+            yticks=range(len(labels)),
+            yticklabels=labels,
+        )
         right.tick_params(axis="y", labelsize=7)
         right.axvline(TRUE_SHIFT, color="black", lw=0.8)
     return {"modes": figure}

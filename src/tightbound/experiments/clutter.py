@@ -1,6 +1,8 @@
-"""Popov 2024 (arXiv 2404.10550), figures 3 to 5: how far five approximations are from the clutter posterior.
+"""Popov 2024 (arXiv 2404.10550), figures 3 to 5: how far five approximations are from the clutter
+posterior.
 
-The paper shows curves; the numbers behind them are those of the clutter spec, section 4.1, recomputed from the paper's data.
+The paper shows curves; the numbers behind them are those of the clutter spec, section 4.1,
+recomputed from the paper's data.
 """
 
 import os
@@ -26,28 +28,48 @@ TOLERANCE = 5e-3  # relative: three significant digits
 
 # Clutter spec, section 4.1: n -> figure, iterations of the paper's loop, KL(q || p) by method.
 PUBLISHED = {
-    20: (3, 30, {"VB-opt": 0.02537, "EP": 0.02854, "GAA": 0.03974, "Laplace": 0.06460, "MF": 0.2319}),
+    20: (
+        3,
+        30,
+        {"VB-opt": 0.02537, "EP": 0.02854, "GAA": 0.03974, "Laplace": 0.06460, "MF": 0.2319},
+    ),
     5: (4, 20, {"VB-opt": 0.1272, "EP": 0.1693, "GAA": 0.1483, "Laplace": 0.1601, "MF": 0.2160}),
-    10: (4, 20, {"VB-opt": 0.003446, "EP": 0.003476, "GAA": 0.004163, "Laplace": 0.006026, "MF": 0.02868}),
-    100: (4, 20, {"VB-opt": 4.336e-5, "EP": 4.343e-5, "GAA": 8.223e-5, "Laplace": 1.642e-4, "MF": 0.04951}),
+    10: (
+        4,
+        20,
+        {"VB-opt": 0.003446, "EP": 0.003476, "GAA": 0.004163, "Laplace": 0.006026, "MF": 0.02868},
+    ),
+    100: (
+        4,
+        20,
+        {"VB-opt": 4.336e-5, "EP": 4.343e-5, "GAA": 8.223e-5, "Laplace": 1.642e-4, "MF": 0.04951},
+    ),
 }
 # The same section: KL of the paper's loop on the n = 20 data by iteration (three decimals).
 BY_ITERATION = {1: 1.449, 2: 0.917, 3: 0.607, 5: 0.219, 8: 0.045, 10: 0.031, 15: 0.037}
 LOG_EVIDENCE = -46.91529  # n = 20
-# Figure 5, read off the axes (same section): seconds per iteration on 20 points, Octave on the author's desktop, one point
-# after the other and vectorised. For comparison only: no claim is made of another machine's seconds.
-SECONDS = {"Laplace": (5.7e-4, 7.7e-5), "MF": (5.7e-4, 6.0e-5), "GAA": (2.2e-3, 1.5e-4), "EP": (1.6e-3, None)}
+# Figure 5, read off the axes (same section): seconds per iteration on 20 points, Octave on the
+# author's desktop, one point after the other and vectorised. For comparison only: no claim is made
+# of another machine's seconds.
+SECONDS = {
+    "Laplace": (5.7e-4, 7.7e-5),
+    "MF": (5.7e-4, 6.0e-5),
+    "GAA": (2.2e-3, 1.5e-4),
+    "EP": (1.6e-3, None),
+}
 ITERATIONS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
 EVIDENCE_SETS = 200  # as in section 5.1: the median over fewer is too noisy for its bound
 
 
 def run(fast: bool = True, data: Any = None) -> Result:
-    """The 4 x 5 table of KL(q || p), the curves of figures 3 and 4, the costs of figure 5, and a check on data drawn here.
+    """The 4 x 5 table of KL(q || p), the curves of figures 3 and 4, the costs of figure 5, and a
+    check on data drawn here.
 
     Arguments:
-        fast: the default's Gaussians are compared with the best ones on 8 data sets drawn here instead of 200.
-        data: the folder of paper_n5.csv and its like; None looks at $TIGHTBOUND_DATA/clutter and ../shared/data/clutter.
-            Without it there is only the check on drawn data.
+        fast: the default's Gaussians are compared with the best ones on 8 data sets drawn here
+            instead of 200.
+        data: the folder of paper_n5.csv and its like; None looks at $TIGHTBOUND_DATA/clutter and
+            ../shared/data/clutter. Without it there is only the check on drawn data.
     """
     folder = _folder(data)
     claims, table, curves, costs = [], [], [], []
@@ -59,10 +81,16 @@ def run(fast: bool = True, data: Any = None) -> Result:
                 table.append(found)
                 claims += rows
                 curves += _curves(n, target, ITERATIONS[::2] if fast and n != 20 else ITERATIONS)
-            claims += _curve_claims(target := Clutter(np.loadtxt(folder / "paper_n20.csv", skiprows=1)), curves)
+            claims += _curve_claims(
+                target := Clutter(np.loadtxt(folder / "paper_n20.csv", skiprows=1)), curves
+            )
             costs = _costs(target)
         claims += _drawn(8 if fast else 200)
-    note = "" if folder is not None else "The paper's data were not found: only data drawn here were used. Pass `data`."
+    note = (
+        ""
+        if folder is not None
+        else "The paper's data were not found: only data drawn here were used. Pass `data`."
+    )
     return Result("clutter", claims, {"kl": table, "by iteration": curves, "cost": costs}, note)
 
 
@@ -71,7 +99,9 @@ def methods(iterations: int) -> dict[str, Callable[[Clutter], Gaussian]]:
     return {
         "VB-opt": best_gaussian,
         "EP": lambda target: search(target, EP(), Gaussian.full(1)).q,
-        "GAA": lambda target: search(target, Annealed("paper"), Gaussian.full(1), steps=iterations).q,
+        "GAA": lambda target: (
+            search(target, Annealed("paper"), Gaussian.full(1), steps=iterations).q
+        ),
         "Laplace": lambda target: search(target, Laplace(), anneal(target), 1e-4).q,
         "MF": lambda target: search(target, IndicatorMeanField(), Gaussian.full(1), 1e-4).q,
     }
@@ -81,7 +111,10 @@ def _data_set(n: int, target: Clutter) -> tuple[list[dict[str, Any]], dict[str, 
     figure, iterations, published = PUBLISHED[n]
     exact, source = target.exact(), SOURCE.format(figure=figure)
     found = {name: exact.kl(method(target)) for name, method in methods(iterations).items()}
-    rows = [agrees(f"KL(q || p) of {name}, n = {n}", source, published[name], kl, TOLERANCE) for name, kl in found.items()]
+    rows = [
+        agrees(f"KL(q || p) of {name}, n = {n}", source, published[name], kl, TOLERANCE)
+        for name, kl in found.items()
+    ]
     return rows, {"n": n, **found}
 
 
@@ -92,23 +125,39 @@ def _curves(n: int, target: Clutter, iterations: tuple[int, ...]) -> list[dict[s
         for i in iterations:
             q = search(target, solver, Gaussian.full(1), 1e-6, i).q
             off = abs(float(q.mean[0] - exact.mean[0]))
-            rows.append({"n": n, "method": name, "iteration": i, "kl": exact.kl(q), "mean error": off})
+            rows.append(
+                {"n": n, "method": name, "iteration": i, "kl": exact.kl(q), "mean error": off}
+            )
     return rows
 
 
 def _curve_claims(target: Clutter, curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kls = {row["iteration"]: row["kl"] for row in curves if row["n"] == 20 and row["method"] == "GAA"}
+    kls = {
+        row["iteration"]: row["kl"] for row in curves if row["n"] == 20 and row["method"] == "GAA"
+    }
     source = SOURCE.format(figure=3)
     rows = [
-        agrees(f"KL of the paper's loop after {i} iterations, n = 20", source, kl, kls[i], 5e-4 / kl)
+        agrees(
+            f"KL of the paper's loop after {i} iterations, n = 20", source, kl, kls[i], 5e-4 / kl
+        )
         for i, kl in BY_ITERATION.items()
     ]
-    return [*rows, agrees("log evidence, n = 20", source, LOG_EVIDENCE, target.exact().log_evidence, 1e-6)]
+    return [
+        *rows,
+        agrees("log evidence, n = 20", source, LOG_EVIDENCE, target.exact().log_evidence, 1e-6),
+    ]
 
 
 def _costs(target: Clutter) -> list[dict[str, Any]]:
-    """Seconds per iteration, the least of five runs, with everything that the loop does around a step."""
-    solvers = {"Laplace": Laplace(), "MF": IndicatorMeanField(), "GAA": Annealed("paper"), "EP": EP()}
+    """Seconds per iteration, the least of five runs, with everything that the loop does around a
+    step.
+    """
+    solvers = {
+        "Laplace": Laplace(),
+        "MF": IndicatorMeanField(),
+        "GAA": Annealed("paper"),
+        "EP": EP(),
+    }
     rows = []
     for name, solver in solvers.items():
         least = np.inf
@@ -117,12 +166,22 @@ def _costs(target: Clutter) -> list[dict[str, Any]]:
             steps = search(target, solver, Gaussian.full(1), 1e-4, 20).steps
             least = min(least, (time.perf_counter() - began) / steps)
         serial, vectorised = SECONDS[name]
-        rows.append({"method": name, "seconds": least, "paper, serial": serial, "paper, vectorised": vectorised})
+        rows.append(
+            {
+                "method": name,
+                "seconds": least,
+                "paper, serial": serial,
+                "paper, vectorised": vectorised,
+            }
+        )
     return rows
 
 
 def _drawn(count: int) -> list[dict[str, Any]]:
-    """Clutter spec, section 5.6 (c): the default's Gaussian within 1e-4 nat of the best one, on n = 20 points."""
+    """Clutter spec, section 5.6 (c).
+
+    The default's Gaussian within 1e-4 nat of the best one, on n = 20 points.
+    """
     rng, excess, evidence = np.random.default_rng(1020), [], []
     for i in range(EVIDENCE_SETS):
         target = Clutter(draw(rng, 20))
@@ -131,18 +190,27 @@ def _drawn(count: int) -> list[dict[str, Any]]:
         evidence.append(abs(found - exact.log_evidence))
         if i < count:
             excess.append(exact.kl(default_rung(target).q) - exact.kl(best_gaussian(target)))
-    what = f"excess KL of the default's Gaussian over the best one, n = 20, {count} data sets drawn here"
-    evidence_what = f"median |log evidence error| of EP, n = 20, {EVIDENCE_SETS} data sets drawn here"
+    what = (
+        f"excess KL of the default's Gaussian over the best one, n = 20, {count} data sets drawn"
+        " here"
+    )
+    evidence_what = (
+        f"median |log evidence error| of EP, n = 20, {EVIDENCE_SETS} data sets drawn here"
+    )
     source = "clutter spec, section 5.6 (c)"
     return [
         below(f"mean {what}", source, 1e-4, float(np.mean(excess))),
         below(f"largest {what}", source, 0.05, float(np.max(excess))),
-        below(evidence_what, "clutter spec, sections 3 and 5.1", 2e-3, float(np.nanmedian(evidence))),
+        below(
+            evidence_what, "clutter spec, sections 3 and 5.1", 2e-3, float(np.nanmedian(evidence))
+        ),
     ]
 
 
 def figures(result: Result) -> dict[str, Any]:
-    """Figures 3 and 4 (KL by iteration, and the error of the mean at n = 20) and figure 5 (cost of an iteration)."""
+    """Figures 3 and 4 (KL by iteration, and the error of the mean at n = 20) and figure 5 (cost of
+    an iteration).
+    """
     from .drawing import COLOURS, panels
 
     rows = result.tables["by iteration"]
@@ -156,10 +224,14 @@ def figures(result: Result) -> dict[str, Any]:
                 _lines(axis, rows, n, "kl", COLOURS)
                 axis.axhline(laplace[n], color=COLOURS[3], ls=":", label="Laplace")
                 axis.axhline(best[n], color="0.4", ls="--", label="best Gaussian")
-                axis.set(title=f"n = {n}", yscale="log", xlabel="iteration", ylabel="KL(q || p), nats")
+                axis.set(
+                    title=f"n = {n}", yscale="log", xlabel="iteration", ylabel="KL(q || p), nats"
+                )
             axes[0, 0].legend(fontsize=8)
             _lines(axes[0, -1], rows, 20, "mean error", COLOURS)
-            axes[0, -1].set(title="n = 20", xlabel="iteration", ylabel="|mean - exact mean|", ylim=(0, 1))
+            axes[0, -1].set(
+                title="n = 20", xlabel="iteration", ylabel="|mean - exact mean|", ylim=(0, 1)
+            )
         drawn["kl-by-iteration"] = figure
         with panels(1, 1, width=5.5) as (figure, axes):
             _bars(axes[0, 0], result.tables["cost"], COLOURS)
@@ -170,14 +242,30 @@ def figures(result: Result) -> dict[str, Any]:
 def _lines(axis: Any, rows: list[dict[str, Any]], n: int, what: str, colours: Any) -> None:
     for colour, name in zip(colours, ("GAA", "EP", "MF"), strict=False):
         chosen = [row for row in rows if row["n"] == n and row["method"] == name]
-        axis.plot([row["iteration"] for row in chosen], [row[what] for row in chosen], ".-", color=colour, label=name)
+        axis.plot(
+            [row["iteration"] for row in chosen],
+            [row[what] for row in chosen],
+            ".-",
+            color=colour,
+            label=name,
+        )
 
 
 def _bars(axis: Any, rows: list[dict[str, Any]], colours: Any) -> None:
-    labels = {"seconds": "here, one core", "paper, serial": "paper, serial", "paper, vectorised": "paper, vectorised"}
+    labels = {
+        "seconds": "here, one core",
+        "paper, serial": "paper, serial",
+        "paper, vectorised": "paper, vectorised",
+    }
     for shift, (colour, (key, label)) in enumerate(zip(colours, labels.items(), strict=False)):
         values = [(i, row[key]) for i, row in enumerate(rows) if row[key] is not None]
-        axis.bar([i + 0.27 * (shift - 1) for i, _ in values], [v for _, v in values], 0.25, color=colour, label=label)
+        axis.bar(
+            [i + 0.27 * (shift - 1) for i, _ in values],
+            [v for _, v in values],
+            0.25,
+            color=colour,
+            label=label,
+        )
     axis.set_xticks(range(len(rows)), [row["method"] for row in rows])
     axis.set(yscale="log", ylabel="seconds per iteration, n = 20", ylim=(3e-5, 3e-2))
     axis.legend(fontsize=8)
@@ -188,7 +276,10 @@ def _folder(data: Any) -> Path | None:
         if not (Path(data) / "paper_n20.csv").exists():
             raise OptionError(f"experiments.clutter: there is no paper_n20.csv in {data}.")
         return Path(data)
-    places = [Path("../shared/data/clutter"), *(p / "shared/data/clutter" for p in Path(__file__).resolve().parents[3:5])]
+    places = [
+        Path("../shared/data/clutter"),
+        *(p / "shared/data/clutter" for p in Path(__file__).resolve().parents[3:5]),
+    ]
     if "TIGHTBOUND_DATA" in os.environ:
         places.insert(0, Path(os.environ["TIGHTBOUND_DATA"]) / "clutter")
     return next((p for p in places if (p / "paper_n20.csv").exists()), None)

@@ -1,4 +1,7 @@
-"""The clutter problem in the plane and beyond (clutter spec, section 5.3): KL against a grid, ELBO deficits above it."""
+"""The clutter problem in the plane and beyond (clutter spec, section 5.3).
+
+KL against a grid, ELBO deficits above it.
+"""
 
 from typing import Any
 
@@ -22,14 +25,20 @@ AT_100 = {"default": ("VB", 8.94e-5), "EP": ("EP", 8.96e-5), "Laplace": ("Laplac
 
 
 def run(fast: bool = True) -> Result:
-    """Medians of KL(q || p) in two dimensions for n = 10, 20, 100, and of the ELBO's deficit in five and ten.
+    """Medians of KL(q || p) in two dimensions for n = 10, 20, 100, and of the ELBO's deficit in
+    five and ten.
 
     Arguments:
-        fast: 6, 6 and 4 data sets in the plane and 5 in higher dimensions; else 30, 30, 15 and 12, as in the spec.
+        fast: 6, 6 and 4 data sets in the plane and 5 in higher dimensions; else 30, 30, 15 and 12,
+            as in the spec.
     """
     with x64(), host_algebra():
         plane = [row for n, sets in SETS.items() for row in _plane(n, sets[0 if fast else 1])]
-        higher = [row for dim, n in HIGHER.items() for row in _higher(dim, n, HIGHER_SETS[0 if fast else 1])]
+        higher = [
+            row
+            for dim, n in HIGHER.items()
+            for row in _higher(dim, n, HIGHER_SETS[0 if fast else 1])
+        ]
     at_100 = {row["method"]: row["median KL"] for row in plane if row["n"] == 100}
     deficits = {(row["D"], row["method"]): row["median deficit"] for row in higher}
     worst_of_default = max(row["largest excess"] for row in plane if row["method"] == "default")
@@ -101,14 +110,20 @@ def figures(result: Result) -> dict[str, Any]:
         for name in NAMES:
             rows = [row for row in plane if row["method"] == name]
             values = [row["median KL"] for row in rows]
-            axes[0, 0].plot([row["n"] for row in rows], values, ".-", color=colours[name], label=name)
-        axes[0, 0].set(xscale="log", yscale="log", xlabel="points, D = 2", ylabel="median KL(q || p), nats")
+            axes[0, 0].plot(
+                [row["n"] for row in rows], values, ".-", color=colours[name], label=name
+            )
+        axes[0, 0].set(
+            xscale="log", yscale="log", xlabel="points, D = 2", ylabel="median KL(q || p), nats"
+        )
         axes[0, 0].legend(fontsize=7, ncols=2)
         for shift, dim in enumerate(HIGHER):
             rows = [row for row in higher if row["D"] == dim]
             places = np.arange(len(rows)) + 0.4 * (shift - 0.5)
             values = np.maximum([row["median deficit"] for row in rows], 1e-7)
-            axes[0, 1].bar(places, values, 0.36, color=COLOURS[shift], label=f"D = {dim}, n = {HIGHER[dim]}")
+            axes[0, 1].bar(
+                places, values, 0.36, color=COLOURS[shift], label=f"D = {dim}, n = {HIGHER[dim]}"
+            )
         axes[0, 1].set_xticks(range(len(HIGHER_NAMES)), HIGHER_NAMES, rotation=30, fontsize=8)
         axes[0, 1].set(yscale="log", ylabel="median ELBO below the best method's, nats")
         axes[0, 1].legend(fontsize=8)

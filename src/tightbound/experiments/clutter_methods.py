@@ -1,4 +1,7 @@
-"""What the clutter experiments share: data, the methods that they compare, and the best Gaussian as the referee."""
+"""What the clutter experiments share.
+
+Data, the methods that they compare, and the best Gaussian as the referee.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,15 +11,15 @@ import numpy as np
 import scipy.optimize as so
 
 from .._types import Budget
-from ..default import plan
+from ..estimators.clutter.local_quadratic import LocalQuadratic
+from ..estimators.clutter.projected_logit import ProjectedLogit
+from ..estimators.clutter.sum_of_exponentials import SumOfExponentials
 from ..estimators.gauss_hermite import GaussHermite
-from ..estimators.local_quadratic import LocalQuadratic
-from ..estimators.projected_logit import ProjectedLogit
-from ..estimators.sum_of_exponentials import SumOfExponentials
 from ..families.gaussian import Gaussian
 from ..loop import Run
 from ..loop import run as run_loop
 from ..objectives.classic import ELBO
+from ..plan.recipe import plan
 from ..solvers.annealed import Annealed, anneal
 from ..solvers.ep import EP
 from ..solvers.indicators import IndicatorMeanField
@@ -34,15 +37,31 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def search(target: Clutter, solver: Any, q: Gaussian, tol: float = 0.02, steps: int | None = None) -> Run:
+def search(
+    target: Clutter, solver: Any, q: Gaussian, tol: float = 0.02, steps: int | None = None
+) -> Run:
     """The one loop, without ladder and certificate."""
-    return run_loop(target, q, solver.default_objective(), solver, key=0, tol=tol, budget=Budget(), max_steps=steps)
+    return run_loop(
+        target,
+        q,
+        solver.default_objective(),
+        solver,
+        key=0,
+        tol=tol,
+        budget=Budget(),
+        max_steps=steps,
+    )
 
 
 def default_rung(target: Clutter) -> Run:
-    """The first rung of `tb.fit(target)`: annealed, started from the modes as well where q is wide, and polished."""
+    """The first rung of `tb.fit(target)`.
+
+    Annealed, started from the modes as well where q is wide, and polished.
+    """
     chosen = plan(target, key=0, starts=None)
-    return run_loop(target, chosen.q, ELBO(), chosen.solver, key=0, tol=0.02, budget=Budget(), max_steps=None)
+    return run_loop(
+        target, chosen.q, ELBO(), chosen.solver, key=0, tol=0.02, budget=Budget(), max_steps=None
+    )
 
 
 def _full(target: Clutter) -> Gaussian:
@@ -53,7 +72,9 @@ METHODS: dict[str, Callable[[Clutter], Run]] = {
     "default": default_rung,
     "EP": lambda target: search(target, EP(damping=0.5), _full(target)),
     "GAA": lambda target: search(target, Annealed(), _full(target)),
-    "GAA + cubic": lambda target: search(target, NaturalGradient(LocalQuadratic(cubic=True)), anneal(target)),
+    "GAA + cubic": lambda target: search(
+        target, NaturalGradient(LocalQuadratic(cubic=True)), anneal(target)
+    ),
     "SOE12": lambda target: search(target, NaturalGradient(SumOfExponentials(12)), anneal(target)),
     "projected": lambda target: search(target, NaturalGradient(ProjectedLogit()), anneal(target)),
     "Laplace": lambda target: search(target, Laplace(), anneal(target), 1e-2),
@@ -71,10 +92,11 @@ def timed(name: str, target: Clutter) -> Ended:
 
 
 def best_gaussian(target: Clutter) -> Gaussian:
-    """VB-opt: the Gaussian of the largest ELBO in one dimension, to some nine digits, from the exact mean and every mode.
+    """VB-opt: the Gaussian of the largest ELBO in one dimension, to some nine digits, from the
+    exact mean and every mode.
 
-    L-BFGS, then Nelder-Mead, on 341 trapezoid nodes (clutter spec, section 3): it shares nothing with the library's own
-    quadratures and solvers, which it judges.
+    L-BFGS, then Nelder-Mead, on 341 trapezoid nodes (clutter spec, section 3): it shares nothing
+    with the library's own quadratures and solvers, which it judges.
     """
     exact = target.exact()
     nodes = np.linspace(-8.5, 8.5, 341)
@@ -82,12 +104,20 @@ def best_gaussian(target: Clutter) -> Gaussian:
     weights /= weights.sum()
 
     def loss(p: np.ndarray) -> float:
-        return float(-(weights @ target.log_density_on_host((p[0] + np.exp(p[1]) * nodes)[:, None])) - p[1])
+        return float(
+            -(weights @ target.log_density_on_host((p[0] + np.exp(p[1]) * nodes)[:, None])) - p[1]
+        )
 
     widest = 0.5 * np.log(exact.cov[0, 0])
-    starts = [(exact.mean[0], widest), (anneal(target).mean[0], 0.5 * np.log(anneal(target).cov[0, 0]))]
+    starts = [
+        (exact.mean[0], widest),
+        (anneal(target).mean[0], 0.5 * np.log(anneal(target).cov[0, 0])),
+    ]
     starts += [(mode[0], min(widest, -0.6)) for mode in exact.modes[:4]]
-    ends = [so.minimize(loss, start, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9}).x for start in starts]
+    ends = [
+        so.minimize(loss, start, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9}).x
+        for start in starts
+    ]
     best = min(ends, key=loss)
     simplex = best + 1e-4 * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     polish = {"xatol": 1e-10, "fatol": 1e-15, "initial_simplex": simplex}
@@ -96,7 +126,10 @@ def best_gaussian(target: Clutter) -> Gaussian:
 
 
 def draw(rng: np.random.Generator, n: int, *, w: float = 0.5, theta: float = 2.0) -> np.ndarray:
-    """The paper's test setting: half of the points from N(2, 1), half from N(0, 10) (clutter spec, section 1)."""
+    """The paper's test setting.
+
+    Half of the points from N(2, 1), half from N(0, 10) (clutter spec, section 1).
+    """
     inlier = rng.random(n) < 1.0 - w
     return np.where(inlier, theta + rng.standard_normal(n), np.sqrt(10.0) * rng.standard_normal(n))
 
@@ -104,7 +137,20 @@ def draw(rng: np.random.Generator, n: int, *, w: float = 0.5, theta: float = 2.0
 def draw_vectors(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
     """The same in several dimensions: inliers around (2, 0, ..., 0) (clutter spec, section 5.3)."""
     inlier, truth = rng.random(n) < 0.5, np.r_[2.0, np.zeros(dim - 1)]
-    return np.where(inlier[:, None], truth + rng.standard_normal((n, dim)), np.sqrt(10.0) * rng.standard_normal((n, dim)))
+    return np.where(
+        inlier[:, None],
+        truth + rng.standard_normal((n, dim)),
+        np.sqrt(10.0) * rng.standard_normal((n, dim)),
+    )
 
 
-__all__ = ["METHODS", "Ended", "best_gaussian", "default_rung", "draw", "draw_vectors", "search", "timed"]
+__all__ = [
+    "METHODS",
+    "Ended",
+    "best_gaussian",
+    "default_rung",
+    "draw",
+    "draw_vectors",
+    "search",
+    "timed",
+]

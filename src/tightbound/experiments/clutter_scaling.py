@@ -1,4 +1,7 @@
-"""The clutter problem from 20 to a million points: cost of an iteration, and accuracy (clutter spec, 5.6 (f) and 5.1)."""
+"""The clutter problem from 20 to a million points.
+
+Cost of an iteration, and accuracy (clutter spec, 5.6 (f) and 5.1).
+"""
 
 import time
 from collections.abc import Callable
@@ -20,7 +23,8 @@ KL_SOURCE = "clutter spec, section 5.1"
 SIZES = (20, 100, 1_000, 10_000, 100_000, 1_000_000)
 LINEAR_FROM = 10_000  # below it the cost of a call to NumPy shows
 MOST_FOR_GRID = 10_000
-SETS = {100: (20, 200), 1_000: (20, 40), 10_000: (5, 8)}  # data sets compared with the exact posterior: fast, full
+# data sets compared with the exact posterior: fast, full
+SETS = {100: (20, 200), 1_000: (20, 40), 10_000: (5, 8)}
 # Clutter spec, section 5.1: median KL(q || p) by n.
 KL = {
     100: {"best": 5.49e-5, "EP": 5.52e-5, "GAA": 1.48e-4},
@@ -30,7 +34,9 @@ KL = {
 
 
 def run(fast: bool = True) -> Result:
-    """Seconds per iteration by n for the closed-form loops, a quadrature step and an EP sweep; KL against the grid.
+    """Seconds per iteration by n for the closed-form loops, a quadrature step and an EP sweep.
+
+    KL against the grid.
 
     Arguments:
         fast: fewer repetitions and data sets; every n is there.
@@ -43,11 +49,32 @@ def run(fast: bool = True) -> Result:
         what = f"n = {row['n']:,}, {row['sets']} data sets"
         best, ep, gaa = (row[f"{name}, median KL"] for name in ("default", "EP", "GAA"))
         published = KL[row["n"]]
-        claims.append(agrees(f"median KL of the default's Gaussian, {what}", KL_SOURCE, published["best"], best, 0.6))
-        ratio = published["best"] / published["EP"]
-        claims.append(agrees(f"median KL of the default's Gaussian over EP's, {what}", KL_SOURCE, ratio, best / ep, 0.1))
         claims.append(
-            below(f"median KL of the default's Gaussian over the analytic gradient's, {what}", KL_SOURCE, 1.0, best / gaa)
+            agrees(
+                f"median KL of the default's Gaussian, {what}",
+                KL_SOURCE,
+                published["best"],
+                best,
+                0.6,
+            )
+        )
+        ratio = published["best"] / published["EP"]
+        claims.append(
+            agrees(
+                f"median KL of the default's Gaussian over EP's, {what}",
+                KL_SOURCE,
+                ratio,
+                best / ep,
+                0.1,
+            )
+        )
+        claims.append(
+            below(
+                f"median KL of the default's Gaussian over the analytic gradient's, {what}",
+                KL_SOURCE,
+                1.0,
+                best / gaa,
+            )
         )
     return Result("clutter-scaling", claims, {"cost": costs, "accuracy": accuracy})
 
@@ -64,9 +91,15 @@ def _cost(n: int, repeats: int) -> dict[str, Any]:
         "natural GAA": lambda: advanced(loop, natural_update),
         "GH5": lambda: quadrature.moments(target, np.asarray(q.mean), np.asarray(q.root), nodes),
         "EP sweep": lambda: ep.step(target, q, None, sweep, 0),
-        "2 NumPy exponentials": lambda: (np.exp(target.x[:, 0], out=scratch), np.exp(target.x[:, 0], out=scratch)),
+        "2 NumPy exponentials": lambda: (
+            np.exp(target.x[:, 0], out=scratch),
+            np.exp(target.x[:, 0], out=scratch),
+        ),
     }
-    return {"n": n, **{name: _least(job, max(repeats, min(200, 20_000 // n))) for name, job in jobs.items()}}
+    return {
+        "n": n,
+        **{name: _least(job, max(repeats, min(200, 20_000 // n))) for name, job in jobs.items()},
+    }
 
 
 def _least(job: Callable[[], Any], repeats: int) -> float:
@@ -81,8 +114,13 @@ def _least(job: Callable[[], Any], repeats: int) -> float:
 
 def _slope(costs: list[dict[str, Any]], name: str) -> dict[str, Any]:
     rows = [row for row in costs if row["n"] >= LINEAR_FROM]
-    slope = np.polyfit(np.log([row["n"] for row in rows]), np.log([row[name] for row in rows]), 1)[0]
-    what = f"exponent of n in the seconds of one iteration of {name}, n = {LINEAR_FROM:,} to {SIZES[-1]:,}"
+    slope = np.polyfit(np.log([row["n"] for row in rows]), np.log([row[name] for row in rows]), 1)[
+        0
+    ]
+    what = (
+        f"exponent of n in the seconds of one iteration of {name}, n = {LINEAR_FROM:,} to"
+        f" {SIZES[-1]:,}"
+    )
     return agrees(what, SOURCE, 1.0, float(slope), 0.2)
 
 
@@ -94,7 +132,11 @@ def _accuracy(n: int, sets: int) -> dict[str, Any]:
         kls["default"].append(exact.kl(default_rung(target).q))
         kls["EP"].append(exact.kl(search(target, EP(parallel=True), Gaussian.full(1)).q))
         kls["GAA"].append(exact.kl(anneal(target)))
-    return {"n": n, "sets": sets, **{f"{name}, median KL": float(np.median(found)) for name, found in kls.items()}}
+    return {
+        "n": n,
+        "sets": sets,
+        **{f"{name}, median KL": float(np.median(found)) for name, found in kls.items()},
+    }
 
 
 def figures(result: Result) -> dict[str, Any]:
@@ -105,14 +147,22 @@ def figures(result: Result) -> dict[str, Any]:
         names = [name for name in result.tables["cost"][0] if name != "n"]
         for colour, name in zip(COLOURS, names, strict=False):
             rows = result.tables["cost"]
-            axes[0, 0].plot([row["n"] for row in rows], [row[name] for row in rows], ".-", color=colour, label=name)
+            axes[0, 0].plot(
+                [row["n"] for row in rows],
+                [row[name] for row in rows],
+                ".-",
+                color=colour,
+                label=name,
+            )
         axes[0, 0].set(xscale="log", yscale="log", xlabel="points", ylabel="seconds per iteration")
         axes[0, 0].legend(fontsize=8)
         for colour, name in zip(COLOURS, ("default", "EP", "GAA"), strict=False):
             rows = result.tables["accuracy"]
             values = [row[f"{name}, median KL"] for row in rows]
             axes[0, 1].plot([row["n"] for row in rows], values, ".-", color=colour, label=name)
-        axes[0, 1].set(xscale="log", yscale="log", xlabel="points", ylabel="median KL(q || p), nats")
+        axes[0, 1].set(
+            xscale="log", yscale="log", xlabel="points", ylabel="median KL(q || p), nats"
+        )
         axes[0, 1].legend(fontsize=8)
     return {"cost-and-accuracy": figure}
 

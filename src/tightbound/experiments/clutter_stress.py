@@ -1,7 +1,9 @@
-"""How accurate each method of the clutter problem is as q grows wider than the kernels (clutter spec, section 5.2).
+"""How accurate each method of the clutter problem is as q grows wider than the kernels (clutter
+spec, section 5.2).
 
-Data sets of 1 to 200 points, with a share of .2 to .8 of background, so that the best Gaussian's variance v runs from a
-hundredth of the noise variance vg to the prior's. The excess is KL(q || p) over that of the best Gaussian.
+Data sets of 1 to 200 points, with a share of .2 to .8 of background, so that the best Gaussian's
+variance v runs from a hundredth of the noise variance vg to the prior's. The excess is KL(q || p)
+over that of the best Gaussian.
 """
 
 import itertools
@@ -19,7 +21,8 @@ SIZES, SHARES, PLACES = (1, 2, 3, 5, 8, 12, 20, 50, 200), (0.2, 0.5, 0.8), (0.0,
 REPEATS = 6
 EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 2.0, 5.0, np.inf)
 NAMES = ("default", "EP", "GAA", "GAA + cubic", "SOE12", "Laplace", "MF")
-# The same section: per bin of v / vg, median log(v_GAA / v of the best Gaussian), and % capped at v = vg.
+# The same section: per bin of v / vg, median log(v_GAA / v of the best Gaussian), and % capped at v
+# = vg.
 OVERCONFIDENCE = (-0.003, -0.011, -0.027, -0.059, -0.098, -0.118, -0.27, -0.39, -0.98, -2.14)
 CAPPED = (0, 0, 0, 0, 0, 0, 2, 59, 74, 95)
 
@@ -28,7 +31,8 @@ def run(fast: bool = True) -> Result:
     """The table of section 5.2, and the claims that are read from it.
 
     Arguments:
-        fast: one data set for each of the 81 combinations of size, share and place; else six, as in the spec.
+        fast: one data set for each of the 81 combinations of size, share and place; else six, as in
+            the spec.
     """
     rng, rows = np.random.default_rng(52), []
     with x64(), host_algebra():
@@ -37,7 +41,12 @@ def run(fast: bool = True) -> Result:
                 rows.append(_data_set(Clutter(draw(rng, n, w=w, theta=theta), w=w), n, w, theta))
     table = [_bin(rows, low, high) for low, high in itertools.pairwise(EDGES)]
     note = "One data set for each combination, not six." if fast else ""
-    return Result("clutter-stress", _claims(rows), {"bins": [row for row in table if row["count"]], "data sets": rows}, note)
+    return Result(
+        "clutter-stress",
+        _claims(rows),
+        {"bins": [row for row in table if row["count"]], "data sets": rows},
+        note,
+    )
 
 
 def _data_set(target: Clutter, n: int, w: float, theta: float) -> dict[str, Any]:
@@ -62,7 +71,10 @@ def _bin(rows: list[dict[str, Any]], low: float, high: float) -> dict[str, Any]:
         out["GAA capped, %"] = 100.0 * float(np.mean([row["capped"] for row in inside]))
         for name in NAMES:
             values = [row[name] for row in inside]
-            out[f"{name}, median"], out[f"{name}, 90 %"] = float(np.median(values)), float(np.quantile(values, 0.9))
+            out[f"{name}, median"], out[f"{name}, 90 %"] = (
+                float(np.median(values)),
+                float(np.quantile(values, 0.9)),
+            )
     return out
 
 
@@ -70,7 +82,10 @@ def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     narrow = [row for row in rows if row["v / vg"] < 0.6]
     wide = [row for row in rows if row["v / vg"] > 5.0]
     worst = max(row["default"] for row in rows)
-    widths, logs = np.array([row["v / vg"] for row in narrow]), np.array([row["log v ratio"] for row in narrow])
+    widths, logs = (
+        np.array([row["v / vg"] for row in narrow]),
+        np.array([row["log v ratio"] for row in narrow]),
+    )
     slope = float(np.median(logs / widths))
     cubic = [row["GAA + cubic"] / row["GAA"] for row in rows if row["v / vg"] < 0.1]
     ratios = np.array([row["Laplace"] / max(row["GAA"], 1e-12) for row in narrow])
@@ -95,7 +110,9 @@ def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def figures(result: Result) -> dict[str, Any]:
-    """Excess against v / vg for each method, and the analytic gradient's variance against the best one's."""
+    """Excess against v / vg for each method, and the analytic gradient's variance against the best
+    one's.
+    """
     from .drawing import COLOURS, panels
 
     rows = result.tables["data sets"]
@@ -110,9 +127,17 @@ def figures(result: Result) -> dict[str, Any]:
             axes[0, 0].plot(centres, medians, color=colour, label=name)
         axes[0, 0].axvline(1.0, color="0.7", lw=0.8)
         axes[0, 0].set(xscale="log", yscale="log", ylim=(1e-12, 10))
-        axes[0, 0].set(xlabel="v / vg of the best Gaussian", ylabel="KL above the best Gaussian, nats")
+        axes[0, 0].set(
+            xlabel="v / vg of the best Gaussian", ylabel="KL above the best Gaussian, nats"
+        )
         axes[0, 0].legend(fontsize=7, ncols=2)
-        axes[0, 1].plot(x, np.exp([row["log v ratio"] for row in rows]), ".", color=COLOURS[2], label="data sets")
+        axes[0, 1].plot(
+            x,
+            np.exp([row["log v ratio"] for row in rows]),
+            ".",
+            color=COLOURS[2],
+            label="data sets",
+        )
         line = np.geomspace(0.005, 1.5, 50)
         axes[0, 1].plot(line, np.exp(-0.35 * line), color="0.3", label="exp(-.35 v / vg)")
         axes[0, 1].set(xscale="log", yscale="log", xlabel="v / vg of the best Gaussian")

@@ -1,4 +1,7 @@
-"""Rotated digits: real images, a small decoder trained on them, and rotation by bilinear interpolation."""
+"""Rotated digits.
+
+Real images, a small decoder trained on them, and rotation by bilinear interpolation.
+"""
 
 import gzip
 import os
@@ -20,7 +23,10 @@ _FILE = "train-images-idx3-ubyte.gz"
 
 
 class Decoder(NamedTuple):
-    """z `[LATENT]` to an image `[side, side]` with values in (0, 1): LATENT-128-128-side^2, ReLU, sigmoid."""
+    """z `[LATENT]` to an image `[side, side]` with values in (0, 1).
+
+    LATENT-128-128-side^2, ReLU, sigmoid.
+    """
 
     weights: Any
     side: int
@@ -34,7 +40,8 @@ class Decoder(NamedTuple):
 
 
 def images(data: Any) -> tuple[np.ndarray, str]:
-    """Images `[n, side, side]` in [0, 1] and where they are from: MNIST in the folder `data`, else scikit-learn's digits.
+    """Images `[n, side, side]` in [0, 1] and where they are from: MNIST in the folder `data`, else
+    scikit-learn's digits.
 
     Raises:
         OptionError: the folder does not hold MNIST.
@@ -53,9 +60,10 @@ def images(data: Any) -> tuple[np.ndarray, str]:
         raise MissingExtraError("scikit-learn", "data", "The digits") from None
     bunch: Any = load_digits()
     small = bunch.images / 16.0
-    return np.asarray(
-        jax.image.resize(jnp.asarray(small), (len(small), 16, 16), "bilinear")
-    ), "scikit-learn's digits, 16 x 16"
+    return (
+        np.asarray(jax.image.resize(jnp.asarray(small), (len(small), 16, 16), "bilinear")),
+        "scikit-learn's digits, 16 x 16",
+    )
 
 
 def train_decoder(pictures: np.ndarray, steps: int = 1500, key: int = 0) -> Decoder:
@@ -65,10 +73,17 @@ def train_decoder(pictures: np.ndarray, steps: int = 1500, key: int = 0) -> Deco
     keys = jr.split(jr.key(key), 7)
 
     def layer(k, a, b, scale=1.0):
-        return (scale * jr.normal(k, (a, b), jnp.float32) * (2 / a) ** 0.5, jnp.zeros(b, jnp.float32))
+        return (
+            scale * jr.normal(k, (a, b), jnp.float32) * (2 / a) ** 0.5,
+            jnp.zeros(b, jnp.float32),
+        )
 
     encoder = [layer(keys[0], pixels, 128), layer(keys[1], 128, 2 * LATENT, 0.1)]
-    decoder = [layer(keys[2], LATENT, 128), layer(keys[3], 128, 128), layer(keys[4], 128, pixels, 0.1)]
+    decoder = [
+        layer(keys[2], LATENT, 128),
+        layer(keys[3], 128, 128),
+        layer(keys[4], 128, pixels, 0.1),
+    ]
 
     def loss(weights, key):
         encoder, decoder = weights
@@ -87,7 +102,9 @@ def train_decoder(pictures: np.ndarray, steps: int = 1500, key: int = 0) -> Deco
     def trained(weights):
         def body(carry, n):
             weights, state = carry
-            updates, state = adam.update(jax.grad(loss)(weights, jr.fold_in(keys[6], n)), state, weights)
+            updates, state = adam.update(
+                jax.grad(loss)(weights, jr.fold_in(keys[6], n)), state, weights
+            )
             return (optax.apply_updates(weights, updates), state), None
 
         return jax.lax.scan(body, (weights, adam.init(weights)), jnp.arange(steps))[0][0]
@@ -96,7 +113,10 @@ def train_decoder(pictures: np.ndarray, steps: int = 1500, key: int = 0) -> Deco
 
 
 def rotate(pictures: Any, angle: Any) -> Any:
-    """Images `[n, side, side]` turned by `angle` (radians): bilinear, border padding, as PyTorch's affine grid has it."""
+    """Images `[n, side, side]` turned by `angle` (radians).
+
+    Bilinear, border padding, as PyTorch's affine grid has it.
+    """
     side = pictures.shape[-1]
     grid = (np.arange(side) + 0.5) * 2 / side - 1
     x, y = (jnp.asarray(a, pictures.dtype) for a in np.meshgrid(grid, grid))

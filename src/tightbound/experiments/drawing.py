@@ -1,13 +1,18 @@
-"""The look of the experiments' pictures, and PNG files of them. Imports matplotlib, so import it only to draw."""
+"""The look of the experiments' pictures, and PNG files of them.
+
+Imports matplotlib, so import it only to draw.
+"""
 
 import contextlib
 import io
 from collections.abc import Iterator
 from typing import Any
 
+# isort: skip  # after report.plots, which says what to install where it is missing
+import matplotlib.style
+
 from ..report.plots import STYLE
 
-import matplotlib.style  # isort: skip  # after report.plots, which says what to install where it is missing
 from matplotlib.figure import Figure  # isort: skip
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -15,8 +20,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 @contextlib.contextmanager
-def panels(rows: int, columns: int, *, width: float = 10.0, height: float = 3.0) -> Iterator[tuple[Figure, Any]]:
-    """A figure of `rows` times `columns` axes `[rows, columns]` in the project's style; draw inside the `with`.
+def panels(
+    rows: int, columns: int, *, width: float = 10.0, height: float = 3.0
+) -> Iterator[tuple[Figure, Any]]:
+    """A figure of `rows` times `columns` axes `[rows, columns]` in the project's style.
+
+    Draw inside the `with`.
 
     Arguments:
         rows: of axes.
@@ -30,7 +39,9 @@ def panels(rows: int, columns: int, *, width: float = 10.0, height: float = 3.0)
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG file, without date or version, so that the same picture is the same bytes."""
+    """The picture as a PNG file, without date or version, so that the same picture is the same
+    bytes.
+    """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     return file.getvalue()

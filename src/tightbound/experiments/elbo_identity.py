@@ -1,8 +1,10 @@
-"""The identities that variational inference rests on: ELBO = log Z - KL(q || posterior), hence grad ELBO = -grad KL.
+"""The identities that variational inference rests on: ELBO = log Z - KL(q || posterior), hence grad
+ELBO = -grad KL.
 
-Both sides are computed apart from each other. The ELBO and its gradient come from the log joint density alone, by
-Gauss-Hermite quadrature (exact on the conjugate target, whose log joint is quadratic); the divergence from the posterior
-alone: in closed form where it is conjugate, else by Gauss-Legendre on the line, with the posterior normalised there.
+Both sides are computed apart from each other. The ELBO and its gradient come from the log joint
+density alone, by Gauss-Hermite quadrature (exact on the conjugate target, whose log joint is
+quadratic); the divergence from the posterior alone: in closed form where it is conjugate, else by
+Gauss-Legendre on the line, with the posterior normalised there.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,9 @@ _REACH, _NODES = 14.0, 4000
 
 
 class Side(NamedTuple):
-    """A target with a start, and its divergence KL(q || posterior) and KL(posterior || q) as functions of q."""
+    """A target with a start, and its divergence KL(q || posterior) and KL(posterior || q) as
+    functions of q.
+    """
 
     known: Known
     centre: Gaussian
@@ -57,14 +61,19 @@ def run(fast: bool = True) -> Result:
 
 
 def _conjugate(known: Known) -> Side:
-    """The posterior is Gaussian: its mean and covariance by the conjugate formula, the divergence in closed form."""
+    """The posterior is Gaussian.
+
+    Its mean and covariance by the conjugate formula, the divergence in closed form.
+    """
     (mean,) = jax.tree.leaves(known.mean)
     posterior = to_device(Gaussian.from_root(mean, np.linalg.cholesky(np.asarray(known.cov))))
     return Side(known, posterior, 4, lambda q: kl(q, posterior), lambda q: kl(posterior, q))
 
 
 def _on_the_line(known: Known) -> Side:
-    """The posterior on a grid of Gauss-Legendre nodes over `_REACH` of its own sds, normalised by their sum."""
+    """The posterior on a grid of Gauss-Legendre nodes over `_REACH` of its own sds, normalised by
+    their sum.
+    """
     rough = np.linspace(-30.0, 30.0, 20_001)
     centre, sd = _moments(rough, _log_density(known, rough), 1.0)
     u, w = np.polynomial.legendre.leggauss(400)
@@ -82,9 +91,17 @@ def _on_the_line(known: Known) -> Side:
         return jnp.sum(weights * jnp.exp(log_q) * (log_q - log_posterior))
 
     def reverse(q: Any) -> jax.Array:
-        return jnp.sum(weights * jnp.exp(log_posterior) * (log_posterior - jax.vmap(q._log_prob)(grid)))
+        return jnp.sum(
+            weights * jnp.exp(log_posterior) * (log_posterior - jax.vmap(q._log_prob)(grid))
+        )
 
-    return Side(known, to_device(Gaussian.diagonal(1).moved(np.array([centre]), sd)), 80, divergence, reverse)
+    return Side(
+        known,
+        to_device(Gaussian.diagonal(1).moved(np.array([centre]), sd)),
+        80,
+        divergence,
+        reverse,
+    )
 
 
 def _log_density(known: Known, z: np.ndarray) -> np.ndarray:
@@ -103,13 +120,19 @@ def _members(centre: Gaussian, count: int) -> list[Gaussian]:
     rng = np.random.default_rng(13)
     sd = np.asarray(centre.sd)
     return [
-        to_device(centre.moved(jnp.asarray(centre.mean + sd * rng.standard_normal(len(sd))), jnp.asarray(scale)))
+        to_device(
+            centre.moved(
+                jnp.asarray(centre.mean + sd * rng.standard_normal(len(sd))), jnp.asarray(scale)
+            )
+        )
         for scale in rng.uniform(0.6, 1.2, (count, len(sd)))
     ]
 
 
 @eqx.filter_jit
-def _sides(target: Any, q: Any, divergence: Any, reverse: Any, nodes: int) -> tuple[Any, Any, Any, Any]:
+def _sides(
+    target: Any, q: Any, divergence: Any, reverse: Any, nodes: int
+) -> tuple[Any, Any, Any, Any]:
     def loss(q: Any) -> jax.Array:
         return Quadrature(nodes).surrogate(ELBO(), target, q, None, jr.key(0))[0]
 
@@ -122,7 +145,9 @@ def _compare(side: Side, q: Gaussian) -> dict[str, float]:
     (loss, descent), (divergence, slope), reverse, score = _sides(
         side.known.target, q, side.divergence, side.reverse, side.nodes
     )
-    first, second = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (descent, slope))
+    first, second = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (descent, slope)
+    )
     return {
         "elbo": -float(loss),
         "log evidence": side.known.log_evidence,
@@ -147,8 +172,18 @@ def _claims(name: str, found: list[dict[str, float]]) -> list[dict[str, Any]]:
 
     least = min(min(row["KL(q || posterior)"], row["KL(posterior || q)"]) for row in found)
     return [
-        below(f"relative difference of grad ELBO and -grad KL, {name}", SOURCE, RELATIVE, worst("gradient")),
-        below(f"|ELBO + KL(q || posterior) - log Z| in nats, {name}", SOURCE, RELATIVE, worst("identity")),
+        below(
+            f"relative difference of grad ELBO and -grad KL, {name}",
+            SOURCE,
+            RELATIVE,
+            worst("gradient"),
+        ),
+        below(
+            f"|ELBO + KL(q || posterior) - log Z| in nats, {name}",
+            SOURCE,
+            RELATIVE,
+            worst("identity"),
+        ),
         below(f"|E_q grad log q|, {name}", SOURCE, RELATIVE, worst("score")),
         below(f"minus the smallest KL in either direction, nats, {name}", SOURCE, 0.0, -least),
     ]
@@ -159,7 +194,9 @@ def _along(side: Side) -> list[dict[str, float]]:
     centre = side.centre
     rows = []
     for shift in np.linspace(-2.5, 2.5, 41):
-        row = _compare(side, to_device(centre.moved(jnp.asarray(centre.mean + shift * centre.sd), 0.9)))
+        row = _compare(
+            side, to_device(centre.moved(jnp.asarray(centre.mean + shift * centre.sd), 0.9))
+        )
         rows.append({"shift": float(shift), **row})
     return rows
 
@@ -173,16 +210,33 @@ def figures(result: Result) -> dict[str, Any]:
         left, right = axes[0]
         shift = [row["shift"] for row in path]
         left.axhline(path[0]["log evidence"], color=COLOURS[6], lw=1.2, label="log Z")
-        left.plot(shift, [row["elbo"] for row in path], color=COLOURS[0], lw=1.8, label="ELBO, from the joint density")
+        left.plot(
+            shift,
+            [row["elbo"] for row in path],
+            color=COLOURS[0],
+            lw=1.8,
+            label="ELBO, from the joint density",
+        )
         other = [row["log evidence"] - row["KL(q || posterior)"] for row in path]
-        left.plot(shift[::2], other[::2], "o", color=COLOURS[1], ms=4, label="log Z - KL, from the posterior")
+        left.plot(
+            shift[::2],
+            other[::2],
+            "o",
+            color=COLOURS[1],
+            ms=4,
+            label="log Z - KL, from the posterior",
+        )
         left.set_xlabel("mean of q, in posterior sds from the posterior's")
         left.set_ylabel("nats")
         left.set_title("Gamma-Poisson, on the log scale")
         left.legend()
-        for colour, name in zip(COLOURS, dict.fromkeys(row["target"] for row in members), strict=False):
+        for colour, name in zip(
+            COLOURS, dict.fromkeys(row["target"] for row in members), strict=False
+        ):
             mine = [row for row in members if row["target"] == name]
-            x, y = ([max(row[key], 1e-17) for row in mine] for key in ("KL(q || posterior)", "gradient"))
+            x, y = (
+                [max(row[key], 1e-17) for row in mine] for key in ("KL(q || posterior)", "gradient")
+            )
             right.loglog(x, y, "o", color=colour, ms=4, label=name.split("(")[0])
         right.axhline(RELATIVE, color=COLOURS[6], lw=1.2, ls="--", label="claimed bound")
         right.set_xlabel("KL(q || posterior), nats")

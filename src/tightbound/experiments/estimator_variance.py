@@ -1,8 +1,9 @@
-"""Mohamed, Rosca, Figurnov & Mnih 2020, section 3: the variance of gradient estimators of one draw, by cost function.
+"""Mohamed, Rosca, Figurnov & Mnih 2020, section 3: the variance of gradient estimators of one draw,
+by cost function.
 
-d/dtheta E f(x) under N(mu, s^2), theta in {mu, s}, mu = s = 1, for f = (x - k)^2, exp(-k x^2), cos(k x), against k.
-Curves by quadrature, dots by running the library's own estimators; for the first f also the closed forms of the lecture
-spec, section 5.1.
+d/dtheta E f(x) under N(mu, s^2), theta in {mu, s}, mu = s = 1, for f = (x - k)^2, exp(-k x^2),
+cos(k x), against k. Curves by quadrature, dots by running the library's own estimators; for the
+first f also the closed forms of the lecture spec, section 5.1.
 """
 
 import functools
@@ -44,7 +45,13 @@ class Cost(NamedTuple):
 
 
 COSTS = (
-    Cost("(x - k)^2", lambda x, k, xp: (x - k) ** 2, lambda x, k: 2 * (x - k), lambda x, k: 2.0 + 0 * x, (-3.0, 3.0)),
+    Cost(
+        "(x - k)^2",
+        lambda x, k, xp: (x - k) ** 2,
+        lambda x, k: 2 * (x - k),
+        lambda x, k: 2.0 + 0 * x,
+        (-3.0, 3.0),
+    ),
     Cost(
         "exp(-k x^2)",
         lambda x, k, xp: xp.exp(-k * x**2),
@@ -61,11 +68,18 @@ COSTS = (
     ),
 )
 
-# Lecture spec, section 5.1: for f = (x - k)^2 and c = mu - k, the variance of the mu-gradient and of the s-gradient.
+# Lecture spec, section 5.1: for f = (x - k)^2 and c = mu - k, the variance of the mu-gradient and
+# of the s-gradient.
 CLOSED: dict[str, tuple[Callable[[float, float], float], Callable[[float, float], float]]] = {
-    "score": (lambda c, s: c**4 / s**2 + 14 * c**2 + 15 * s**2, lambda c, s: 2 * c**4 / s**2 + 60 * c**2 + 74 * s**2),
+    "score": (
+        lambda c, s: c**4 / s**2 + 14 * c**2 + 15 * s**2,
+        lambda c, s: 2 * c**4 / s**2 + 60 * c**2 + 74 * s**2,
+    ),
     "pathwise": (lambda c, s: 4 * s**2, lambda c, s: 4 * c**2 + 8 * s**2),
-    "measure-valued, coupled": (lambda c, s: 16 * c**2 / math.pi - 4 * c**2, lambda c, s: 4 * c**2 + 4 * s**2),
+    "measure-valued, coupled": (
+        lambda c, s: 16 * c**2 / math.pi - 4 * c**2,
+        lambda c, s: 4 * c**2 + 4 * s**2,
+    ),
     "measure-valued, independent": (
         lambda c, s: (4 * c**2 * (2 - math.pi / 2) + 4 * s**2) / math.pi,
         lambda c, s: 16 * c**2 + 8 * s**2,
@@ -79,18 +93,28 @@ def run(fast: bool = True, draws: int | None = None) -> Result:
 
     Arguments:
         fast: 100,000 draws for each dot, and five dots a curve; else four million, and nine.
-        draws: another number of draws; with fewer than 50,000 the standard errors of the heaviest tails are too small.
+        draws: another number of draws; with fewer than 50,000 the standard errors of the heaviest
+            tails are too small.
     """
     draws, dots = draws or (100_000 if fast else 4_000_000), 5 if fast else 9
-    curves = [row for cost in COSTS for k in _range(cost, 61) for row in _rows(cost, k, by_quadrature(cost, k))]
+    curves = [
+        row
+        for cost in COSTS
+        for k in _range(cost, 61)
+        for row in _rows(cost, k, by_quadrature(cost, k))
+    ]
     with x64():
         simulated = simulate({cost.name: _range(cost, dots) for cost in COSTS}, draws)
     claims = _table() + _dots(simulated)
-    note = f"{draws:,} draws for each dot. The baselines are at their optimum, as learnt by a long run."
+    note = (
+        f"{draws:,} draws for each dot. The baselines are at their optimum, as learnt by a long"
+        " run."
+    )
     return Result("estimator-variance", claims, {"curves": curves, "dots": simulated}, note)
 
 
-# -- curves -----------------------------------------------------------------------------------------------------------
+# -- curves
+# -----------------------------------------------------------------------------------------------------------
 
 
 def by_quadrature(cost: Cost, k: float, mu: float = MU, s: float = S) -> dict[str, np.ndarray]:
@@ -119,18 +143,28 @@ def by_quadrature(cost: Cost, k: float, mu: float = MU, s: float = S) -> dict[st
         _variance(f(u), maxwell) + _variance(f(u), normal),
     )
     for name, parts in (("coupled", coupled), ("independent", apart)):
-        found[f"measure-valued, {name}"] = np.array([c**2 * part for c, part in zip(constants, parts, strict=True)])
+        found[f"measure-valued, {name}"] = np.array(
+            [c**2 * part for c, part in zip(constants, parts, strict=True)]
+        )
     return found
 
 
-def controls(cost: Cost, k: float, u: Any, normal: Any, mu: float = MU, s: float = S) -> tuple[Any, Any, Any]:
-    """The optimal scalar baseline `[2]`, the optimal scale of the Taylor control variate `[2]`, and the variate `[2, m]`."""
+def controls(
+    cost: Cost, k: float, u: Any, normal: Any, mu: float = MU, s: float = S
+) -> tuple[Any, Any, Any]:
+    """The optimal scalar baseline `[2]`, the optimal scale of the Taylor control variate `[2]`, and
+    the variate `[2, m]`.
+    """
     f, scores = cost.value(mu + s * u, k, np), np.stack([u, u**2 - 1]) / s
     slope, bend = (np.float64(d(np.asarray(mu), k)) for d in (cost.slope, cost.bend))
     polynomial = cost.value(mu, k, np) + slope * s * u + 0.5 * bend * (s * u) ** 2
     control = polynomial * scores - np.array([slope, bend * s])[:, None]
     together, own = (f * scores * control) @ normal, control**2 @ normal
-    return (f * scores**2) @ normal / (scores**2 @ normal), together / np.where(own > 0, own, 1.0), control
+    return (
+        (f * scores**2) @ normal / (scores**2 @ normal),
+        together / np.where(own > 0, own, 1.0),
+        control,
+    )
 
 
 def _variance(values: np.ndarray, weights: np.ndarray) -> Any:
@@ -139,7 +173,9 @@ def _variance(values: np.ndarray, weights: np.ndarray) -> Any:
 
 @functools.cache
 def _line() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes on the line with the weights of the normal and of the double-sided Maxwell distribution."""
+    """Nodes on the line with the weights of the normal and of the double-sided Maxwell
+    distribution.
+    """
     u, w = np.polynomial.legendre.leggauss(600)
     normal = 12 * w * np.exp(-0.5 * (12 * u) ** 2) / math.sqrt(2 * math.pi)
     return 12 * u, normal, normal * (12 * u) ** 2
@@ -158,7 +194,8 @@ def _unit_interval() -> tuple[np.ndarray, np.ndarray]:
     return 0.5 * (u + 1), 0.5 * w
 
 
-# -- dots -------------------------------------------------------------------------------------------------------------
+# -- dots
+# -------------------------------------------------------------------------------------------------------------
 
 
 class _Expectation(AbstractObjective):
@@ -196,7 +233,9 @@ class _CostTarget(Density):
 
 
 def simulate(ks: dict[str, np.ndarray], draws: int) -> list[dict[str, Any]]:
-    """Variance of the library's estimators over `draws` keys at the given k of each cost, with its standard error."""
+    """Variance of the library's estimators over `draws` keys at the given k of each cost, with its
+    standard error.
+    """
     cases = [(i, k) for i, cost in enumerate(COSTS) for k in ks[cost.name]]
     u, normal, _ = _line()
     tuned = [controls(COSTS[i], k, u, normal)[:2] for i, k in cases]
@@ -204,8 +243,16 @@ def simulate(ks: dict[str, np.ndarray], draws: int) -> list[dict[str, Any]]:
     one = np.ones(len(cases))
     runs = {
         "score": (Score(1, baseline="none"), None, PARAMETERS),
-        "score, optimal baseline mu": (Score(1, baseline="moving_average"), (baselines[:, 0], one), PARAMETERS[:1]),
-        "score, optimal baseline s": (Score(1, baseline="moving_average"), (baselines[:, 1], one), PARAMETERS[1:]),
+        "score, optimal baseline mu": (
+            Score(1, baseline="moving_average"),
+            (baselines[:, 0], one),
+            PARAMETERS[:1],
+        ),
+        "score, optimal baseline s": (
+            Score(1, baseline="moving_average"),
+            (baselines[:, 1], one),
+            PARAMETERS[1:],
+        ),
         "score, Taylor": (Score(1, baseline="taylor"), (scales, np.ones_like(scales)), PARAMETERS),
         "pathwise": (Pathwise(1), None, PARAMETERS),
         "measure-valued, coupled": (MeasureValued(1), None, PARAMETERS),
@@ -225,7 +272,9 @@ def simulate(ks: dict[str, np.ndarray], draws: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _moments(estimator: Any, cases: list[tuple[int, float]], memory: Any, draws: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _moments(
+    estimator: Any, cases: list[tuple[int, float]], memory: Any, draws: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Variance and its standard error, `[2]` each, at every case."""
     q = to_device(Gaussian.diagonal(1).moved(np.array([MU]), S))
     which, k = jnp.array([i for i, _ in cases]), jnp.array([float(k) for _, k in cases])
@@ -237,7 +286,9 @@ def _moments(estimator: Any, cases: list[tuple[int, float]], memory: Any, draws:
             which, k, state, key = case
 
             def gradient(key):
-                loss = lambda q: estimator.surrogate(_Expectation(), _CostTarget(which, k), q, state, key)[0]  # noqa: E731
+                loss = lambda q: estimator.surrogate(  # noqa: E731
+                    _Expectation(), _CostTarget(which, k), q, state, key
+                )[0]
                 tree = eqx.filter_grad(loss)(q)
                 return jnp.stack([tree.mean[0], tree.scale.log_sd[0] / S])
 
@@ -252,7 +303,8 @@ def _moments(estimator: Any, cases: list[tuple[int, float]], memory: Any, draws:
     return list(zip(*(np.asarray(column) for column in found), strict=True))
 
 
-# -- claims -----------------------------------------------------------------------------------------------------------
+# -- claims
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _table() -> list[dict[str, Any]]:
@@ -273,9 +325,19 @@ def _dots(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for cost in COSTS:
         for parameter in PARAMETERS:
             for name in ESTIMATORS:
-                mine = [r for r in rows if (r["f"], r["parameter"], r["estimator"]) == (cost.name, parameter, name)]
-                off = max(abs(r["variance"] - r["curve"]) / (r["stderr"] + 1e-12 * (1 + r["curve"])) for r in mine)
-                what = f"{name}, {parameter}-gradient of E {cost.name}: distance of dots from curve, in standard errors"
+                mine = [
+                    r
+                    for r in rows
+                    if (r["f"], r["parameter"], r["estimator"]) == (cost.name, parameter, name)
+                ]
+                off = max(
+                    abs(r["variance"] - r["curve"]) / (r["stderr"] + 1e-12 * (1 + r["curve"]))
+                    for r in mine
+                )
+                what = (
+                    f"{name}, {parameter}-gradient of E {cost.name}: distance of dots from curve,"
+                    " in standard errors"
+                )
                 claims.append(below(what, FIGURE, ALLOWED, off))
     return claims
 
@@ -286,7 +348,13 @@ def _range(cost: Cost, count: int) -> np.ndarray:
 
 def _rows(cost: Cost, k: float, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return [
-        {"f": cost.name, "parameter": parameter, "k": float(k), "estimator": name, "variance": float(variances[j])}
+        {
+            "f": cost.name,
+            "parameter": parameter,
+            "k": float(k),
+            "estimator": name,
+            "variance": float(variances[j]),
+        }
         for name, variances in found.items()
         for j, parameter in enumerate(PARAMETERS)
     ]
@@ -299,7 +367,13 @@ def figures(result: Result) -> dict[str, Any]:
     with panels(2, 3, width=12.0) as (figure, axes):
         for i, parameter in enumerate(PARAMETERS):
             for j, cost in enumerate(COSTS):
-                _panel(axes[i, j], result, parameter, cost, dict(zip(ESTIMATORS, COLOURS, strict=False)))
+                _panel(
+                    axes[i, j],
+                    result,
+                    parameter,
+                    cost,
+                    dict(zip(ESTIMATORS, COLOURS, strict=False)),
+                )
         handles, labels = axes[0, 1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(ESTIMATORS))
     return {"variance": figure}
@@ -308,11 +382,21 @@ def figures(result: Result) -> dict[str, Any]:
 def _panel(axes: Any, result: Result, parameter: str, cost: Cost, colours: dict[str, str]) -> None:
     def of(table: str, name: str) -> list[dict[str, Any]]:
         chosen = (cost.name, parameter, name)
-        return [r for r in result.tables[table] if (r["f"], r["parameter"], r["estimator"]) == chosen]
+        return [
+            r for r in result.tables[table] if (r["f"], r["parameter"], r["estimator"]) == chosen
+        ]
 
     for name, colour in colours.items():
-        curve, dots = ([r for r in of(table, name) if r["variance"] > _SHOWN] for table in ("curves", "dots"))
-        axes.plot([r["k"] for r in curve], [r["variance"] for r in curve], color=colour, lw=1.4, label=name)
+        curve, dots = (
+            [r for r in of(table, name) if r["variance"] > _SHOWN] for table in ("curves", "dots")
+        )
+        axes.plot(
+            [r["k"] for r in curve],
+            [r["variance"] for r in curve],
+            color=colour,
+            lw=1.4,
+            label=name,
+        )
         axes.plot([r["k"] for r in dots], [r["variance"] for r in dots], "o", color=colour, ms=4)
         if not curve:
             axes.annotate(f"{name}: zero", (0.02, 0.04), xycoords="axes fraction", color=colour)

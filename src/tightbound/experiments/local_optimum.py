@@ -1,8 +1,10 @@
-"""McNamara, Loper & Regier 2024, section 5.4 and figure 7: one angle, known digits, a local and the global optimum.
+"""McNamara, Loper & Regier 2024, section 5.4 and figure 7: one angle, known digits, a local and the
+global optimum.
 
-Images G(z_i) turned by a shared angle, z known, pixel noise 0.01; q = N(mu, 0.5^2). The angle is the only unknown, so the
-posterior, the ELBO as a function of mu and both divergences are exact, by a grid. ELBO ascent ends where its start lets it;
-forward KL on simulations finds the global optimum.
+Images G(z_i) turned by a shared angle, z known, pixel noise 0.01; q = N(mu, 0.5^2). The angle is
+the only unknown, so the posterior, the ELBO as a function of mu and both divergences are exact, by
+a grid. ELBO ascent ends where its start lets it; forward KL on simulations finds the global
+optimum.
 """
 
 from typing import Any
@@ -13,7 +15,8 @@ import jax.random as jr
 import numpy as np
 
 from .._numerics import x64
-from ..families import Conditional, Scaling, encoders, heads
+from ..amortised import encoders, heads
+from ..families import Conditional, Scaling
 from .digits import NOISE, away, degrees, images, rotate, train_decoder
 from .result import Result, below
 from .training import harmonic, train
@@ -44,15 +47,21 @@ def run(fast: bool = True, reference: bool = False, data: Any = None, sizes: Any
         pictures, source = images(data)
         decoder = train_decoder(pictures, decoder_steps)
         clean = jax.vmap(decoder)(jr.normal(jr.key(42), (count, 16), jnp.float32))
-        x = rotate(clean, np.radians(TRUE)) + NOISE * jr.normal(jr.key(43), clean.shape, jnp.float32)
+        x = rotate(clean, np.radians(TRUE)) + NOISE * jr.normal(
+            jr.key(43), clean.shape, jnp.float32
+        )
         angles, log_p = profile(clean, x)
         elbo = smoothed(log_p, SD)
         ends = [ascend(elbo, 30.0 * i) for i in range(12)]
         found, path = _forward_kl(clean, x, steps, batch, log_p)
-    rows = [{"method": f"ELBO from {30 * i}", "mode": e, **_divergences(log_p, e)} for i, e in enumerate(ends)]
+    rows = [
+        {"method": f"ELBO from {30 * i}", "mode": e, **_divergences(log_p, e)}
+        for i, e in enumerate(ends)
+    ]
     rows.append({"method": "forward KL", "mode": found, **_divergences(log_p, found)})
     landscape = [
-        {"angle": float(a), "log_p": float(p), "elbo": float(b)} for a, p, b in zip(angles, log_p, elbo, strict=True)
+        {"angle": float(a), "log_p": float(p), "elbo": float(b)}
+        for a, p, b in zip(angles, log_p, elbo, strict=True)
     ]
     tables = {"ends": rows, "landscape": landscape, "path": path}
     note = f"{name}: {count} images from a decoder trained on {source}, {steps:,} steps."
@@ -60,7 +69,10 @@ def run(fast: bool = True, reference: bool = False, data: Any = None, sizes: Any
 
 
 def profile(clean: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The grid of angles in degrees, and the log-likelihood on it: the log posterior up to a constant."""
+    """The grid of angles in degrees, and the log-likelihood on it.
+
+    The log posterior up to a constant.
+    """
     angles = np.arange(GRID) * 360.0 / GRID
     log_p = jax.jit(lambda a: -0.5 * jnp.sum(((x - rotate(clean, a)).astype(float) / NOISE) ** 2))
     return angles, np.array([float(log_p(a)) for a in np.radians(angles)])
@@ -91,7 +103,9 @@ def ascend(values: np.ndarray, start: float) -> float:
 
 
 def _divergences(log_p: np.ndarray, mode: float) -> dict[str, float]:
-    """KL(p || q), KL(q || p) and -log q at the truth, nats, for q = N(mode, SD^2) wrapped, on the grid."""
+    """KL(p || q), KL(q || p) and -log q at the truth, nats, for q = N(mode, SD^2) wrapped, on the
+    grid.
+    """
     width = 2 * np.pi / GRID
     p = np.exp(log_p - log_p.max())
     log_density_p = log_p - log_p.max() - np.log(p.sum() * width)
@@ -108,13 +122,24 @@ def _divergences(log_p: np.ndarray, mode: float) -> dict[str, float]:
     }
 
 
-def _forward_kl(clean: Any, x: Any, steps: int, batch: int, log_p: np.ndarray) -> tuple[float, list[Any]]:
-    """The mode of q at x after training on simulations with the same z and fresh noise, and the way there."""
+def _forward_kl(
+    clean: Any, x: Any, steps: int, batch: int, log_p: np.ndarray
+) -> tuple[float, list[Any]]:
+    """The mode of q at x after training on simulations with the same z and fresh noise, and the way
+    there.
+    """
     count, side = clean.shape[:2]
-    how: dict[str, Any] = {"channels": (4, 16, 32), "width": 128, "images": True, "dtype": jnp.float32}
+    how: dict[str, Any] = {
+        "channels": (4, 16, 32),
+        "width": 128,
+        "images": True,
+        "dtype": jnp.float32,
+    }
     encoder = encoders.ConvNet.make((count, side, side), 1, jr.key(5), **how)
     head = heads.Gaussian(1, "mean", sd=(SD,))
-    start = Conditional(encoder, head, Scaling.none(np.zeros(clean.shape, np.float32), 1, np.float32))
+    start = Conditional(
+        encoder, head, Scaling.none(np.zeros(clean.shape, np.float32), 1, np.float32)
+    )
     path: list[dict[str, Any]] = []
 
     def loss(q, _, key):
@@ -149,10 +174,24 @@ def _claims(rows: list[dict[str, Any]], peaks: list[float]) -> list[dict[str, An
     stuck = float(np.mean(away([row["mode"] for row in ascents], TRUE) > 20))
     return [
         below("minus the number of maxima of the exact ELBO", SOURCE, -1.5, -float(len(peaks))),
-        below("minus the share of 12 ELBO ascents that end in another maximum", SOURCE, -0.3, -stuck),
-        below("forward KL: degrees from the truth", SOURCE, 20.0, float(away(forward["mode"], TRUE))),
-        below("KL(p || q), forward KL less the worst ELBO end", SOURCE, 0.0, forward["KL(p || q)"] - worst["KL(p || q)"]),
-        below("KL(q || p), forward KL less the worst ELBO end", SOURCE, 0.0, forward["KL(q || p)"] - worst["KL(q || p)"]),
+        below(
+            "minus the share of 12 ELBO ascents that end in another maximum", SOURCE, -0.3, -stuck
+        ),
+        below(
+            "forward KL: degrees from the truth", SOURCE, 20.0, float(away(forward["mode"], TRUE))
+        ),
+        below(
+            "KL(p || q), forward KL less the worst ELBO end",
+            SOURCE,
+            0.0,
+            forward["KL(p || q)"] - worst["KL(p || q)"],
+        ),
+        below(
+            "KL(q || p), forward KL less the worst ELBO end",
+            SOURCE,
+            0.0,
+            forward["KL(q || p)"] - worst["KL(q || p)"],
+        ),
     ]
 
 
@@ -164,11 +203,24 @@ def figures(result: Result) -> dict[str, Any]:
         left, right = axes[0]
         land = result.tables["landscape"]
         angle, top = [r["angle"] for r in land], max(r["log_p"] for r in land)
-        left.plot(angle, [(r["log_p"] - top) / 1e6 for r in land], color="grey", lw=0.8, label="log posterior")
-        left.plot(angle, [(r["elbo"] - top) / 1e6 for r in land], color=COLOURS[0], label="exact ELBO, sd 0.5")
+        left.plot(
+            angle,
+            [(r["log_p"] - top) / 1e6 for r in land],
+            color="grey",
+            lw=0.8,
+            label="log posterior",
+        )
+        left.plot(
+            angle,
+            [(r["elbo"] - top) / 1e6 for r in land],
+            color=COLOURS[0],
+            label="exact ELBO, sd 0.5",
+        )
         height = dict(zip(angle, [(r["elbo"] - top) / 1e6 for r in land], strict=True))
         ends = [r["mode"] for r in result.tables["ends"][:-1]]
-        left.plot(ends, [height[e] for e in ends], "v", color=COLOURS[1], label="ends of 12 ascents")
+        left.plot(
+            ends, [height[e] for e in ends], "v", color=COLOURS[1], label="ends of 12 ascents"
+        )
         left.axvline(result.tables["ends"][-1]["mode"], color=COLOURS[2], label="forward KL")
         left.set(xlabel="angle (degrees)", ylabel="million nats", title="Landscape")
         left.legend(fontsize=7)
@@ -176,7 +228,12 @@ def figures(result: Result) -> dict[str, Any]:
         steps = [r["steps"] for r in path]
         right.plot(steps, [r["mode"] for r in path], "o-", color=COLOURS[2])
         right.axhline(TRUE, color="black", lw=0.8)
-        right.set(xlabel="steps", ylabel="mode (degrees)", title="Forward KL on simulations", ylim=(0, 360))
+        right.set(
+            xlabel="steps",
+            ylabel="mode (degrees)",
+            title="Forward KL on simulations",
+            ylim=(0, 360),
+        )
     return {"landscape": figure}
 
 

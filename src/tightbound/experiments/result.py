@@ -1,4 +1,7 @@
-"""What an experiment returns: claims with their source, the published value, the measured one, and whether they agree."""
+"""What an experiment returns.
+
+Claims with their source, the published value, the measured one, and whether they agree.
+"""
 
 import dataclasses
 from typing import Any
@@ -16,8 +19,8 @@ class Result:
 
     Attributes:
         name: the experiment's name in the registry.
-        claims: one dict per number compared, with the keys claim, source, published, measured, tolerance (relative,
-            except for bounds, where it is None) and ok.
+        claims: one dict per number compared, with the keys claim, source, published, measured,
+            tolerance (relative, except for bounds, where it is None) and ok.
         tables: further numbers by name, for reports and pictures: name -> list of dicts.
         note: what a reader must know: data that were missing, what the fast version leaves out.
     """
@@ -33,7 +36,9 @@ class Result:
         return bool(self.claims) and all(claim["ok"] for claim in self.claims)
 
 
-def agrees(claim: str, source: str, published: float, measured: float, tolerance: float) -> dict[str, Any]:
+def agrees(
+    claim: str, source: str, published: float, measured: float, tolerance: float
+) -> dict[str, Any]:
     """The claim that a number is the published one, to a relative tolerance."""
     ok = bool(np.isfinite(measured) and abs(measured - published) <= tolerance * abs(published))
     return _claim(claim, source, float(published), float(measured), tolerance, ok)
@@ -44,7 +49,9 @@ def below(claim: str, source: str, bound: float, measured: float) -> dict[str, A
     return _claim(claim, source, float(bound), float(measured), None, bool(measured < bound))
 
 
-def _claim(claim: str, source: str, published: float, measured: float, tolerance: Any, ok: bool) -> dict[str, Any]:
+def _claim(
+    claim: str, source: str, published: float, measured: float, tolerance: Any, ok: bool
+) -> dict[str, Any]:
     return {
         "claim": claim, "source": source, "published": published, "measured": measured, "tolerance": tolerance, "ok": ok,
     }  # fmt: skip

@@ -12,7 +12,10 @@ import optax
 
 
 def harmonic(first: float, every: int) -> Callable[[Any], Any]:
-    """The rate `first` held for `every` steps, then first / 2k, k = 1, 2, ... (McNamara et al. 2024, public code)."""
+    """The rate `first` held for `every` steps, then first / 2k, k = 1, 2, ... (McNamara et al.
+
+    2024, public code).
+    """
     return lambda n: first / jnp.maximum(1, 2 * (n // every)).astype(jnp.float32)
 
 
@@ -27,7 +30,9 @@ def train(
     looks: int = 1,
     look: Callable[[list[Any], int], None] | None = None,
 ) -> list[Any]:
-    """Adam on `loss(network, data_r, key)` for each network r, in one program; returns the trained networks.
+    """Adam on `loss(network, data_r, key)` for each network r, in one program.
+
+    Returns the trained networks.
 
     Arguments:
         loss: of one network, at its own data and a fresh key.
@@ -41,7 +46,9 @@ def train(
     """
     parts = [eqx.partition(network, eqx.is_inexact_array) for network in networks]
     static = parts[0][1]
-    weights = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *(p[0] for p in parts))
+    weights = jax.tree.map(
+        lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *(p[0] for p in parts)
+    )
     adam = optax.adam(rate)
     state = jax.vmap(adam.init)(weights)
     block = max(1, steps // looks)
@@ -70,7 +77,9 @@ def train(
 
 def _apart(weights: Any, static: Any, count: int) -> list[Any]:
     host = jax.tree.map(np.asarray, weights)
-    return [eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], host), static) for i in range(count)]
+    return [
+        eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], host), static) for i in range(count)
+    ]
 
 
 __all__ = ["harmonic", "train"]

@@ -1,8 +1,5 @@
 """Question 1: which family? `tb.families.Gaussian.full(dim)` and its relatives."""
 
-from . import encoders as encoders
-from . import heads as heads
-from .amortised import amortised as amortised
 from .base import AbstractFamily as AbstractFamily
 from .conditional import Conditional as Conditional
 from .conditional import Conditioned as Conditioned

@@ -1,4 +1,7 @@
-"""Question 1: which family? A class is a family, an instance is a member q, its array leaves are lambda."""
+"""Question 1: which family?
+
+A class is a family, an instance is a member q, its array leaves are lambda.
+"""
 
 import abc
 from typing import Any, ClassVar
@@ -22,17 +25,20 @@ Nats = Array | float | np.floating
 class AbstractFamily(eqx.Module):
     """A family of distributions over R^dim (or over native values); an instance is one member, q.
 
-    Implementing a family: fields (the array leaves are what an optimiser moves), `dim`, `_sample` and
-    `_log_prob`, each for ONE point; batching, keys, precision and shape errors live here. Override `draw`
-    when the host can draw without compiling anything, `entropy` when it has a closed form.
+    Implementing a family: fields (the array leaves are what an optimiser moves), `dim`, `_sample`
+    and `_log_prob`, each for ONE point; batching, keys, precision and shape errors live here.
+    Override `draw` when the host can draw without compiling anything, `entropy` when it has a
+    closed form.
 
-    `space` says where q lives: "unconstrained" (R^dim of the target's `density`) or "native" (the target's values).
-    `reparameterised` says whether `_sample` is a differentiable function of the leaves, and `has_density` whether there is a
-    `log_prob` at all: a sampler's draws have none, and are checked as chains.
-    `conditional` says whether q is a posterior only for given data x (an amortised family).
+    `space` says where q lives: "unconstrained" (R^dim of the target's `density`) or "native" (the
+    target's values). `reparameterised` says whether `_sample` is a differentiable function of the
+    leaves, and `has_density` whether there is a `log_prob` at all: a sampler's draws have none, and
+    are checked as chains. `conditional` says whether q is a posterior only for given data x (an
+    amortised family).
 
-    Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random draws), `retract` and
-    `monitored` (steps and errors in posterior sds, so that a stochastic solver needs no tuning).
+    Optional, for families that can: `noise_dim` and `_from_noise` (antithetic and quasi-random
+    draws), `retract` and `monitored` (steps and errors in posterior sds, so that a stochastic
+    solver needs no tuning).
     """
 
     space: ClassVar[str] = "unconstrained"
@@ -54,41 +60,54 @@ class AbstractFamily(eqx.Module):
         """Log density of one point `[dim]`, normalised, in nats."""
 
     def _log_prob_to_train(self, z: jax.Array, x: PyTree = None) -> jax.Array:
-        """`_log_prob`, or where the parameters may leave their domain a concave continuation: what forward KL maximises."""
+        """`_log_prob`, or where the parameters may leave their domain a concave continuation.
+
+        What forward KL maximises.
+        """
         return self._log_prob(z, x)
 
     @property
     def noise_dim(self) -> int | None:
-        """How many standard normals `_from_noise` turns into one draw; None for families that draw in another way."""
+        """How many standard normals `_from_noise` turns into one draw.
+
+        None for families that draw in another way.
+        """
         return None
 
     def _from_noise(self, noise: Array, x: PyTree = None) -> Array:
         """One draw `[dim]` as a smooth function of standard normal noise `[noise_dim]`."""
         raise PairingError(
-            f"{type(self).__name__} is not a function of standard normal noise, which antithetic and sobol draws need; "
-            'use noise="independent".'
+            f"{type(self).__name__} is not a function of standard normal noise, which antithetic"
+            ' and sobol draws need; use noise="independent".'
         )
 
     def retract(self, step: Any) -> Any:
-        """The member that a small `step` leads to; `step` has q's own structure, and zeros mean no move.
+        """The member that a small `step` leads to.
 
-        By default the step is added to the leaves. A family that knows its own scale reads the step in that scale, so
-        that equal steps are equal in posterior sds whatever the units and the correlations of the target.
+        `step` has q's own structure, and zeros mean no move.
+
+        By default the step is added to the leaves. A family that knows its own scale reads the step
+        in that scale, so that equal steps are equal in posterior sds whatever the units and the
+        correlations of the target.
         """
         return eqx.apply_updates(self, step)
 
     def monitored(self) -> tuple[Array, Array]:
-        """What a stochastic search watches to see whether it has arrived: values and their units, both `[groups, m]`.
+        """What a stochastic search watches to see whether it has arrived: values and their units,
+        both `[groups, m]`.
 
-        A change by one unit matters like one posterior sd. By default all leaves, in units of one; a family that can
-        reports what is identified (means and sds) in place of parameters that may rotate or swap.
+        A change by one unit matters like one posterior sd. By default all leaves, in units of one;
+        a family that can reports what is identified (means and sds) in place of parameters that may
+        rotate or swap.
         """
         flat, _ = ravel_pytree(eqx.filter(self, eqx.is_inexact_array))
         return flat[None, :], jnp.ones_like(flat)[None, :]
 
     @scoped
     def sample(self, key: Key, x: PyTree = None, *, shape: tuple[int, ...] = ()) -> Array:
-        """Draws of shape `shape + [dim]`, a NumPy array (a JAX one while it is traced); a single point by default.
+        """Draws of shape `shape + [dim]`, a NumPy array (a JAX one while it is traced).
+
+        A single point by default.
 
         Raises:
             TypeError: when `key` is not an int, a typed JAX key or a legacy one.
@@ -101,26 +120,39 @@ class AbstractFamily(eqx.Module):
 
     @scoped
     def log_prob(self, z: Array, x: PyTree = None) -> Array:
-        """Log density in nats at `z` of shape `[..., dim]`; one number per leading index, as `sample` returns them.
+        """Log density in nats at `z` of shape `[..., dim]`.
+
+        One number per leading index, as `sample` returns them.
 
         Raises:
             ValueError: when the last axis of `z` is not `dim`.
         """
         q, z = to_device((self, z), self.dtype)
         if z.ndim == 0 or z.shape[-1] != self.dim:
-            raise ValueError(f"log_prob: `z` must end in an axis of length {self.dim} (the dimension of q), got {z.shape}.")
+            raise ValueError(
+                f"log_prob: `z` must end in an axis of length {self.dim} (the dimension of q), got"
+                f" {z.shape}."
+            )
         if z.ndim == 1:
             return _off_device(q._log_prob(z, x))
         flat = z.reshape((-1, self.dim))
-        return _off_device(jax.vmap(lambda point: q._log_prob(point, x))(flat).reshape(z.shape[:-1]))
+        return _off_device(
+            jax.vmap(lambda point: q._log_prob(point, x))(flat).reshape(z.shape[:-1])
+        )
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """`n` draws on the host with their log densities: `[n, dim]`, `[n]`; what the checks and summaries use."""
+        """`n` draws on the host with their log densities: `[n, dim]`, `[n]`.
+
+        What the checks and summaries use.
+        """
         z, log_q = _draw_compiled(self, as_key(key), n)
         return np.asarray(z), np.asarray(log_q)
 
     def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
-        """Log densities `[n]` at `z [n, dim]`, NumPy in and out; override where the host needs no compilation."""
+        """Log densities `[n]` at `z [n, dim]`, NumPy in and out.
+
+        Override where the host needs no compilation.
+        """
         return np.asarray(_log_prob_compiled(self, z))
 
     def entropy(self) -> Nats | None:
@@ -168,7 +200,10 @@ def _draw_jitted(q, key, n):
 
 
 def standard_normals(n: int, dim: int, key: Key, stream: str) -> np.ndarray:
-    """Antithetic standard normal draws `[n, dim]` on the host (n even): each draw comes with its mirror image."""
+    """Antithetic standard normal draws `[n, dim]` on the host (n even).
+
+    Each draw comes with its mirror image.
+    """
     half = host_rng(key, stream).standard_normal((-(-n // 2), dim))
     return np.concatenate([half, -half])[:n]
 

@@ -1,4 +1,7 @@
-"""A density on a rectangle of the plane, bilinear between the nodes of a regular lattice: exact mass, exact draws."""
+"""A density on a rectangle of the plane, bilinear between the nodes of a regular lattice.
+
+Exact mass, exact draws.
+"""
 
 import equinox as eqx
 import numpy as np
@@ -9,9 +12,11 @@ _TINY = 1e-300
 
 
 class Bilinear(eqx.Module):
-    """f(y) on lattice nodes `origin + step (i, j)` with values `density [n, m]`, bilinear in between, zero outside.
+    """f(y) on lattice nodes `origin + step (i, j)` with values `density [n, m]`, bilinear in
+    between, zero outside.
 
-    Normalised at construction. All methods take arrays with points in the last axis and an `xp` module (numpy or jax.numpy).
+    Normalised at construction. All methods take arrays with points in the last axis and an `xp`
+    module (numpy or jax.numpy).
     """
 
     origin: Array
@@ -21,7 +26,11 @@ class Bilinear(eqx.Module):
     @classmethod
     def through(cls, origin: np.ndarray, step: float, log_values: np.ndarray) -> "Bilinear":
         """Normalise exp(log_values) over the rectangle."""
-        raw = cls(np.asarray(origin, np.float64), np.asarray(step, np.float64), np.exp(log_values - np.max(log_values)))
+        raw = cls(
+            np.asarray(origin, np.float64),
+            np.asarray(step, np.float64),
+            np.exp(log_values - np.max(log_values)),
+        )
         return cls(raw.origin, raw.step, raw.density / np.sum(raw._masses(np)))
 
     def log_prob(self, y: Array, xp=np) -> Array:
@@ -29,25 +38,37 @@ class Bilinear(eqx.Module):
         cell, place = self.locate(y, xp)
         inside = xp.all((place >= 0.0) & (place <= 1.0), axis=-1)
         return xp.where(
-            inside, xp.log(xp.maximum(interpolate(self.density, cell, xp.clip(place, 0.0, 1.0)), _TINY)), -np.inf
+            inside,
+            xp.log(xp.maximum(interpolate(self.density, cell, xp.clip(place, 0.0, 1.0)), _TINY)),
+            -np.inf,
         )
 
     def inverse_cdf(self, u: Array, xp=np) -> Array:
-        """Points `[..., 2]` from uniforms `[..., 3]`: the first picks a cell, the others the place in it, in closed form."""
+        """Points `[..., 2]` from uniforms `[..., 3]`.
+
+        The first picks a cell, the others the place in it, in closed form.
+        """
         total = xp.cumsum(self._masses(xp).reshape(-1))
-        index = xp.clip(xp.searchsorted(total, u[..., 0] * total[-1], side="right"), 0, len(total) - 1)
+        index = xp.clip(
+            xp.searchsorted(total, u[..., 0] * total[-1], side="right"), 0, len(total) - 1
+        )
         row, column = index // (self.density.shape[1] - 1), index % (self.density.shape[1] - 1)
         low, high = self.density[row, column], self.density[row + 1, column]
         low_next, high_next = self.density[row, column + 1], self.density[row + 1, column + 1]
         first = _linear_quantile(low + low_next, high + high_next, u[..., 1], xp)
         second = _linear_quantile(
-            (1 - first) * low + first * high, (1 - first) * low_next + first * high_next, u[..., 2], xp
+            (1 - first) * low + first * high,
+            (1 - first) * low_next + first * high_next,
+            u[..., 2],
+            xp,
         )
         corner = xp.stack([row, column], axis=-1).astype(self.density.dtype)
         return self.origin + self.step * (corner + xp.stack([first, second], axis=-1))
 
     def locate(self, y: Array, xp=np) -> tuple[Array, Array]:
-        """The cell `[..., 2]` of each point, the nearest one outside, and the place in it, in [0, 1] inside."""
+        """The cell `[..., 2]` of each point, the nearest one outside, and the place in it, in [0,
+        1] inside.
+        """
         return locate(y, self.origin, self.step, self.density.shape, xp)
 
     def _masses(self, xp) -> Array:
@@ -73,7 +94,9 @@ def interpolate(values: Array, cell: Array, place: Array) -> Array:
 
 
 def _linear_quantile(start: Array, end: Array, u: Array, xp) -> Array:
-    """Inverse distribution function on [0, 1] of the density that runs linearly from `start` to `end`."""
+    """Inverse distribution function on [0, 1] of the density that runs linearly from `start` to
+    `end`.
+    """
     root = xp.sqrt(start**2 + (end**2 - start**2) * u)
     return xp.clip(u * (start + end) / xp.maximum(start + root, _TINY), 0.0, 1.0)
 

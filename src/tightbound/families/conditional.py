@@ -11,12 +11,13 @@ import numpy as np
 from .._numerics import as_key, key_words, scoped, to_device
 from .._types import Array, PyTree
 from .base import AbstractFamily
-from .encoders.base import AbstractEncoder
-from .heads.base import AbstractHead
+from .encoder import AbstractEncoder
+from .head import AbstractHead
 
 
 class Scaling(eqx.Module):
-    """What x and z look like under the prior: they are standardised by it, and nothing of it is trained.
+    """What x and z look like under the prior: they are standardised by it, and nothing of it is
+    trained.
 
     Attributes:
         x_shift: of the structure of x, subtracted.
@@ -47,7 +48,9 @@ class Scaling(eqx.Module):
 
     def standardise(self, x: PyTree) -> PyTree:
         """x as the encoder sees it."""
-        scaled = jax.tree.map(lambda v, a, b: (v - a) / b, x, *jax.lax.stop_gradient((self.x_shift, self.x_scale)))
+        scaled = jax.tree.map(
+            lambda v, a, b: (v - a) / b, x, *jax.lax.stop_gradient((self.x_shift, self.x_scale))
+        )
         return jax.tree.map(jnp.arcsinh, scaled) if self.squash else scaled
 
     def checked(self, x: PyTree) -> PyTree:
@@ -58,15 +61,16 @@ class Scaling(eqx.Module):
         """
         if jax.tree.structure(x) != jax.tree.structure(self.x_shift):
             raise ValueError(
-                f"`x` has the structure {jax.tree.structure(x)}, but q was trained on {jax.tree.structure(self.x_shift)}. "
-                "Pass data in the form in which `simulate` returns them."
+                f"`x` has the structure {jax.tree.structure(x)}, but q was trained on"
+                f" {jax.tree.structure(self.x_shift)}. Pass data in the form in which `simulate`"
+                " returns them."
             )
         got, wanted = shapes_of(x), shapes_of(self.x_shift)
         if got != wanted:
             raise ValueError(
-                f"`x` has shape {_plain(got)}, but q was trained on {_plain(wanted)}. Pass one data set in the form in "
-                "which `simulate` returns it, or a batch of them with one leading axis more; for data of another size, "
-                "simulate that size and fit again."
+                f"`x` has shape {_plain(got)}, but q was trained on {_plain(wanted)}. Pass one data"
+                " set in the form in which `simulate` returns it, or a batch of them with one"
+                " leading axis more; for data of another size, simulate that size and fit again."
             )
         return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), x, self.x_shift)
 
@@ -81,12 +85,15 @@ def _plain(shapes: list[tuple[int, ...]]) -> Any:
 
 
 class Conditional(AbstractFamily):
-    """q(z | x): an encoder turns x into the parameters of a head's distribution. What amortised inference trains.
+    """q(z | x): an encoder turns x into the parameters of a head's distribution.
+
+    What amortised inference trains.
 
         z = z_shift + z_scale u,   u ~ head( . ; eta),   eta = encoder(standardised x)
 
-    Make one for a simulator with `tb.families.amortised(target)`; condition it on data with `q.at(x)`. For one data
-    set and a log density that can be evaluated, an ordinary fit is closer and quicker.
+    Make one for a simulator with `tb.amortised.amortised(target)`; condition it on data with
+    `q.at(x)`. For one data set and a log density that can be evaluated, an ordinary fit is closer
+    and quicker.
 
     Attributes:
         encoder: x -> eta.
@@ -142,8 +149,8 @@ class Conditional(AbstractFamily):
     def _given(self, x: PyTree) -> PyTree:
         if x is None:
             raise ValueError(
-                "This approximation is conditional: it is a posterior only for given data. Pass `x`, or condition it first: "
-                "fit.at(x), or fit.q.at(x)."
+                "This approximation is conditional: it is a posterior only for given data. Pass"
+                " `x`, or condition it first: fit.at(x), or fit.q.at(x)."
             )
         return self.scaling.checked(x)
 
@@ -161,9 +168,12 @@ class Conditional(AbstractFamily):
 
 
 class Ensemble(AbstractFamily):
-    """R networks of one kind, from R starts: q(z | x) is their equal mixture; trained side by side in one program.
+    """R networks of one kind, from R starts: q(z | x) is their equal mixture.
 
-    Where they agree, training found the same answer from R starts; where they differ, the mixture says so by its width.
+    Trained side by side in one program.
+
+    Where they agree, training found the same answer from R starts; where they differ, the mixture
+    says so by its width.
 
     Attributes:
         stacked: a Conditional whose arrays have a leading axis R.
@@ -180,8 +190,12 @@ class Ensemble(AbstractFamily):
         """The ensemble of several networks of the same structure."""
         members = list(members)
         arrays = [eqx.filter(m, eqx.is_array) for m in members]
-        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *arrays)
-        return Ensemble(eqx.combine(stacked, eqx.filter(members[0], eqx.is_array, inverse=True)), len(members))
+        stacked = jax.tree.map(
+            lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *arrays
+        )
+        return Ensemble(
+            eqx.combine(stacked, eqx.filter(members[0], eqx.is_array, inverse=True)), len(members)
+        )
 
     @property
     def members(self) -> tuple[Conditional, ...]:
@@ -214,7 +228,9 @@ class Ensemble(AbstractFamily):
         choose, draw = jr.split(key)
         arrays, rest = eqx.partition(self.stacked, eqx.is_array)
         i = jr.randint(choose, (), 0, self.count)
-        return eqx.combine(jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], arrays), rest)._sample(draw, x)
+        return eqx.combine(jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], arrays), rest)._sample(
+            draw, x
+        )
 
     def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
         arrays, rest = eqx.partition(self.stacked, eqx.is_array)
@@ -227,7 +243,9 @@ class Ensemble(AbstractFamily):
 
 
 class Conditioned(AbstractFamily):
-    """q(. | x) at one x: the member of an amortised family that belongs to the data. Its leaves are those of the network.
+    """q(. | x) at one x: the member of an amortised family that belongs to the data.
+
+    Its leaves are those of the network.
 
     Attributes:
         family: the amortised family.
@@ -252,7 +270,10 @@ class Conditioned(AbstractFamily):
     @property
     @scoped
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Means and sds `[dim]` of z (of an angle its direction and circular sd): closed forms, or 4,000 draws."""
+        """Means and sds `[dim]` of z (of an angle its direction and circular sd).
+
+        Closed forms, or 4,000 draws.
+        """
         closed = None
         if isinstance(self.family, Conditional):
             closed = self.family.head.moments(self.family.eta(self.family.scaling.checked(self.x)))
@@ -260,7 +281,9 @@ class Conditioned(AbstractFamily):
             z, _ = self.draw(4000, 0)
             return z.mean(axis=0), z.std(axis=0)
         scaling = self.family.scaling
-        return np.asarray(scaling.z_shift + scaling.z_scale * closed[0]), np.asarray(scaling.z_scale * closed[1])
+        return np.asarray(scaling.z_shift + scaling.z_scale * closed[0]), np.asarray(
+            scaling.z_scale * closed[1]
+        )
 
     def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
         return self.family._sample(key, jax.lax.stop_gradient(self.x))
@@ -303,4 +326,13 @@ def _log_probs_at(q: Any, z: Any, x: PyTree) -> Any:
     return jax.vmap(q._log_prob)(z, x)
 
 
-__all__ = ["Conditional", "Conditioned", "Ensemble", "Scaling", "conditioned", "draws_at", "log_probs_at", "shapes_of"]
+__all__ = [
+    "Conditional",
+    "Conditioned",
+    "Ensemble",
+    "Scaling",
+    "conditioned",
+    "draws_at",
+    "log_probs_at",
+    "shapes_of",
+]

@@ -1,4 +1,7 @@
-"""Draws that stand for a distribution: what a sampler returns in the place of a member of a parametric family."""
+"""Draws that stand for a distribution.
+
+What a sampler returns in the place of a member of a parametric family.
+"""
 
 from typing import Any, ClassVar
 
@@ -19,14 +22,15 @@ from .scales import as_floating
 class Empirical(AbstractFamily):
     """The draws of C chains, n from each, every one of them with the same weight.
 
-    What `tb.solvers.NUTS` and the other samplers return as `fit.q`. It has moments, quantiles and draws, and no density, so
-    importance weights, an ELBO and bounds on the evidence cannot be had from it: `tb.check` judges it as chains instead
-    (R-hat, effective sample size, divergences). Not something to optimise.
+    What `tb.solvers.NUTS` and the other samplers return as `fit.q`. It has moments, quantiles and
+    draws, and no density, so importance weights, an ELBO and bounds on the evidence cannot be had
+    from it: `tb.check` judges it as chains instead (R-hat, effective sample size, divergences). Not
+    something to optimise.
 
     Attributes:
         draws: `[C, n, d]`, in the order in which each chain made them, without the warm-up.
-        statistics: what the sampler noted of each draw, by name, each `[C, n]`: `lp` (log density, nats),
-            `acceptance_rate` and `diverging` where the sampler has them.
+        statistics: what the sampler noted of each draw, by name, each `[C, n]`: `lp` (log density,
+            nats), `acceptance_rate` and `diverging` where the sampler has them.
     """
 
     draws: Float[Array, "chains n d"] = eqx.field(converter=as_floating)
@@ -38,8 +42,8 @@ class Empirical(AbstractFamily):
         for name, value in self.statistics.items():
             if np.shape(value) != np.shape(self.draws)[:2]:
                 raise ValueError(
-                    f"Empirical: `statistics[{name!r}]` must have one number per draw, {np.shape(self.draws)[:2]}, "
-                    f"got shape {np.shape(value)}."
+                    f"Empirical: `statistics[{name!r}]` must have one number per draw,"
+                    f" {np.shape(self.draws)[:2]}, got shape {np.shape(value)}."
                 )
 
     @property
@@ -73,7 +77,10 @@ class Empirical(AbstractFamily):
         return centred.T @ centred / len(centred)
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """`n` of the draws in random order, none twice before each came once; their log densities are NaN: unknown."""
+        """`n` of the draws in random order, none twice before each came once.
+
+        Their log densities are NaN: unknown.
+        """
         flat = np.asarray(self.flat)
         rng = host_rng(key, "empirical")
         rounds = [rng.permutation(len(flat)) for _ in range(-(-n // len(flat)))]
@@ -88,8 +95,8 @@ class Empirical(AbstractFamily):
 
     def _log_prob(self, z: Any, x: PyTree = None) -> Any:
         raise PairingError(
-            "Empirical holds draws and has no density. For one, fit a family to the same target and start it from these "
-            "draws: tb.fit(target, fit.q)."
+            "Empirical holds draws and has no density. For one, fit a family to the same target and"
+            " start it from these draws: tb.fit(target, fit.q)."
         )
 
 

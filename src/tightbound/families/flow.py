@@ -20,14 +20,16 @@ from .gaussian import Gaussian
 
 
 class Flow(AbstractFamily):
-    """z = base.mean + root B(e), e ~ N(0, I), with B coupling layers of rational quadratic splines (FlowJAX).
+    """z = base.mean + root B(e), e ~ N(0, I), with B coupling layers of rational quadratic splines
+    (FlowJAX).
 
-    The last layer of each conditioner starts at zero, and so B at the identity: `Flow.around(q)` is exactly the Gaussian
-    q. For posteriors that bend in many directions at once, in two to some fifty dimensions, after everything simpler has
-    failed: it takes tens of thousands of gradients and seconds of compilation. Not for one dimension (Warped), nor for
-    separated modes.
+    The last layer of each conditioner starts at zero, and so B at the identity: `Flow.around(q)` is
+    exactly the Gaussian q. For posteriors that bend in many directions at once, in two to some
+    fifty dimensions, after everything simpler has failed: it takes tens of thousands of gradients
+    and seconds of compilation. Not for one dimension (Warped), nor for separated modes.
 
-    Source: Durkan, Bekasov, Murray & Papamakarios 2019 (neural spline flows); Dinh, Sohl-Dickstein & Bengio 2017 (coupling).
+    Source: Durkan, Bekasov, Murray & Papamakarios 2019 (neural spline flows); Dinh, Sohl-Dickstein
+    & Bengio 2017 (coupling).
 
     Attributes:
         base: the Gaussian beneath.
@@ -57,7 +59,10 @@ class Flow(AbstractFamily):
             MissingExtraError: FlowJAX is not installed.
         """
         if base.dim < 2:
-            raise ValueError("Flow: coupling layers need at least two dimensions; use tb.families.Warped for one.")
+            raise ValueError(
+                "Flow: coupling layers need at least two dimensions; use tb.families.Warped for"
+                " one."
+            )
         return Flow(base, _made(base.dim, layers, width, knots)[0], layers, width, knots)
 
     @property
@@ -70,10 +75,19 @@ class Flow(AbstractFamily):
 
     def retract(self, step: "Flow") -> "Flow":
         """The Gaussian in its own scale; the weights by the step."""
-        return Flow(self.base.retract(step.base), self.weights + step.weights, self.layers, self.width, self.knots)
+        return Flow(
+            self.base.retract(step.base),
+            self.weights + step.weights,
+            self.layers,
+            self.width,
+            self.knots,
+        )
 
     def monitored(self) -> tuple[Array, Array]:
-        """Means and sds of 256 draws on fixed noise, in units of the sds: the weights themselves mean nothing."""
+        """Means and sds of 256 draws on fixed noise, in units of the sds.
+
+        The weights themselves mean nothing.
+        """
         noise = jnp.asarray(_watched(self.dim), self.dtype)
         z = jax.vmap(self._from_noise)(jnp.concatenate([noise, -noise]))
         sd = z.std(axis=0)
@@ -99,13 +113,20 @@ class Flow(AbstractFamily):
 
 
 @functools.lru_cache(maxsize=32)
-def _made(dim: int, layers: int, width: int, knots: int) -> tuple[np.ndarray, Callable[[jax.Array], Any]]:
-    """`_make` in a thread of its own: the first call may come from a function that JAX is tracing, and traces are local."""
+def _made(
+    dim: int, layers: int, width: int, knots: int
+) -> tuple[np.ndarray, Callable[[jax.Array], Any]]:
+    """`_make` in a thread of its own.
+
+    The first call may come from a function that JAX is tracing, and traces are local.
+    """
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(_make, dim, layers, width, knots).result()
 
 
-def _make(dim: int, layers: int, width: int, knots: int) -> tuple[np.ndarray, Callable[[jax.Array], Any]]:
+def _make(
+    dim: int, layers: int, width: int, knots: int
+) -> tuple[np.ndarray, Callable[[jax.Array], Any]]:
     """Weights of the identity, and what makes a bijection of weights."""
     try:
         from flowjax.bijections import RationalQuadraticSpline
@@ -123,7 +144,10 @@ def _make(dim: int, layers: int, width: int, knots: int) -> tuple[np.ndarray, Ca
             nn_activation=jnp.tanh,
             invert=False,
         ).bijection
-        last = lambda b: (_conditioner(b).layers[-1].weight, _conditioner(b).layers[-1].bias)  # noqa: E731
+        last = lambda b: (
+            _conditioner(b).layers[-1].weight,
+            _conditioner(b).layers[-1].bias,
+        )  # noqa: E731
         made = eqx.tree_at(last, made, replace_fn=jnp.zeros_like)
         arrays, static = eqx.partition(made, eqx.is_inexact_array)
         flat, unravel = ravel_pytree(arrays)

@@ -21,8 +21,9 @@ _LOG_2PI = math.log(2 * math.pi)
 class Gaussian(AbstractFamily):
     """N(mean, cov), where the scale decides what the covariance can be: Diagonal, Full or LowRank.
 
-    Make one with `Gaussian.full(dim)`, `.diagonal(dim)` or `.low_rank(dim, rank)` (all standard normal), or from a mean
-    and a scale, as in `Gaussian(mean, Full.from_covariance(cov))`. Not for several modes, heavy tails or funnels.
+    Make one with `Gaussian.full(dim)`, `.diagonal(dim)` or `.low_rank(dim, rank)` (all standard
+    normal), or from a mean and a scale, as in `Gaussian(mean, Full.from_covariance(cov))`. Not for
+    several modes, heavy tails or funnels.
 
     log q(z) = -d/2 log 2 pi - log |root| - |root^-1 (z - mean)|^2 / 2.
 
@@ -40,7 +41,8 @@ class Gaussian(AbstractFamily):
     def __check_init__(self):
         if np.shape(self.mean) != (self.scale.dim,):
             raise ValueError(
-                f"Gaussian: `mean` must have shape [{self.scale.dim}] as its scale has, got {np.shape(self.mean)}."
+                f"Gaussian: `mean` must have shape [{self.scale.dim}] as its scale has, got"
+                f" {np.shape(self.mean)}."
             )
 
     @staticmethod
@@ -55,10 +57,13 @@ class Gaussian(AbstractFamily):
 
     @staticmethod
     def low_rank(dim: int, rank: int) -> "Gaussian":
-        """Mean zero, unit sds and nearly independent, with room for `rank` directions of correlation."""
+        """Mean zero, unit sds and nearly independent, with room for `rank` directions of
+        correlation.
+        """
         if _positive(rank, "rank") > _positive(dim, "dim"):
             raise ValueError(
-                f"Gaussian.low_rank: `rank` must not exceed `dim`, got rank {rank} of dim {dim}; use Gaussian.full."
+                f"Gaussian.low_rank: `rank` must not exceed `dim`, got rank {rank} of dim {dim};"
+                " use Gaussian.full."
             )
         return Gaussian(np.zeros(dim), LowRank.small(dim, rank))
 
@@ -84,7 +89,10 @@ class Gaussian(AbstractFamily):
     @property
     @scoped
     def cov(self) -> Array:
-        """The covariance, `[d, d]`: with a low-rank scale it takes the d^2 numbers that the scale avoids."""
+        """The covariance, `[d, d]`.
+
+        With a low-rank scale it takes the d^2 numbers that the scale avoids.
+        """
         return self.scale.cov
 
     @property
@@ -102,7 +110,8 @@ class Gaussian(AbstractFamily):
 
     @scoped
     def moved(self, mean: Any, sd: Any = 1.0) -> "Gaussian":
-        """The law of mean + sd * (z - self.mean): this shape, centred elsewhere, each coordinate stretched by `sd`.
+        """The law of mean + sd * (z - self.mean): this shape, centred elsewhere, each coordinate
+        stretched by `sd`.
 
         Raises:
             ValueError: when `sd` is not positive.
@@ -115,7 +124,10 @@ class Gaussian(AbstractFamily):
 
     @scoped
     def whiten(self, z: Array) -> Array:
-        """Coordinates in which q is standard normal: root^-1 (z - mean), `[d]`; on the host also `[..., d]`."""
+        """Coordinates in which q is standard normal: root^-1 (z - mean), `[d]`.
+
+        On the host also `[..., d]`.
+        """
         return self.scale.whiten(z - self.mean)
 
     @scoped
@@ -129,7 +141,10 @@ class Gaussian(AbstractFamily):
         return self.scale.whiten_score(score)
 
     def retract(self, step: "Gaussian") -> "Gaussian":
-        """mean + root step.mean, and the scale's own retraction: a step of size 1 is one posterior sd."""
+        """mean + root step.mean, and the scale's own retraction.
+
+        A step of size 1 is one posterior sd.
+        """
         return Gaussian(self.mean + self.scale.unwhiten(step.mean), self.scale.retract(step.scale))
 
     def monitored(self) -> tuple[Array, Array]:
@@ -138,7 +153,10 @@ class Gaussian(AbstractFamily):
         return xp.stack([self.mean, sd]), xp.stack([sd, sd])
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """`n` antithetic draws and their log densities, in NumPy: nothing to compile. Draw i mirrors draw i + n/2."""
+        """`n` antithetic draws and their log densities, in NumPy: nothing to compile.
+
+        Draw i mirrors draw i + n/2.
+        """
         q = self.on_host()
         noise = standard_normals(n, q.noise_dim, key, "gaussian").astype(q.dtype)
         delta = q.scale.displace(noise)
@@ -163,10 +181,11 @@ class Gaussian(AbstractFamily):
 
 @scoped
 def kl(p: Gaussian, q: Gaussian) -> Nats:
-    """KL(p || q) in nats, exact: log |root_q| - log |root_p| + (tr cov_q^-1 cov_p + |mean difference|^2_q - d) / 2.
+    """KL(p || q) in nats, exact: log |root_q| - log |root_p| + (tr cov_q^-1 cov_p + |mean
+    difference|^2_q - d) / 2.
 
-    With cov_p = D^2 + C C' the trace is sum D^2 diag(cov_q^-1) + the quadratic form of q at the columns of C, so two
-    low-rank (or diagonal) scales cost O(d r^2) and nothing d x d is built.
+    With cov_p = D^2 + C C' the trace is sum D^2 diag(cov_q^-1) + the quadratic form of q at the
+    columns of C, so two low-rank (or diagonal) scales cost O(d r^2) and nothing d x d is built.
 
     Raises:
         ValueError: when the dimensions differ.
@@ -174,7 +193,9 @@ def kl(p: Gaussian, q: Gaussian) -> Nats:
     if p.dim != q.dim:
         raise ValueError(f"kl: the Gaussians have different dimensions, {p.dim} and {q.dim}.")
     diagonal, columns = p.scale.parts()
-    trace = (diagonal**2 * q.scale.precision_diagonal()).sum() + _sum_of_quadratics(q.scale, columns)
+    trace = (diagonal**2 * q.scale.precision_diagonal()).sum() + _sum_of_quadratics(
+        q.scale, columns
+    )
     shift = q.scale.quadratic(p.mean - q.mean)
     return q.scale.half_log_det() - p.scale.half_log_det() + 0.5 * (trace + shift - p.dim)
 

@@ -1,4 +1,7 @@
-"""Implicit reparameterisation: derivatives through draws whose sampler has none, from the distribution function alone."""
+"""Implicit reparameterisation.
+
+Derivatives through draws whose sampler has none, from the distribution function alone.
+"""
 
 from collections.abc import Callable
 
@@ -7,13 +10,17 @@ import jax.numpy as jnp
 
 
 def implicit(
-    z: jax.Array, cdf: Callable[[jax.Array], jax.Array], log_density: Callable[[jax.Array], jax.Array]
+    z: jax.Array,
+    cdf: Callable[[jax.Array], jax.Array],
+    log_density: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """A draw z of one coordinate with the derivative dz/dlambda = -(dF(z; lambda)/dlambda) / q(z; lambda).
+    """A draw z of one coordinate with the derivative dz/dlambda = -(dF(z; lambda)/dlambda) / q(z.
 
-    For a family's `_sample`: draw z in any way (rejection, bisection), then pass it through here, and Pathwise works.
-    Derivatives of first order only. Not needed for gamma, beta, Dirichlet and Student-t draws made with `jax.random`, whose
-    gamma sampler carries this derivative already.
+    Lambda).
+
+    For a family's `_sample`: draw z in any way (rejection, bisection), then pass it through here,
+    and Pathwise works. Derivatives of first order only. Not needed for gamma, beta, Dirichlet and
+    Student-t draws made with `jax.random`, whose gamma sampler carries this derivative already.
 
     Source: Figurnov, Mohamed & Mnih 2018, eq. 4.
 
@@ -24,7 +31,9 @@ def implicit(
     """
     z = jax.lax.stop_gradient(z)
     mass = cdf(z)
-    return z - (mass - jax.lax.stop_gradient(mass)) * jax.lax.stop_gradient(jnp.exp(-log_density(z)))
+    return z - (mass - jax.lax.stop_gradient(mass)) * jax.lax.stop_gradient(
+        jnp.exp(-log_density(z))
+    )
 
 
 __all__ = ["implicit"]

@@ -1,4 +1,7 @@
-"""A density on the line whose logarithm is piecewise linear: exact normalisation, exact draws, exponential tails."""
+"""A density on the line whose logarithm is piecewise linear.
+
+Exact normalisation, exact draws, exponential tails.
+"""
 
 import equinox as eqx
 import numpy as np
@@ -7,10 +10,12 @@ from .._types import Array
 
 
 class LogLinear(eqx.Module):
-    """log f(t) linear between `nodes [K]` (ascending) with values `log_density [K]`, normalised at construction.
+    """log f(t) linear between `nodes [K]` (ascending) with values `log_density [K]`, normalised at
+    construction.
 
-    Beyond the ends the log density goes on with the slope of the last cell, made to fall by at least 1e-3 per sd-like
-    unit, so the support is the whole line. All methods take arrays of any shape and an `xp` module (numpy or jax.numpy).
+    Beyond the ends the log density goes on with the slope of the last cell, made to fall by at
+    least 1e-3 per sd-like unit, so the support is the whole line. All methods take arrays of any
+    shape and an `xp` module (numpy or jax.numpy).
     """
 
     nodes: Array
@@ -19,7 +24,9 @@ class LogLinear(eqx.Module):
     @classmethod
     def through(cls, nodes: np.ndarray, log_values: np.ndarray) -> "LogLinear":
         """Normalise exp(log_values) over the line."""
-        raw = cls(np.asarray(nodes, np.float64), np.asarray(log_values, np.float64) - np.max(log_values))
+        raw = cls(
+            np.asarray(nodes, np.float64), np.asarray(log_values, np.float64) - np.max(log_values)
+        )
         return cls(raw.nodes, raw.log_density - np.log(raw._cumulative(np)[-1]))
 
     def log_prob(self, t: Array, xp=np) -> Array:
@@ -36,7 +43,8 @@ class LogLinear(eqx.Module):
         left = xp.clip(cell - 1, 0, count - 1)
         slope = slopes[cell]
         density = xp.exp(self.log_density[left])
-        # mass from the left node on (negative in the left tail): density * (exp(slope s) - 1) / slope = u - mass
+        # mass from the left node on (negative in the left tail): density * (exp(slope s) - 1) /
+        # slope = u - mass
         start = xp.where(cell == 0, mass[0], mass[xp.clip(cell - 1, 0, count - 1)])
         ratio = (u - start) / density
         small = xp.abs(slope * ratio) < 1e-10
@@ -60,7 +68,9 @@ class LogLinear(eqx.Module):
         width = self.nodes[1:] - self.nodes[:-1]
         rise = slopes[1:-1] * width
         safe = xp.where(xp.abs(rise) < 1e-8, 1.0, rise)
-        cells = f[:-1] * width * xp.where(xp.abs(rise) < 1e-8, 1.0 + 0.5 * rise, xp.expm1(safe) / safe)
+        cells = (
+            f[:-1] * width * xp.where(xp.abs(rise) < 1e-8, 1.0 + 0.5 * rise, xp.expm1(safe) / safe)
+        )
         parts = xp.concatenate([f[:1] / slopes[:1], cells, -f[-1:] / slopes[-1:]])
         return xp.cumsum(parts)
 

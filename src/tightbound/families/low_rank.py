@@ -1,4 +1,7 @@
-"""The low-rank-plus-diagonal scale: a few directions of correlation in very many coordinates, at linear cost."""
+"""The low-rank-plus-diagonal scale.
+
+A few directions of correlation in very many coordinates, at linear cost.
+"""
 
 from typing import Any, ClassVar
 
@@ -11,10 +14,13 @@ from .scales import AbstractScale, as_floating, namespace, solve_lower
 
 
 class LowRank(AbstractScale):
-    """cov = U U' + D^2 with U `[d, r]` and D = diag(exp(log_diagonal)); nothing d x d is ever built.
+    """cov = U U' + D^2 with U `[d, r]` and D = diag(exp(log_diagonal)).
 
-    Every operation costs O(d r^2) at most, through W = D^-1 U and the r x r matrix I + W'W (Woodbury). Draws are
-    D noise[:d] + U noise[d:]. Not for d up to a few hundred, where Full costs little and misses nothing.
+    Nothing d x d is ever built.
+
+    Every operation costs O(d r^2) at most, through W = D^-1 U and the r x r matrix I + W'W
+    (Woodbury). Draws are D noise[:d] + U noise[d:]. Not for d up to a few hundred, where Full costs
+    little and misses nothing.
 
     Attributes:
         factor: U, `[d, r]`.
@@ -29,18 +35,22 @@ class LowRank(AbstractScale):
         shapes = np.shape(self.factor), np.shape(self.log_diagonal)
         if len(shapes[0]) != 2 or shapes[0][:1] != shapes[1]:
             raise ValueError(
-                f"LowRank: `factor` must be [d, r] and `log_diagonal` [d], got shapes {shapes[0]} and {shapes[1]}."
+                f"LowRank: `factor` must be [d, r] and `log_diagonal` [d], got shapes {shapes[0]}"
+                f" and {shapes[1]}."
             )
 
     @staticmethod
     def small(dim: int, rank: int, dtype: Any = np.float64) -> "LowRank":
         """Unit marginal variances, of which 1 % at most comes from the factor.
 
-        U = 0 would be a saddle point, where every gradient in U vanishes; orthogonal cosines are neither zero nor random.
+        U = 0 would be a saddle point, where every gradient in U vanishes; orthogonal cosines are
+        neither zero nor random.
         """
         grid = np.pi * (np.arange(dim) + 0.5) / dim
         factor = 0.1 / np.sqrt(rank) * np.cos(grid[:, None] * np.arange(rank))
-        return LowRank(factor.astype(dtype), (0.5 * np.log1p(-np.sum(factor**2, axis=1))).astype(dtype))
+        return LowRank(
+            factor.astype(dtype), (0.5 * np.log1p(-np.sum(factor**2, axis=1))).astype(dtype)
+        )
 
     @property
     def dim(self) -> int:
@@ -93,7 +103,9 @@ class LowRank(AbstractScale):
 
     def retract(self, step: "LowRank") -> "LowRank":
         """Each column of U moves by root times its step, as a mean would; log D by its step."""
-        return LowRank(self.factor + self.unwhiten_columns(step.factor), self.log_diagonal + step.log_diagonal)
+        return LowRank(
+            self.factor + self.unwhiten_columns(step.factor), self.log_diagonal + step.log_diagonal
+        )
 
     def unwhiten_columns(self, columns: Array) -> Array:
         """root times each column of `[d, m]`."""
@@ -103,7 +115,9 @@ class LowRank(AbstractScale):
         return self.parts()[0][:, None] * moved
 
     def stretched(self, factor: Array) -> "LowRank":
-        return LowRank(self.factor * factor[:, None], self.log_diagonal + namespace(factor).log(factor))
+        return LowRank(
+            self.factor * factor[:, None], self.log_diagonal + namespace(factor).log(factor)
+        )
 
     def _over_diagonal(self, delta: Array) -> Array:
         return delta * namespace(self.log_diagonal).exp(-self.log_diagonal)
@@ -126,10 +140,11 @@ class LowRank(AbstractScale):
         return w, vectors, xp.maximum(values, 0.0)
 
     def _through(self, v: Array, minus_one: Any) -> Array:
-        """(I + W W')^p v, where `minus_one(s)` is ((1 + s)^p - 1) / s: the symmetric root (p = 1/2) or its inverse.
+        """(I + W W')^p v, where `minus_one(s)` is ((1 + s)^p - 1) / s: the symmetric root (p = 1/2)
+        or its inverse.
 
-        Its derivative in U does not exist where W'W has equal eigenvalues, so densities use the Cholesky factor instead;
-        whitening is only ever differentiated in v.
+        Its derivative in U does not exist where W'W has equal eigenvalues, so densities use the
+        Cholesky factor instead; whitening is only ever differentiated in v.
         """
         w, vectors, values = self._spectrum()
         basis = w @ vectors

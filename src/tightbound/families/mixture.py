@@ -16,16 +16,17 @@ from .base import AbstractFamily
 class Mixture(AbstractFamily):
     """q(z) = sum_k w_k q_k(z), w = softmax(logits).
 
-    Use it where searches from several starts end on several optima. Draws are not a smooth function of the weights, so
-    pathwise estimators refuse it (use Score, or the mixture rung of the default). Not for one curved mode: a
-    NestedGaussian or a Flow says more with fewer parameters.
+    Use it where searches from several starts end on several optima. Draws are not a smooth function
+    of the weights, so pathwise estimators refuse it (use Score, or the mixture rung of the
+    default). Not for one curved mode: a NestedGaussian or a Flow says more with fewer parameters.
 
     Arguments:
         components: members of one dimension, of any families.
         logits: `[K]`, log weights up to a constant; equal weights by default.
 
     Raises:
-        ValueError: no components, or of different dimensions, or as many logits as components are not given.
+        ValueError: no components, or of different dimensions, or as many logits as components are
+            not given.
     """
 
     components: tuple[AbstractFamily, ...]
@@ -35,12 +36,19 @@ class Mixture(AbstractFamily):
     def __init__(self, components: Any, logits: Any = None):
         self.components = tuple(components)
         if not self.components:
-            raise ValueError("Mixture: `components` is empty; pass at least one member of a family.")
+            raise ValueError(
+                "Mixture: `components` is empty; pass at least one member of a family."
+            )
         if len({q.dim for q in self.components}) > 1:
-            raise ValueError(f"Mixture: `components` differ in dimension: {[q.dim for q in self.components]}.")
+            raise ValueError(
+                f"Mixture: `components` differ in dimension: {[q.dim for q in self.components]}."
+            )
         self.logits = np.zeros(len(self.components)) if logits is None else logits
         if np.shape(self.logits) != (len(self.components),):
-            raise ValueError(f"Mixture: `logits` must have shape [{len(self.components)}], got {np.shape(self.logits)}.")
+            raise ValueError(
+                f"Mixture: `logits` must have shape [{len(self.components)}], got"
+                f" {np.shape(self.logits)}."
+            )
 
     @property
     def dim(self) -> int:
@@ -63,16 +71,28 @@ class Mixture(AbstractFamily):
 
     def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
         shifted = np.asarray(self.logits) - np.max(self.logits)
-        log_weights = shifted - np.log(np.exp(shifted).sum())  # not the log of `weights`, of which one may underflow
+        # not the log of `weights`, of which one may underflow
+        log_weights = shifted - np.log(np.exp(shifted).sum())
         each = np.stack([q.log_prob_on_host(z) for q in self.components], axis=1) + log_weights
         return np.logaddexp.reduce(each, axis=1)
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """Stratified over the components: each gives its share of the draws, to the nearest draw; shuffled."""
+        """Stratified over the components: each gives its share of the draws, to the nearest draw.
+
+        Shuffled.
+        """
         rng = host_rng(key, "mixture")
-        counts = np.diff(np.round(np.concatenate([[0.0], np.cumsum(self.weights)]) * n + rng.uniform(-0.5, 0.5)).clip(0, n))
+        counts = np.diff(
+            np.round(
+                np.concatenate([[0.0], np.cumsum(self.weights)]) * n + rng.uniform(-0.5, 0.5)
+            ).clip(0, n)
+        )
         counts[-1] += n - counts.sum()
         seeds = rng.integers(2**31, size=len(self.components))
-        parts = [q.draw(int(c), int(s))[0] for q, c, s in zip(self.components, counts, seeds, strict=True) if c > 0]
+        parts = [
+            q.draw(int(c), int(s))[0]
+            for q, c, s in zip(self.components, counts, seeds, strict=True)
+            if c > 0
+        ]
         z = rng.permutation(np.concatenate(parts))
         return z, self.log_prob_on_host(z)

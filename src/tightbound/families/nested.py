@@ -1,4 +1,7 @@
-"""A Gaussian whose mean and covariance depend on one coordinate: what the log scale of a hierarchical model asks for."""
+"""A Gaussian whose mean and covariance depend on one coordinate.
+
+What the log scale of a hierarchical model asks for.
+"""
 
 import itertools
 from typing import ClassVar
@@ -20,11 +23,14 @@ _REFINE = 32  # cells of the outer density per interval between knots
 
 
 class NestedGaussian(AbstractFamily):
-    """q(z) = q(t) N(rest; m(t), C(t) C(t)'), t = z[coordinate]: a density in closed form, with exact draws.
+    """q(z) = q(t) N(rest.
 
-    Between `knots [K]` the mean is a cubic spline, and C(t), lower triangular, is interpolated linearly (its diagonal on
-    the log scale); q(t) has a piecewise linear log density. The general form of a nested Laplace approximation, without
-    its restriction to latent Gaussian models. Not for posteriors with several separated modes.
+    M(t), C(t) C(t)'), t = z[coordinate]: a density in closed form, with exact draws.
+
+    Between `knots [K]` the mean is a cubic spline, and C(t), lower triangular, is interpolated
+    linearly (its diagonal on the log scale); q(t) has a piecewise linear log density. The general
+    form of a nested Laplace approximation, without its restriction to latent Gaussian models. Not
+    for posteriors with several separated modes.
 
     Attributes:
         coordinate: index of t among the `dim` coordinates.
@@ -46,21 +52,37 @@ class NestedGaussian(AbstractFamily):
 
     @classmethod
     def through(
-        cls, coordinate: int, knots: np.ndarray, profile: np.ndarray, means: np.ndarray, roots: np.ndarray
+        cls,
+        coordinate: int,
+        knots: np.ndarray,
+        profile: np.ndarray,
+        means: np.ndarray,
+        roots: np.ndarray,
     ) -> "NestedGaussian":
-        """From Gaussians N(means[k], roots[k] roots[k]') fitted at `t = knots[k]` (ascending, at least four).
+        """From Gaussians N(means[k], roots[k] roots[k]') fitted at `t = knots[k]` (ascending, at
+        least four).
 
-        `profile [K]`: log density of t at the knots, up to a constant (the ELBO of the conditional fit).
+        `profile [K]`: log density of t at the knots, up to a constant (the ELBO of the conditional
+        fit).
         """
         import scipy.interpolate as si  # half a second of import that few fits need
 
-        fine = np.unique(np.concatenate([np.linspace(a, b, _REFINE + 1) for a, b in itertools.pairwise(knots)]))
+        fine = np.unique(
+            np.concatenate([np.linspace(a, b, _REFINE + 1) for a, b in itertools.pairwise(knots)])
+        )
         outer = LogLinear.through(fine, si.CubicSpline(knots, profile)(fine))
         cholesky = np.stack([np.linalg.qr(root.T)[1].T for root in roots])
         sign = np.sign(np.einsum("kii->ki", cholesky))
         cholesky = cholesky * sign[:, None, :]
         log_diagonal = np.log(np.einsum("kii->ki", cholesky))
-        return cls(coordinate, outer, np.asarray(knots), si.CubicSpline(knots, means).c, np.tril(cholesky, -1), log_diagonal)
+        return cls(
+            coordinate,
+            outer,
+            np.asarray(knots),
+            si.CubicSpline(knots, means).c,
+            np.tril(cholesky, -1),
+            log_diagonal,
+        )
 
     @property
     def dim(self) -> int:
@@ -77,8 +99,12 @@ class NestedGaussian(AbstractFamily):
     def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
         t, rest = z[self.coordinate], jnp.delete(z, self.coordinate, assume_unique_indices=True)
         mean, lower, log_diagonal = self._conditional(t)
-        noise = jsl.solve_triangular(lower + jnp.diag(jnp.exp(log_diagonal)), rest - mean, lower=True)
-        normal = -0.5 * noise @ noise - 0.5 * (self.dim - 1) * np.log(2 * np.pi) - jnp.sum(log_diagonal)
+        noise = jsl.solve_triangular(
+            lower + jnp.diag(jnp.exp(log_diagonal)), rest - mean, lower=True
+        )
+        normal = (
+            -0.5 * noise @ noise - 0.5 * (self.dim - 1) * np.log(2 * np.pi) - jnp.sum(log_diagonal)
+        )
         return self.outer.log_prob(t, jnp) + normal
 
     def _conditional(self, t: Array) -> tuple[Array, Array, Array]:
@@ -86,10 +112,17 @@ class NestedGaussian(AbstractFamily):
         cell, weight = self._position(t, jnp)
         mean = self._mean(t, cell, jnp)
         lower = (1 - weight) * self.lower[cell] + weight * self.lower[cell + 1]
-        return mean, lower, (1 - weight) * self.log_diagonal[cell] + weight * self.log_diagonal[cell + 1]
+        return (
+            mean,
+            lower,
+            (1 - weight) * self.log_diagonal[cell] + weight * self.log_diagonal[cell + 1],
+        )
 
     def _position(self, t, xp):
-        """The interval of knots that t lies in and its place there; beyond the ends the end's values hold."""
+        """The interval of knots that t lies in and its place there.
+
+        Beyond the ends the end's values hold.
+        """
         cell = xp.clip(xp.searchsorted(self.knots, t, side="right") - 1, 0, len(self.knots) - 2)
         place = (t - self.knots[cell]) / (self.knots[cell + 1] - self.knots[cell])
         return cell, xp.clip(place, 0.0, 1.0)
@@ -99,13 +132,21 @@ class NestedGaussian(AbstractFamily):
         inside = xp.clip(t, self.knots[0], self.knots[-1])
         s = (inside - self.knots[cell])[..., None]
         a, b, c, d = (self.coefficients[i][cell] for i in range(4))
-        return ((a * s + b) * s + c) * s + d + (t - inside)[..., None] * ((3 * a * s + 2 * b) * s + c)
+        return (
+            ((a * s + b) * s + c) * s + d + (t - inside)[..., None] * ((3 * a * s + 2 * b) * s + c)
+        )
 
     def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
         t, rest = z[:, self.coordinate], np.delete(z, self.coordinate, axis=1)
         cell, weight = self._position(t, np)
-        log_diagonal = (1 - weight)[:, None] * self.log_diagonal[cell] + weight[:, None] * self.log_diagonal[cell + 1]
-        moved, noise, rows = rest - self._mean(t, cell, np), np.empty_like(rest), max(1, _HOST_NUMBERS // self.dim**2)
+        log_diagonal = (1 - weight)[:, None] * self.log_diagonal[cell] + weight[
+            :, None
+        ] * self.log_diagonal[cell + 1]
+        moved, noise, rows = (
+            rest - self._mean(t, cell, np),
+            np.empty_like(rest),
+            max(1, _HOST_NUMBERS // self.dim**2),
+        )
         for i in range(0, len(z), rows):
             part = slice(i, i + rows)
             w, k = weight[part, None, None], cell[part]
@@ -115,7 +156,11 @@ class NestedGaussian(AbstractFamily):
                 + np.exp(log_diagonal[part])[:, :, None] * np.eye(self.dim - 1)
             )
             noise[part] = np.linalg.solve(root, moved[part, :, None])[..., 0]
-        normal = -0.5 * np.sum(noise**2, axis=1) - 0.5 * (self.dim - 1) * np.log(2 * np.pi) - log_diagonal.sum(axis=1)
+        normal = (
+            -0.5 * np.sum(noise**2, axis=1)
+            - 0.5 * (self.dim - 1) * np.log(2 * np.pi)
+            - log_diagonal.sum(axis=1)
+        )
         return self.outer.log_prob(t) + normal
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
@@ -127,11 +172,17 @@ class NestedGaussian(AbstractFamily):
         t = self.outer.inverse_cdf(np.concatenate([u, u])[:n])
         noise = np.delete(normals, self.coordinate, axis=1)
         cell, weight = self._position(t, np)
-        log_diagonal = (1 - weight)[:, None] * self.log_diagonal[cell] + weight[:, None] * self.log_diagonal[cell + 1]
+        log_diagonal = (1 - weight)[:, None] * self.log_diagonal[cell] + weight[
+            :, None
+        ] * self.log_diagonal[cell + 1]
         rest = self._mean(t, cell, np) + np.exp(log_diagonal) * noise
         for k in np.unique(cell):
             pick = cell == k
             rest[pick] += (1 - weight[pick])[:, None] * (noise[pick] @ self.lower[k].T)
             rest[pick] += weight[pick][:, None] * (noise[pick] @ self.lower[k + 1].T)
-        normal = -0.5 * np.sum(noise**2, axis=1) - 0.5 * (self.dim - 1) * np.log(2 * np.pi) - log_diagonal.sum(axis=1)
+        normal = (
+            -0.5 * np.sum(noise**2, axis=1)
+            - 0.5 * (self.dim - 1) * np.log(2 * np.pi)
+            - log_diagonal.sum(axis=1)
+        )
         return np.insert(rest, self.coordinate, t, axis=1), self.outer.log_prob(t) + normal

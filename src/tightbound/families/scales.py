@@ -1,7 +1,8 @@
 """Square roots of a covariance: what a Gaussian draws with, whitens with, and never inverts.
 
-Each scale stores unconstrained numbers, so that any step of an optimiser leaves a valid covariance. The same code runs
-on NumPy leaves (host: nothing to compile, no precision flag to obey) and on JAX ones (compiled code).
+Each scale stores unconstrained numbers, so that any step of an optimiser leaves a valid covariance.
+The same code runs on NumPy leaves (host: nothing to compile, no precision flag to obey) and on JAX
+ones (compiled code).
 """
 
 import abc
@@ -21,8 +22,9 @@ from .._types import Array
 class AbstractScale(eqx.Module):
     """A square root of a covariance, for displacements `delta = z - mean` from the mean.
 
-    Implementing a scale: the methods below. Those that take a vector also take a batch `[..., n]` on the host; under JAX
-    they see one point. `structure` is the scale's name in messages and tables of solvers.
+    Implementing a scale: the methods below. Those that take a vector also take a batch `[..., n]`
+    on the host; under JAX they see one point. `structure` is the scale's name in messages and
+    tables of solvers.
     """
 
     structure: eqx.AbstractClassVar[str]
@@ -39,7 +41,10 @@ class AbstractScale(eqx.Module):
 
     @abc.abstractmethod
     def parts(self) -> tuple[Array, Array]:
-        """(D `[d]`, C `[d, m]`) with covariance diag(D)^2 + C C'; the entries of D may be zero, and m may be 0."""
+        """(D `[d]`, C `[d, m]`) with covariance diag(D)^2 + C C'.
+
+        The entries of D may be zero, and m may be 0.
+        """
 
     @abc.abstractmethod
     def displace(self, noise: Array) -> Array:
@@ -63,7 +68,10 @@ class AbstractScale(eqx.Module):
 
     @abc.abstractmethod
     def unwhiten(self, white: Array) -> Array:
-        """root white: `[..., d]` -> `[..., d]`, a square d x d root of the covariance times a vector."""
+        """root white.
+
+        `[..., d]` -> `[..., d]`, a square d x d root of the covariance times a vector.
+        """
 
     @abc.abstractmethod
     def whiten_score(self, score: Array) -> Array:
@@ -86,7 +94,10 @@ class AbstractScale(eqx.Module):
 
     @property
     def cov(self) -> Array:
-        """The covariance `[d, d]`; not for a low-rank scale of large d, whose point is never to build it."""
+        """The covariance `[d, d]`.
+
+        Not for a low-rank scale of large d, whose point is never to build it.
+        """
         diagonal, columns = self.parts()
         return namespace(diagonal).diag(diagonal**2) + columns @ columns.T
 
@@ -103,8 +114,13 @@ def solve_lower(root: Array, right: Array, *, transposed: bool = False) -> Array
 
 
 def as_floating(value: Any) -> Any:
-    """Lists and integers as float64 NumPy arrays; what already is a floating array, or no array at all, is left alone."""
-    if eqx.is_inexact_array(value) or not isinstance(value, (list, tuple, int, float, np.ndarray, np.generic, jax.Array)):
+    """Lists and integers as float64 NumPy arrays.
+
+    What already is a floating array, or no array at all, is left alone.
+    """
+    if eqx.is_inexact_array(value) or not isinstance(
+        value, (list, tuple, int, float, np.ndarray, np.generic, jax.Array)
+    ):
         return value
     return np.asarray(value, dtype=np.float64)
 
@@ -112,7 +128,8 @@ def as_floating(value: Any) -> Any:
 class Diagonal(AbstractScale):
     """Independent coordinates (mean field): cov = diag(exp(log_sd))^2.
 
-    Not for posteriors with strong correlations: the optimum then has sds smaller than the marginal ones.
+    Not for posteriors with strong correlations: the optimum then has sds smaller than the marginal
+    ones.
 
     Attributes:
         log_sd: `[d]`.
@@ -123,7 +140,10 @@ class Diagonal(AbstractScale):
 
     @staticmethod
     def from_root(root: Any) -> "Diagonal":
-        """From a diagonal square root `[d, d]` of the covariance; entries off the diagonal are ignored."""
+        """From a diagonal square root `[d, d]` of the covariance.
+
+        Entries off the diagonal are ignored.
+        """
         return Diagonal(np.log(np.abs(np.diagonal(_square(root, "Diagonal.from_root", "root")))))
 
     @property
@@ -195,13 +215,17 @@ class Full(AbstractScale):
         """
         root = _finite(root, "Full.from_root", "root")
         if root.ndim != 2 or root.shape[1] < root.shape[0] or root.shape[0] == 0:
-            raise ValueError(f"Full.from_root: `root` must be [d, m] with m >= d >= 1, got shape {root.shape}.")
+            raise ValueError(
+                f"Full.from_root: `root` must be [d, m] with m >= d >= 1, got shape {root.shape}."
+            )
         upper = np.asarray(np.linalg.qr(root.T, mode="r"))
         return Full._from_lower(upper.T * np.sign(np.diagonal(upper)), "Full.from_root", "root")
 
     @staticmethod
     def from_covariance(cov: Any) -> "Full":
-        """From a covariance `[d, d]`, symmetric and positive definite. Prefer `from_root`, which keeps twice the digits.
+        """From a covariance `[d, d]`, symmetric and positive definite.
+
+        Prefer `from_root`, which keeps twice the digits.
 
         Raises:
             ValueError: when `cov` is not finite, not symmetric or not positive definite.
@@ -216,8 +240,9 @@ class Full(AbstractScale):
         except np.linalg.LinAlgError:
             smallest = np.linalg.eigvalsh(scaled)[0]
             raise ValueError(
-                "Full.from_covariance: `cov` is not positive definite (smallest eigenvalue of the correlation matrix "
-                f"{smallest:.2g}). Pass a square root to Full.from_root instead if you have one."
+                "Full.from_covariance: `cov` is not positive definite (smallest eigenvalue of the"
+                f" correlation matrix {smallest:.2g}). Pass a square root to Full.from_root instead"
+                " if you have one."
             ) from None
         return Full._from_lower(sd[:, None] * lower, "Full.from_covariance", "cov")
 
@@ -226,7 +251,8 @@ class Full(AbstractScale):
         diagonal = np.diagonal(lower)
         if not np.all(diagonal > 0):
             raise ValueError(
-                f"{where}: `{name}` is singular: coordinate {int(np.argmin(diagonal))} has no variance of its own."
+                f"{where}: `{name}` is singular: coordinate {int(np.argmin(diagonal))} has no"
+                " variance of its own."
             )
         return Full(np.tril(lower, -1) + np.diag(np.log(diagonal)))
 
@@ -270,9 +296,11 @@ class Full(AbstractScale):
         return score @ self.root
 
     def retract(self, step: "Full") -> "Full":
-        """L <- L T with T = `step` read like `raw`: invariant under every affine change of the target's coordinates.
+        """L <- L T with T = `step` read like `raw`: invariant under every affine change of the
+        target's coordinates.
 
-        Source: local parameterisation of Lin, Nielsen, Khan & Schmidt 2021 (Tractable structured natural-gradient
+        Source: local parameterisation of Lin, Nielsen, Khan & Schmidt 2021 (Tractable structured
+            natural-gradient
         descent), here with a triangular group.
         """
         xp = namespace(self.raw, step.raw)
@@ -295,7 +323,9 @@ def _finite(value: Any, where: str, name: str) -> np.ndarray:
 def _square(value: Any, where: str, name: str) -> np.ndarray:
     value = _finite(value, where, name)
     if value.ndim != 2 or value.shape[0] != value.shape[1] or value.shape[0] == 0:
-        raise ValueError(f"{where}: `{name}` must be a square matrix [d, d], got shape {value.shape}.")
+        raise ValueError(
+            f"{where}: `{name}` must be a square matrix [d, d], got shape {value.shape}."
+        )
     return value
 
 

@@ -1,4 +1,7 @@
-"""Student's t in many dimensions: a Gaussian with heavy tails, its degrees of freedom learnt with the rest."""
+"""Student's t in many dimensions.
+
+A Gaussian with heavy tails, its degrees of freedom learnt with the rest.
+"""
 
 import math
 from typing import Any
@@ -35,18 +38,21 @@ class StudentT(AbstractFamily):
     log q(z) = log Gamma((df + d)/2) - log Gamma(df/2) - d/2 log(df pi) - log |root|
                - (df + d)/2 log(1 + |root^-1 (z - loc)|^2 / df)
 
-    Make one with `StudentT.full(dim)` or `.diagonal(dim)` (no correlations, though the coordinates share their g), or from
-    a Gaussian with `StudentT.around(q, df)`. For posteriors with heavy tails, robust regressions say. Not for skewed ones
-    (Warped), nor where only some coordinates have heavy tails: all share one number of degrees of freedom.
+    Make one with `StudentT.full(dim)` or `.diagonal(dim)` (no correlations, though the coordinates
+    share their g), or from a Gaussian with `StudentT.around(q, df)`. For posteriors with heavy
+    tails, robust regressions say. Not for skewed ones (Warped), nor where only some coordinates
+    have heavy tails: all share one number of degrees of freedom.
 
-    Draws are smooth in all parameters: g is its own quantile function at a normal's distribution function, differentiated
-    in df implicitly (dg/da = -(dF/da) / (dF/dg)).
+    Draws are smooth in all parameters: g is its own quantile function at a normal's distribution
+    function, differentiated in df implicitly (dg/da = -(dF/da) / (dF/dg)).
 
-    Source: Kotz & Nadarajah 2004, eq. 1.1; Figurnov, Mohamed & Mnih 2018, eq. 5 (implicit reparameterisation).
+    Source: Kotz & Nadarajah 2004, eq. 1.1; Figurnov, Mohamed & Mnih 2018, eq. 5 (implicit
+    reparameterisation).
 
     Attributes:
         loc: `[d]`, the centre; the mean where df > 1.
-        shape: a square root of the scale matrix; the covariance is df / (df - 2) times its square where df > 2.
+        shape: a square root of the scale matrix; the covariance is df / (df - 2) times its square
+            where df > 2.
         log_df: log of the degrees of freedom.
     """
 
@@ -57,7 +63,8 @@ class StudentT(AbstractFamily):
     def __check_init__(self):
         if np.shape(self.loc) != (self.shape.dim,):
             raise ValueError(
-                f"StudentT: `loc` must have shape [{self.shape.dim}] as its `shape` has, got {np.shape(self.loc)}."
+                f"StudentT: `loc` must have shape [{self.shape.dim}] as its `shape` has, got"
+                f" {np.shape(self.loc)}."
             )
 
     @staticmethod
@@ -117,17 +124,24 @@ class StudentT(AbstractFamily):
         return StudentT(loc, self.shape.retract(step.shape), self.log_df + step.log_df)
 
     def monitored(self) -> tuple[Array, Array]:
-        """Centres and scales in units of the scales, and 1 / df in units of itself, or of 0.1 where it is smaller."""
+        """Centres and scales in units of the scales, and 1 / df in units of itself, or of 0.1 where
+        it is smaller.
+        """
         xp, sd = namespace(self.loc), self.shape.sd
         tail = xp.broadcast_to(xp.exp(-self.log_df), sd.shape)
         return xp.stack([self.loc, sd, tail]), xp.stack([sd, sd, xp.maximum(tail, 0.1)])
 
     def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """`n` draws in mirrored pairs, as far out as each other, and log densities; nothing to compile."""
+        """`n` draws in mirrored pairs, as far out as each other, and log densities.
+
+        Nothing to compile.
+        """
         q = self.on_host()
         half = -(-n // 2)
         normals = standard_normals(n, q.shape.noise_dim, key, "student")
-        uniform = host_rng(key, "student tails").permutation((np.arange(half) + host_rng(key, "strata").random(half)) / half)
+        uniform = host_rng(key, "student tails").permutation(
+            (np.arange(half) + host_rng(key, "strata").random(half)) / half
+        )
         reach = np.sqrt(q.df / scipy.stats.chi2.ppf(np.concatenate([uniform, uniform])[:n], q.df))
         delta = q.shape.displace(normals) * reach[:, None]
         return q.loc + delta, q._log_of(q.shape.quadratic(delta))
@@ -137,11 +151,14 @@ class StudentT(AbstractFamily):
         return q._log_of(q.shape.quadratic(z - q.loc))
 
     def _sample(self, key: jax.Array, x: PyTree = None) -> Any:
-        # JAX's own gamma draws are differentiated implicitly too; their rejections make them no smooth function of noise
+        # JAX's own gamma draws are differentiated implicitly too; their rejections make them no
+        # smooth function of noise
         normal, far = jr.split(key)
         half = 0.5 * jnp.exp(self.log_df)
         noise = jr.normal(normal, (self.shape.noise_dim,), self.dtype)
-        return self.loc + self.shape.displace(noise) * jnp.sqrt(half / jr.gamma(far, half, dtype=self.dtype))
+        return self.loc + self.shape.displace(noise) * jnp.sqrt(
+            half / jr.gamma(far, half, dtype=self.dtype)
+        )
 
     def _from_noise(self, noise: Array, x: PyTree = None) -> Array:
         half = 0.5 * jnp.exp(self.log_df)
@@ -159,16 +176,21 @@ class StudentT(AbstractFamily):
         xp, dim = namespace(self.log_df), self.dim
         gammaln = scipy.special.gammaln if xp is np else jsp.gammaln
         df = xp.exp(self.log_df)
-        constant = gammaln(0.5 * (df + dim)) - gammaln(0.5 * df) - 0.5 * dim * (self.log_df + math.log(math.pi))
+        constant = (
+            gammaln(0.5 * (df + dim))
+            - gammaln(0.5 * df)
+            - 0.5 * dim * (self.log_df + math.log(math.pi))
+        )
         return constant - self.shape.half_log_det()
 
 
 @jax.custom_jvp
 def gamma_of_normal(a: jax.Array, noise: jax.Array) -> jax.Array:
-    """The g with P(Gamma(a, 1) <= g) = Phi(noise): a gamma variate as a smooth function of a normal one.
+    """The g with P(Gamma(a, 1) <= g) = Phi(noise): a gamma variate as a smooth function of a normal
+    one.
 
-    By Newton steps in log g on the log of whichever tail is the smaller, so that both ends keep their digits, from
-    Wilson & Hilferty's cube; a step that leaves the bracket halves it instead.
+    By Newton steps in log g on the log of whichever tail is the smaller, so that both ends keep
+    their digits, from Wilson & Hilferty's cube; a step that leaves the bracket halves it instead.
     """
     lower = noise < 0
     log_tail = jsp.log_ndtr(-jnp.abs(noise))
@@ -179,17 +201,21 @@ def gamma_of_normal(a: jax.Array, noise: jax.Array) -> jax.Array:
         log_here = jnp.log(jnp.where(lower, jsp.gammainc(a, g), jsp.gammaincc(a, g)))
         below = jnp.where(lower, log_here < log_tail, log_here > log_tail)
         low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
-        slope = jnp.exp(a * middle - g - jsp.gammaln(a) - log_here)  # of the log tail in log g, up to its sign
+        # of the log tail in log g, up to its sign
+        slope = jnp.exp(a * middle - g - jsp.gammaln(a) - log_here)
         step = jnp.where(lower, -1.0, 1.0) * (log_here - log_tail) / slope
         new = middle + step
-        inside = (new >= low - _ROUNDING) & (new <= high + _ROUNDING)  # arrived, the step may cross an end by rounding
+        # arrived, the step may cross an end by rounding
+        inside = (new >= low - _ROUNDING) & (new <= high + _ROUNDING)
         return low, high, jnp.where(inside, new, 0.5 * (low + high))
 
     low = jnp.log(a) - _WIDEST / jnp.minimum(a, 1.0) + 0.0 * noise
     high = jnp.log(a) + jnp.log1p(20.0 / jnp.sqrt(a) + 60.0 / a) + 0.0 * noise
     cube = 1.0 - 1.0 / (9.0 * a) + noise / (3.0 * jnp.sqrt(a))
     small = (log_tail + jsp.gammaln(a + 1.0)) / a  # F(g) ~ g^a / Gamma(a + 1) far below the mean
-    start = jnp.where(lower & (cube < 0.3), small, jnp.log(a) + 3.0 * jnp.log(jnp.maximum(cube, 0.1)))
+    start = jnp.where(
+        lower & (cube < 0.3), small, jnp.log(a) + 3.0 * jnp.log(jnp.maximum(cube, 0.1))
+    )
     start = jnp.clip(start, low, high)
     return jnp.exp(jax.lax.fori_loop(0, _NEWTON_STEPS, refine, (low, high, start))[2])
 

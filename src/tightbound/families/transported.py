@@ -1,4 +1,7 @@
-"""A product of factors on their native values, seen from R^d: so that weights and certificates can judge it."""
+"""A product of factors on their native values, seen from R^d.
+
+So that weights and certificates can judge it.
+"""
 
 from typing import Any, ClassVar, Protocol
 

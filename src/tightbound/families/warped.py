@@ -21,10 +21,11 @@ class Warped(AbstractFamily):
 
         S(u) = sinh((arcsinh u + skew) / tail) - sinh(skew / tail).
 
-    skew > 0 leans to the right, tail < 1 makes tails heavier than a Gaussian's, tail > 1 lighter. skew = 0 and tail = 1 is
-    the Gaussian itself: `Warped.around(q)` starts there exactly, and m stays the median. The dependence between coordinates
-    is the Gaussian's (a Gaussian copula). For log scales of hierarchical models and volatilities, whose sd a Gaussian
-    underestimates. Not for funnels, where the scale of one coordinate depends on another (NestedGaussian), nor for several
+    skew > 0 leans to the right, tail < 1 makes tails heavier than a Gaussian's, tail > 1 lighter.
+    skew = 0 and tail = 1 is the Gaussian itself: `Warped.around(q)` starts there exactly, and m
+    stays the median. The dependence between coordinates is the Gaussian's (a Gaussian copula). For
+    log scales of hierarchical models and volatilities, whose sd a Gaussian underestimates. Not for
+    funnels, where the scale of one coordinate depends on another (NestedGaussian), nor for several
     modes.
 
     Source: Jones & Pewsey 2009, eq. 2.
@@ -43,7 +44,10 @@ class Warped(AbstractFamily):
         for name in ("skew", "log_tail"):
             if np.shape(getattr(self, name)) != (self.base.dim,):
                 shape = np.shape(getattr(self, name))
-                raise ValueError(f"Warped: `{name}` must have shape [{self.base.dim}] as the base has, got {shape}.")
+                raise ValueError(
+                    f"Warped: `{name}` must have shape [{self.base.dim}] as the base has, got"
+                    f" {shape}."
+                )
 
     @staticmethod
     def full(dim: int) -> "Warped":
@@ -69,11 +73,16 @@ class Warped(AbstractFamily):
         return self.base.noise_dim
 
     def penalty(self) -> Any:
-        """What a deterministic search is charged for the warp, lest it fit noise: (|skew|^2 + |log tail|^2) / 40, nats."""
+        """What a deterministic search is charged for the warp, lest it fit noise.
+
+        (|skew|^2 + |log tail|^2) / 40, nats.
+        """
         return 0.025 * ((self.skew**2).sum() + (self.log_tail**2).sum())
 
     def retract(self, step: "Warped") -> "Warped":
-        return Warped(self.base.retract(step.base), self.skew + step.skew, self.log_tail + step.log_tail)
+        return Warped(
+            self.base.retract(step.base), self.skew + step.skew, self.log_tail + step.log_tail
+        )
 
     def monitored(self) -> tuple[Array, Array]:
         """The base's means and sds in units of the sds, skews and log tails in units of 1."""

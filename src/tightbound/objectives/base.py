@@ -24,9 +24,10 @@ class Source(enum.Enum):
 class Draws(eqx.Module):
     """What a batch of K draws carries; an objective states which fields it needs.
 
-    Shapes: `log_p`, `log_q` `[K]` in nats; `score_p`, `score_q` `[K, dim]` are gradients in z. Fields that nobody
-    asked for are None. `log_weights` `[terms]` are those of a quadrature rule or of an enumeration, one per group of
-    draws, their exponentials summing to 1; None where all groups count alike.
+    Shapes: `log_p`, `log_q` `[K]` in nats; `score_p`, `score_q` `[K, dim]` are gradients in z.
+    Fields that nobody asked for are None. `log_weights` `[terms]` are those of a quadrature rule or
+    of an enumeration, one per group of draws, their exponentials summing to 1; None where all
+    groups count alike.
     """
 
     log_p: jax.Array | None
@@ -37,7 +38,11 @@ class Draws(eqx.Module):
 
     def average(self, terms: jax.Array) -> jax.Array:
         """The mean of one number per group of draws, `[terms]`, weighted where the draws are."""
-        return jnp.mean(terms) if self.log_weights is None else jnp.sum(jnp.exp(self.log_weights) * terms)
+        return (
+            jnp.mean(terms)
+            if self.log_weights is None
+            else jnp.sum(jnp.exp(self.log_weights) * terms)
+        )
 
     def log_average(self, log_terms: jax.Array) -> jax.Array:
         """The log of the average of exp(log_terms), safe for any finite input."""
@@ -54,10 +59,11 @@ class Draws(eqx.Module):
 
 @runtime_checkable
 class KnownGaussian(Protocol):
-    """A target whose density is exp(log_evidence) times a Gaussian's: what closed forms are taken against.
+    """A target whose density is exp(log_evidence) times a Gaussian's: what closed forms are taken
+    against.
 
-    `gaussian` is that normalised Gaussian (a tb.families.Gaussian); a target that merely knows its moments has no such
-    attribute.
+    `gaussian` is that normalised Gaussian (a tb.families.Gaussian); a target that merely knows its
+    moments has no such attribute.
     """
 
     @property
@@ -68,13 +74,16 @@ class KnownGaussian(Protocol):
 
 
 class AbstractObjective(eqx.Module):
-    """A measure of closeness between q and the target, as a loss over draws (smaller is better, in nats).
+    """A measure of closeness between q and the target, as a loss over draws (smaller is better, in
+    nats).
 
-    `drawn_from`: the distribution that the expectation is under. `needs`: the fields of Draws that `loss` reads.
-    `averages`: whether the loss of many draws is the average of the losses of their groups, hence an expectation that
-    can be estimated without bias; where it is a function of averages (a logarithm, a ratio) it has a bias of order 1/K.
+    `drawn_from`: the distribution that the expectation is under. `needs`: the fields of Draws that
+    `loss` reads. `averages`: whether the loss of many draws is the average of the losses of their
+    groups, hence an expectation that can be estimated without bias; where it is a function of
+    averages (a logarithm, a ratio) it has a bias of order 1/K.
 
-    Adding c to log_q moves `loss` by a fixed multiple of c: 1 for bounds on the evidence, 0 for what is free of scale.
+    Adding c to log_q moves `loss` by a fixed multiple of c: 1 for bounds on the evidence, 0 for
+    what is free of scale.
     """
 
     drawn_from: eqx.AbstractClassVar[Source]
@@ -83,15 +92,22 @@ class AbstractObjective(eqx.Module):
 
     @property
     def group(self) -> int:
-        """How many draws one term of the loss is a function of; the number of draws is a multiple of it."""
+        """How many draws one term of the loss is a function of.
+
+        The number of draws is a multiple of it.
+        """
         return 1
 
     @abc.abstractmethod
     def loss(self, draws: Draws) -> jax.Array:
-        """The loss estimated from K draws: a scalar in nats, differentiable in everything that `draws` holds."""
+        """The loss estimated from K draws.
+
+        A scalar in nats, differentiable in everything that `draws` holds.
+        """
 
     def exact(self, target: AbstractTarget, q: AbstractFamily) -> Nats | None:
-        """The loss without Monte Carlo error where it has a closed form (Gaussian q and target), else None.
+        """The loss without Monte Carlo error where it has a closed form (Gaussian q and target),
+        else None.
 
         This is the oracle that the batteries test estimators against.
         """

@@ -12,11 +12,14 @@ from .base import AbstractObjective, Draws, KnownGaussian, Source
 
 
 class Fisher(AbstractObjective):
-    """loss = E_q |grad log p - grad log q|^2, zero where q is the posterior; in units of 1 / z^2, not nats.
+    """loss = E_q |grad log p - grad log q|^2, zero where q is the posterior.
 
-    It compares slopes and not masses, so it is blind to the weights of separated modes, and it depends on the units of
-    the coordinates: scale them alike. Gradients in q need second derivatives of log p. For a Gaussian q
-    `tb.solvers.BatchAndMatch` minimises its affine-invariant form in closed form.
+    In units of 1 / z^2, not nats.
+
+    It compares slopes and not masses, so it is blind to the weights of separated modes, and it
+    depends on the units of the coordinates: scale them alike. Gradients in q need second
+    derivatives of log p. For a Gaussian q `tb.solvers.BatchAndMatch` minimises its affine-invariant
+    form in closed form.
 
     Source: Hyvärinen 2005, eq. 2 (with the expectation under q); Cai et al. 2024, eq. 1.
     """

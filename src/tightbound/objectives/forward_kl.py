@@ -12,12 +12,13 @@ from .base import AbstractObjective, Draws, Source
 class ForwardKL(AbstractObjective):
     """E_p(x) KL(p(z | x) || q(z | x)), up to the posterior's mean entropy: -E_p(z,x) log q(z | x).
 
-    Minimised by simulations alone: no likelihood, no prior density, no reparameterisation, and nuisance unknowns drop out.
-    It covers mass where the ELBO seeks a mode. If -log q is convex in what the network returns (the convex tier of
-    `tb.families.heads`), the objective is convex in the network's function, and wide networks reach its minimum from any
-    start (`docs/forward-kl.md`, with the conditions). The price is the average over p(x): at one observed x the answer is
-    only as good as the network and the simulations around it. Also known as neural posterior estimation (NPE), or the sleep
-    phase of wake-sleep.
+    Minimised by simulations alone: no likelihood, no prior density, no reparameterisation, and
+    nuisance unknowns drop out. It covers mass where the ELBO seeks a mode. If -log q is convex in
+    what the network returns (the convex tier of `tb.amortised.heads`), the objective is convex in
+    the network's function, and wide networks reach its minimum from any start
+    (`docs/forward-kl.md`, with the conditions). The price is the average over p(x): at one observed
+    x the answer is only as good as the network and the simulations around it. Also known as neural
+    posterior estimation (NPE), or the sleep phase of wake-sleep.
 
     Source: McNamara, Loper & Regier 2024, equation 2.
     """
@@ -30,11 +31,13 @@ class ForwardKL(AbstractObjective):
 
 
 class SoftmaxWeighted(AbstractObjective):
-    """-sum_k w_k log(p/q)_k, w = softmax(log p/q) over K draws, the gradient also through w. Not a bound: a competitor only.
+    """-sum_k w_k log(p/q)_k, w = softmax(log p/q) over K draws, the gradient also through w.
 
-    What the public code of McNamara, Loper & Regier 2024 calls the ELBO. For K = 1 it is the ELBO. As K grows it tends to
-    -log Z - KL(p || q), which is *smaller* for a worse q, so its minimum is not the posterior. Built to run the published
-    comparison as it was run; use ELBO or IWELBO.
+    Not a bound: a competitor only.
+
+    What the public code of McNamara, Loper & Regier 2024 calls the ELBO. For K = 1 it is the ELBO.
+    As K grows it tends to -log Z - KL(p || q), which is *smaller* for a worse q, so its minimum is
+    not the posterior. Built to run the published comparison as it was run; use ELBO or IWELBO.
 
     Attributes:
         k: draws per term.

@@ -12,13 +12,16 @@ from .base import AbstractObjective, Draws, KnownGaussian, Source
 
 
 class WakePhase(AbstractObjective):
-    """The forward KL for one data set: loss = E_p[log w] = log Z + KL(posterior || q), nats, w = p / q, from draws of q.
+    """The forward KL for one data set: loss = E_p[log w] = log Z + KL(posterior || q), nats, w = p
+    / q, from draws of q.
 
-    Expectations under the posterior are self-normalised importance sums, loss = sum of w_i log w_i / sum of w_i, so the loss
-    and its gradients have a bias of order 1/K; it is an upper bound on the evidence in the limit only. With
-    `Score(n, baseline="none")` the gradient is -sum (w_i / sum w - 1/n) grad log q(z_i): the wake phase of reweighted
-    wake-sleep, less its mean. Its optimum matches the posterior's moments where q is an exponential family. Not where q
-    is far off: a few weights then decide (start from an ELBO fit). ForwardKL is the amortised one, from draws of the model.
+    Expectations under the posterior are self-normalised importance sums, loss = sum of w_i log w_i
+    / sum of w_i, so the loss and its gradients have a bias of order 1/K; it is an upper bound on
+    the evidence in the limit only. With `Score(n, baseline="none")` the gradient is -sum (w_i / sum
+    w - 1/n) grad log q(z_i): the wake phase of reweighted wake-sleep, less its mean. Its optimum
+    matches the posterior's moments where q is an exponential family. Not where q is far off: a few
+    weights then decide (start from an ELBO fit). ForwardKL is the amortised one, from draws of the
+    model.
 
     Source: Bornschein & Bengio 2015, eq. 10; Naesseth, Lindsten & Blei 2020, eq. 3.
     """

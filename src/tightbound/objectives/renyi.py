@@ -15,17 +15,20 @@ from .classic import grouped
 
 
 class Renyi(AbstractObjective):
-    """The variational Renyi bound: loss = -(1 - alpha)^-1 log E_q[w^(1 - alpha)] = D_alpha(q || posterior) - log Z, nats.
+    """The variational Renyi bound: loss = -(1 - alpha)^-1 log E_q[w^(1 - alpha)] = D_alpha(q ||
+    posterior) - log Z, nats.
 
-    w = p / q. It falls from log Z at alpha = 0 through the ELBO (alpha -> 1) and below: small alpha covers mass, large alpha
-    seeks the mode. The logarithm stands outside the average, so the loss of K draws, and its gradient, have a bias of
-    order 1/K towards the ELBO: use many draws, or VRIWAE, which is an expectation for any number. Not for high dimension
-    with alpha far from 1: few weights then decide everything.
+    w = p / q. It falls from log Z at alpha = 0 through the ELBO (alpha -> 1) and below: small alpha
+    covers mass, large alpha seeks the mode. The logarithm stands outside the average, so the loss
+    of K draws, and its gradient, have a bias of order 1/K towards the ELBO: use many draws, or
+    VRIWAE, which is an expectation for any number. Not for high dimension with alpha far from 1:
+    few weights then decide everything.
 
     Source: Li & Turner 2016, eqs. 6 and 8.
 
     Attributes:
-        alpha: positive and not 1, where it would be the ELBO; negative orders give upper bounds, see ChiUpper.
+        alpha: positive and not 1, where it would be the ELBO; negative orders give upper bounds,
+            see ChiUpper.
     """
 
     alpha: float = eqx.field(static=True)
@@ -49,9 +52,10 @@ class Renyi(AbstractObjective):
 class VRIWAE(AbstractObjective):
     """The Renyi bound of k draws: loss = -(1 - alpha)^-1 E log (1/k) sum of w_i^(1 - alpha), nats.
 
-    An expectation over groups of k draws, hence with unbiased gradients. alpha = 0 is IWELBO(k), alpha -> 1 or k = 1 the
-    ELBO, k -> inf the Renyi bound; in between alpha trades the bound's tightness for less noise in its gradient. Never
-    above the evidence. Not a divergence at finite k: its optimum moves with k.
+    An expectation over groups of k draws, hence with unbiased gradients. alpha = 0 is IWELBO(k),
+    alpha -> 1 or k = 1 the ELBO, k -> inf the Renyi bound; in between alpha trades the bound's
+    tightness for less noise in its gradient. Never above the evidence. Not a divergence at finite
+    k: its optimum moves with k.
 
     Source: Daudel, Benton, Shi & Doucet 2023, eq. 5.
 
@@ -66,7 +70,9 @@ class VRIWAE(AbstractObjective):
 
     def __check_init__(self):
         if not 0 <= self.alpha < 1:
-            raise ValueError(f"VRIWAE: `alpha` must lie in [0, 1), got {self.alpha}; alpha = 1 is ELBO().")
+            raise ValueError(
+                f"VRIWAE: `alpha` must lie in [0, 1), got {self.alpha}; alpha = 1 is ELBO()."
+            )
         if self.k < 1:
             raise ValueError(f"VRIWAE: `k` must be at least 1, got {self.k}.")
 
@@ -81,12 +87,13 @@ class VRIWAE(AbstractObjective):
 
 
 class ChiUpper(AbstractObjective):
-    """The chi upper bound on the evidence: loss = (1 / order) log E_q[w^order] >= log Z, nats, w = p / q.
+    """The chi upper bound on the evidence: loss = (1 / order) log E_q[w^order] >= log Z, nats, w =
+    p / q.
 
-    With an ELBO it brackets log Z; minimised, it makes a q that is wide enough to be an importance sampler. The bound
-    holds for the expectation: estimated from K draws it lies too low, by much where q is narrower than p (for a Gaussian
-    it is infinite when order / var_p <= (order - 1) / var_q), and only many draws of a wide q show a true one. Not for
-    high dimension.
+    With an ELBO it brackets log Z; minimised, it makes a q that is wide enough to be an importance
+    sampler. The bound holds for the expectation: estimated from K draws it lies too low, by much
+    where q is narrower than p (for a Gaussian it is infinite when order / var_p <= (order - 1) /
+    var_q), and only many draws of a wide q show a true one. Not for high dimension.
 
     Source: Dieng, Tran, Ranganath, Paisley & Blei 2017, eq. 4 (CUBO).
 
@@ -100,7 +107,9 @@ class ChiUpper(AbstractObjective):
 
     def __check_init__(self):
         if not self.order > 1:
-            raise ValueError(f"ChiUpper: `order` must be above 1 for an upper bound, got {self.order}.")
+            raise ValueError(
+                f"ChiUpper: `order` must be above 1 for an upper bound, got {self.order}."
+            )
 
     def loss(self, draws: Draws) -> jax.Array:
         return draws.log_average(self.order * draws.log_w) / self.order
@@ -112,7 +121,9 @@ class ChiUpper(AbstractObjective):
 
 
 def log_power_integral(p: Gaussian, q: Gaussian, power: float) -> Any:
-    """log of the integral of p^a q^(1 - a), a = `power`, for normalised Gaussians: nats; infinite where it diverges.
+    """log of the integral of p^a q^(1 - a), a = `power`, for normalised Gaussians: nats.
+
+    Infinite where it diverges.
 
     With P, Q their precisions, L = a P + (1 - a) Q and d the difference of the means,
     (a log|P| + (1 - a) log|Q| - log|L| - a (1 - a) d' P L^-1 Q d) / 2.
@@ -123,15 +134,22 @@ def log_power_integral(p: Gaussian, q: Gaussian, power: float) -> Any:
     mixed, shift = power * first + (1 - power) * second, p.mean - q.mean
     log_dets = [jnp.linalg.slogdet(matrix)[1] for matrix in (first, second, mixed)]
     pull = (first @ shift) @ jnp.linalg.solve(mixed, second @ shift)
-    value = 0.5 * (power * log_dets[0] + (1 - power) * log_dets[1] - log_dets[2] - power * (1 - power) * pull)
+    value = 0.5 * (
+        power * log_dets[0] + (1 - power) * log_dets[1] - log_dets[2] - power * (1 - power) * pull
+    )
     return jnp.where(jnp.linalg.eigvalsh(mixed)[0] > 0, value, jnp.inf)
 
 
 def _check_alpha(name: str, alpha: float) -> None:
     if not alpha > 0:
-        raise ValueError(f"{name}: `alpha` must be positive, got {alpha}; for an upper bound use ChiUpper(order=1 - alpha).")
+        raise ValueError(
+            f"{name}: `alpha` must be positive, got {alpha}; for an upper bound use"
+            " ChiUpper(order=1 - alpha)."
+        )
     if alpha == 1:
-        raise ValueError(f"{name}: `alpha` = 1 is the limit in which the bound is the ELBO; use ELBO().")
+        raise ValueError(
+            f"{name}: `alpha` = 1 is the limit in which the bound is the ELBO; use ELBO()."
+        )
 
 
 __all__ = ["VRIWAE", "ChiUpper", "Renyi", "log_power_integral"]

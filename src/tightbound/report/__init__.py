@@ -1,4 +1,7 @@
-"""`fit.report(path)`: a fit and its certificate as one HTML page that needs nothing else, on line or off."""
+"""`fit.report(path)`.
+
+A fit and its certificate as one HTML page that needs nothing else, on line or off.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ from .page import render
 def write(fit: Any, path: Any, *, title: str | None = None) -> Path:
     """Write the report of `fit` to `path`; returns the path.
 
-    The page holds the verdict in plain words, the findings, the summary table, the way of the objective, the marginals of
-    q against the corrected draws, the pairs of the values that the weights move most, the tail of the importance weights,
-    and how it was run. Its draws follow from the fit's key: the same fit gives the same page. Cost: some 4,000 evaluations
-    of the log density.
+    The page holds the verdict in plain words, the findings, the summary table, the way of the
+    objective, the marginals of q against the corrected draws, the pairs of the values that the
+    weights move most, the tail of the importance weights, and how it was run. Its draws follow from
+    the fit's key: the same fit gives the same page. Cost: some 4,000 evaluations of the log
+    density.
 
     Arguments:
         fit: what `tb.fit` returned.

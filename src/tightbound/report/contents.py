@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from .._types import Estimate
-from ..certify.base import Certificate
-from ..certify.check import fresh_sample
+from ..certify.certificate import fresh_sample
 from ..certify.corrections import MomentTable, value_table
 from ..certify.draws import FreshDraws
+from ..certify.finding import Certificate
 from ..loop import Trace
 from ..summary import weights_usable
 
@@ -24,7 +24,8 @@ class Contents:
         summary: what `fit.summary()` returns (a pandas.DataFrame).
         names: of the user's values, P of them.
         values: `[S, P]`, at fresh draws of q.
-        weights: `[S]`, smoothed importance weights (they sum to 1), or None where they repair less than they break.
+        weights: `[S]`, smoothed importance weights (they sum to 1), or None where they repair less
+            than they break.
         worst: indices of the values, those first that the weights move most.
         draws: the draws themselves, for the weights.
         facts: (what, value) of how the fit was run.
@@ -62,14 +63,27 @@ def gather(fit: Any) -> Contents:
         worst = worst_first(value_table(draws))
     weights = draws.smoothed.weights if weights_usable(draws) else None
     return Contents(
-        certificate, summary, names, values, weights, worst, draws, fit.trace, certificate.elbo, str(fit.result), facts(fit)
+        certificate,
+        summary,
+        names,
+        values,
+        weights,
+        worst,
+        draws,
+        fit.trace,
+        certificate.elbo,
+        str(fit.result),
+        facts(fit),
     )
 
 
 def worst_first(table: MomentTable) -> np.ndarray:
-    """Indices of the values by what the finding `moments` judges; in their own order where no eye sees a difference.
+    """Indices of the values by what the finding `moments` judges.
 
-    The size is the correction of the mean in posterior sds, or of the log sd, less two standard errors.
+    In their own order where no eye sees a difference.
+
+    The size is the correction of the mean in posterior sds, or of the log sd, less two standard
+    errors.
     """
     shift = np.abs(table.shift) - 2.0 * table.shift_stderr
     ratio = np.abs(table.log_sd_ratio) - 2.0 * table.log_sd_stderr
@@ -87,7 +101,10 @@ def facts(fit: Any) -> tuple[tuple[str, str], ...]:
         ("Target", f"{type(fit.target).__name__} with {fit.q.dim:,} unconstrained coordinates"),
         ("Approximation", family),
         ("Steps", f"{fit.steps:,}"),
-        ("Gradients", f"{fit.evaluations:,} for the fit, {certificate.evaluations:,} for the checks"),
+        (
+            "Gradients",
+            f"{fit.evaluations:,} for the fit, {certificate.evaluations:,} for the checks",
+        ),
         ("Time", f"{fit.seconds:.2f} s for the fit, {certificate.seconds:.2f} s for the checks"),
         ("Key", ", ".join(map(str, fit.key))),
         ("Versions", versions()),
@@ -99,7 +116,9 @@ def facts(fit: Any) -> tuple[tuple[str, str], ...]:
 def versions() -> str:
     """Of what the numbers depend on."""
     names = ("tightbound", "jax", "numpy", "scipy")
-    return ", ".join([f"{name} {_version(name)}" for name in names] + [f"Python {platform.python_version()}"])
+    return ", ".join(
+        [f"{name} {_version(name)}" for name in names] + [f"Python {platform.python_version()}"]
+    )
 
 
 def _version(package: str) -> str:

@@ -11,7 +11,10 @@ from .plots import CORRECTED, STYLE, Figure, Q, matplotlib
 
 
 def variance_and_cost(comparison: Any, path: Any) -> Path:
-    """Write the picture to `path`: a row for each estimator, with two standard errors; the colour tells a bias."""
+    """Write the picture to `path`: a row for each estimator, with two standard errors.
+
+    The colour tells a bias.
+    """
     table = comparison.table
     cost, product = table[comparison.cost].to_numpy(), table["variance x cost"].to_numpy()
     error, places = 2 * table["stderr"].to_numpy() * cost, np.arange(len(table), dtype=float)
@@ -28,16 +31,41 @@ def variance_and_cost(comparison: Any, path: Any) -> Path:
             label = "unbiased" if bias == "none" else "bias of order 1/n"
             if mine.any():
                 spread = [low[shown], error[shown]]
-                axes.errorbar(product[shown], places[shown], xerr=spread, fmt="o", color=colour, ms=5, lw=1.3, label=label)
-                axes.plot(np.full((mine & ~noisy).sum(), edge), places[mine & ~noisy], "<", color=colour, ms=6)
+                axes.errorbar(
+                    product[shown],
+                    places[shown],
+                    xerr=spread,
+                    fmt="o",
+                    color=colour,
+                    ms=5,
+                    lw=1.3,
+                    label=label,
+                )
+                axes.plot(
+                    np.full((mine & ~noisy).sum(), edge),
+                    places[mine & ~noisy],
+                    "<",
+                    color=colour,
+                    ms=6,
+                )
         for place, exact in zip(places, ~noisy, strict=True):
             if exact:
-                axes.annotate("no noise", (edge, place), xytext=(8, -3), textcoords="offset points", fontsize=8)
+                axes.annotate(
+                    "no noise",
+                    (edge, place),
+                    xytext=(8, -3),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
         unit = "s" if comparison.cost == "seconds" else ""
-        names = [f"{name}  ({used:.3g}{unit})" for name, used in zip(table.index, cost, strict=True)]
+        names = [
+            f"{name}  ({used:.3g}{unit})" for name, used in zip(table.index, cost, strict=True)
+        ]
         axes.set_yticks(places, names, parse_math=False)
         axes.set_ylim(len(table) - 0.5, -0.5)
-        axes.set_xlabel(f"variance x {comparison.cost} (in brackets, per gradient), in q's own scale")
+        axes.set_xlabel(
+            f"variance x {comparison.cost} (in brackets, per gradient), in q's own scale"
+        )
         figure.legend(loc="outside upper left", ncols=2)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -9,25 +9,42 @@ import numpy as np
 from ..storage import write_whole
 from .plots import STYLE, Figure, _short, matplotlib
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+# Okabe and Ito
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "osD^v<>"  # colours come round again after seven fits, marks tell in grey too
 
 
 def intervals(comparison: Any, path: Any, most: int = 24) -> Path:
-    """Write the picture to `path`; each value is centred and scaled by its mean and sd under the first fit."""
+    """Write the picture to `path`.
+
+    Each value is centred and scaled by its mean and sd under the first fit.
+    """
     moments = comparison.moments.iloc[:most]
     fits = list(dict.fromkeys(moments.columns.get_level_values(0)))
     centre, unit = (moments[(fits[0], what)].to_numpy() for what in ("mean", "sd"))
     unit = np.where(unit > 0, unit, 1.0)
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(7.5, 1.2 + 0.11 * len(moments) * (len(fits) + 1.5)), layout="constrained")
+        figure = Figure(
+            figsize=(7.5, 1.2 + 0.11 * len(moments) * (len(fits) + 1.5)), layout="constrained"
+        )
         axes = figure.add_subplot()
         places = np.arange(len(moments), dtype=float)
         for i, name in enumerate(fits):
             mean, sd = (moments[(name, what)].to_numpy() for what in ("mean", "sd"))
             shift = 0.7 * ((i + 0.5) / len(fits) - 0.5)
-            look = {"fmt": _MARKS[i % len(_MARKS)], "color": _COLOURS[i % len(_COLOURS)], "ms": 4, "lw": 1.4}
-            axes.errorbar((mean - centre) / unit, places + shift, xerr=2 * sd / unit, label=_short(name, 40), **look)
+            look = {
+                "fmt": _MARKS[i % len(_MARKS)],
+                "color": _COLOURS[i % len(_COLOURS)],
+                "ms": 4,
+                "lw": 1.4,
+            }
+            axes.errorbar(
+                (mean - centre) / unit,
+                places + shift,
+                xerr=2 * sd / unit,
+                label=_short(name, 40),
+                **look,
+            )
         axes.set_yticks(places, [_short(str(name)) for name in moments.index], parse_math=False)
         axes.set_ylim(len(moments) - 0.5, -0.5)
         axes.set_xlabel(f"mean ± 2 sd, in sds of {fits[0]}, from its mean", parse_math=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..certify.base import Certificate, Finding, Verdict
+from ..certify.finding import Certificate, Finding, Verdict
 from ..certify.psis import khat_threshold
 from .contents import Contents, Picture
 from .style import CSS
@@ -34,15 +34,21 @@ def render(contents: Contents, pictures: Mapping[str, Picture], title: str) -> s
         _summary(contents),
         *(_figure(name, pictures[name]) for name in ("marginals", "pairs") if name in pictures),
         _findings(contents.certificate),
-        _side_by_side([_figure(name, pictures[name]) for name in ("weights", "path") if name in pictures]),
+        _side_by_side(
+            [_figure(name, pictures[name]) for name in ("weights", "path") if name in pictures]
+        ),
         _facts(contents.facts),
     ]
     head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{text(title)}: {verdict}</title><style>{CSS}</style>"
+        '<meta charset="utf-8"><meta http-equiv="Content-Security-Policy"'
+        f' content="{_POLICY}"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1"><link rel="icon" href="data:,"><title>{text(title)}:'
+        f" {verdict}</title><style>{CSS}</style>"
     )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{"".join(body)}\n</main></body></html>\n'
+    return (
+        "<!doctype html>\n<html"
+        f' lang="en"><head>{head}</head>\n<body><main>\n{"".join(body)}\n</main></body></html>\n'
+    )
 
 
 def text(value: Any) -> str:
@@ -73,19 +79,29 @@ def decimals(values: Iterable[float], sd: float) -> list[str]:
         return [number(value) for value in values]
     places = int(np.clip(2 - np.floor(np.log10(sd)), 0, 7))
     # adding zero turns -0.0, which rounding makes of -1e-17, into 0.0
-    return [f"{round(v, places) + 0.0:,.{places}f}".replace("-", "−") if np.isfinite(v) else number(v) for v in values]
+    return [
+        f"{round(v, places) + 0.0:,.{places}f}".replace("-", "−") if np.isfinite(v) else number(v)
+        for v in values
+    ]
 
 
 def _verdict(certificate: Certificate) -> str:
     """What `certificate.explain()` says, with its dashes as a list."""
     first, *rest = certificate.explain().splitlines()
     meaning = first.partition(":")[2].strip() or first
-    items = "".join(f"<li>{prose(line.strip()[2:])}</li>" for line in rest if line.strip().startswith("- "))
-    others = "".join(f"<p>{prose(line.strip())}</p>" for line in rest if not line.strip().startswith("- "))
+    items = "".join(
+        f"<li>{prose(line.strip()[2:])}</li>" for line in rest if line.strip().startswith("- ")
+    )
+    others = "".join(
+        f"<p>{prose(line.strip())}</p>" for line in rest if not line.strip().startswith("- ")
+    )
     verdict = certificate.verdict
     badge = f'<span class="badge">{_SIGNS[verdict]} {verdict.upper()}</span>'
     listed = f"<ul>{items}</ul>" if items else ""
-    return f'<section class="verdict {verdict}"><h2>{badge} {prose(meaning)}</h2>{listed}{others}</section>'
+    return (
+        f'<section class="verdict {verdict}"><h2>{badge}'
+        f" {prose(meaning)}</h2>{listed}{others}</section>"
+    )
 
 
 def _tiles(contents: Contents) -> str:
@@ -98,7 +114,11 @@ def _tiles(contents: Contents) -> str:
         decimals([contents.elbo.value], 10 * max(contents.elbo.stderr, 1e-3)),
     )
     tiles = [
-        ("k-hat", decimals([certificate.khat], 1.0)[0], f"weights can be trusted below {khat_threshold(count):.2g}"),
+        (
+            "k-hat",
+            decimals([certificate.khat], 1.0)[0],
+            f"weights can be trusted below {khat_threshold(count):.2g}",
+        ),
         ("Effective draws", f"{smoothed.ess:,.0f}", f"of {count:,} drawn from q"),
         ("ELBO", elbo[0], f"± {number(contents.elbo.stderr, 2)} nats"),
         ("Log evidence", f"≥ {bounds[0]}", f"and ≤ {bounds[1]} nats"),
@@ -107,17 +127,27 @@ def _tiles(contents: Contents) -> str:
 
 
 def _chain_tiles(certificate: Certificate) -> list[tuple[str, str, str]]:
-    """What there is to say of a sampler's draws: they have no weights, no ELBO and no bounds on the evidence."""
+    """What there is to say of a sampler's draws.
+
+    They have no weights, no ELBO and no bounds on the evidence.
+    """
     mixing, effective, runaway = (certificate[name] for name in ("rhat", "ess", "divergences"))
     return [
         ("R-hat", f"{mixing.value:.3f}", f"the largest; chains agree below {mixing.threshold:.2f}"),
-        ("Effective draws", f"{effective.value:,.0f}", f"the fewest of any value; {effective.threshold:,.0f} are enough"),
+        (
+            "Effective draws",
+            f"{effective.value:,.0f}",
+            f"the fewest of any value; {effective.threshold:,.0f} are enough",
+        ),
         ("Divergences", f"{runaway.value:,.0f}", "transitions that ran away"),
     ]
 
 
 def _cells(tiles: list[tuple[str, str, str]]) -> str:
-    cells = "".join(f"<div><dt>{text(a)}</dt><dd>{text(b)}<small>{text(c)}</small></dd></div>" for a, b, c in tiles)
+    cells = "".join(
+        f"<div><dt>{text(a)}</dt><dd>{text(b)}<small>{text(c)}</small></dd></div>"
+        for a, b, c in tiles
+    )
     return f'<dl class="tiles">{cells}</dl>'
 
 
@@ -125,8 +155,8 @@ def _summary(contents: Contents) -> str:
     table = contents.summary
     columns = [name for name in table.columns if name != "draws"]
     note = (
-        "Moments and quantiles of each value. A row is <em>corrected</em> by the importance weights where the correction "
-        "exceeds its own Monte Carlo error, and is that of q elsewhere."
+        "Moments and quantiles of each value. A row is <em>corrected</em> by the importance weights"
+        " where the correction exceeds its own Monte Carlo error, and is that of q elsewhere."
     )
     if len(table) > _ROWS:
         keep = sorted(contents.worst[:_ROWS])
@@ -140,48 +170,73 @@ def _summary(contents: Contents) -> str:
 
 
 def _table(name: str, head: str, rows: str) -> str:
-    return f'<div class="scroll"><table id="{name}"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return (
+        '<div class="scroll"><table'
+        f' id="{name}"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _summary_row(name: str, row: Any, columns: list[str]) -> str:
-    cells = "".join(f'<td class="number">{value}</td>' for value in decimals((row[c] for c in columns), float(row["sd"])))
+    cells = "".join(
+        f'<td class="number">{value}</td>'
+        for value in decimals((row[c] for c in columns), float(row["sd"]))
+    )
     kind = str(row["draws"])
-    return f'<tr><th scope="row"><code>{text(name)}</code></th>{cells}<td class="{text(kind)}">{text(kind)}</td></tr>'
+    return (
+        f'<tr><th scope="row"><code>{text(name)}</code></th>{cells}<td'
+        f' class="{text(kind)}">{text(kind)}</td></tr>'
+    )
 
 
 def _findings(certificate: Certificate) -> str:
-    columns = {"finding": "", "verdict": "", "value": "number", "s.e.": "number", "threshold": "number", "why": ""}
+    columns = {
+        "finding": "",
+        "verdict": "",
+        "value": "number",
+        "s.e.": "number",
+        "threshold": "number",
+        "why": "",
+    }
     head = "".join(f'<th scope="col" class="{css}">{name}</th>' for name, css in columns.items())
     rows = "".join(_finding_row(finding) for finding in certificate.findings)
     note = (
-        "Each check of the fit: its number, the standard error of that number, and where it passes. The worst of them is "
-        "the verdict. No check can see a mode that neither a draw nor a search has reached."
+        "Each check of the fit: its number, the standard error of that number, and where it passes."
+        " The worst of them is the verdict. No check can see a mode that neither a draw nor a"
+        " search has reached."
     )
     return f"<section><h2>Findings</h2><p>{note}</p>{_table('findings', f'<tr>{head}</tr>', rows)}</section>"
 
 
 def _finding_row(finding: Finding) -> str:
     threshold = "" if finding.threshold is None else number(finding.threshold, 3)
-    where = "".join(f" <code>{text(name.strip('`'))}</code>" for name in finding.where) if _adds(finding) else ""
+    where = (
+        "".join(f" <code>{text(name.strip('`'))}</code>" for name in finding.where)
+        if _adds(finding)
+        else ""
+    )
     return (
-        f'<tr><th scope="row">{text(finding.name)}</th>'
-        f'<td><span class="badge {finding.verdict}">{_SIGNS[finding.verdict]} {finding.verdict}</span></td>'
-        f'<td class="number">{number(finding.value, 3)}</td><td class="number">{number(finding.stderr, 2)}</td>'
-        f'<td class="number">{threshold}</td>'
-        f'<td>{prose(finding.why)}{where} <span class="source">{text(finding.source)}</span></td></tr>'
+        f'<tr><th scope="row">{text(finding.name)}</th><td><span class="badge'
+        f' {finding.verdict}">{_SIGNS[finding.verdict]} {finding.verdict}</span></td><td'
+        f' class="number">{number(finding.value, 3)}</td><td'
+        f' class="number">{number(finding.stderr, 2)}</td><td'
+        f' class="number">{threshold}</td><td>{prose(finding.why)}{where} <span'
+        f' class="source">{text(finding.source)}</span></td></tr>'
     )
 
 
 def _adds(finding: Finding) -> bool:
     """Whether the names that a finding points at say more than its sentence does."""
-    return finding.verdict is not Verdict.PASS and any(name.strip("`") not in finding.why for name in finding.where)
+    return finding.verdict is not Verdict.PASS and any(
+        name.strip("`") not in finding.why for name in finding.where
+    )
 
 
 def _figure(name: str, picture: Picture) -> str:
     narrow = ' class="narrow"' if name == "pairs" else ""
     return (
-        f'<section id="{name}"><figure><h2>{_HEADINGS[name]}</h2><figcaption>{text(picture.caption)}</figcaption>'
-        f'<img{narrow} src="{picture.uri}" alt="{text(picture.alt)}"></figure></section>'
+        "<section"
+        f' id="{name}"><figure><h2>{_HEADINGS[name]}</h2><figcaption>{text(picture.caption)}</figcaption><img{narrow}'
+        f' src="{picture.uri}" alt="{text(picture.alt)}"></figure></section>'
     )
 
 

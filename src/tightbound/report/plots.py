@@ -1,4 +1,7 @@
-"""The report's pictures, as data URIs. The only file that imports matplotlib; no global state of it is touched."""
+"""The report's pictures, as data URIs. The only file that imports matplotlib.
+
+No global state of it is touched.
+"""
 
 import base64
 import io
@@ -51,8 +54,13 @@ def plots_of(contents: Contents) -> dict[str, Picture]:
     """The pictures by name, in the order of the page; one that would show nothing is left out."""
     makers = {"marginals": marginals, "pairs": pairs, "weights": weight_tail, "path": path}
     made = {}
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a user's name in a script the font lacks
+    with (
+        matplotlib.style.context(["default", STYLE]),
+        warnings.catch_warnings(),
+        np.errstate(all="ignore"),
+    ):
+        # a user's name in a script the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         for name, make in makers.items():
             picture = make(contents)
             if picture is not None:
@@ -74,10 +82,16 @@ def marginals(contents: Contents) -> Picture | None:
         _marginal(axes, contents.values[:, j], contents.weights)
         axes.set_title(_short(contents.names[j]), parse_math=False)
     _legend(figure, contents)
-    of = "all" if len(shown) == len(contents.names) else f"the {len(shown)} of {len(contents.names):,}"
+    of = (
+        "all"
+        if len(shown) == len(contents.names)
+        else f"the {len(shown)} of {len(contents.names):,}"
+    )
     moved = " that the importance weights move most" if of != "all" else ""
     caption = f"Marginals of {of} values{moved}, the largest correction first. {_colours(contents)}"
-    return Picture(_svg(figure), f"Histograms of {', '.join(contents.names[j] for j in shown)}.", caption)
+    return Picture(
+        _svg(figure), f"Histograms of {', '.join(contents.names[j] for j in shown)}.", caption
+    )
 
 
 def pairs(contents: Contents) -> Picture | None:
@@ -98,11 +112,15 @@ def pairs(contents: Contents) -> Picture | None:
             axes.set_ylabel(_short(contents.names[j]) if column == 0 else "", parse_math=False)
     _legend(figure, contents)
     caption = f"Pairs of the values that the importance weights move most. {_colours(contents)}"
-    return Picture(_png(figure), f"Scatter plots of {', '.join(contents.names[j] for j in shown)}.", caption)
+    return Picture(
+        _png(figure), f"Scatter plots of {', '.join(contents.names[j] for j in shown)}.", caption
+    )
 
 
 def weight_tail(contents: Contents) -> Picture | None:
-    """Sorted importance ratios on log-log axes, the fitted Pareto tail, and the steepest tail that passes."""
+    """Sorted importance ratios on log-log axes, the fitted Pareto tail, and the steepest tail that
+    passes.
+    """
     log_w, smoothed = contents.draws.log_w, contents.draws.smoothed
     finite = np.isfinite(log_w)
     if finite.sum() < 10:
@@ -114,7 +132,9 @@ def weight_tail(contents: Contents) -> Picture | None:
     figure = _figure(3.4, _HALF)
     axes = figure.add_subplot()
     some = np.unique(np.geomspace(1, np.count_nonzero(ratio), _TAIL_POINTS).astype(int)) - 1
-    axes.loglog(rank[some], ratio[some], ".", ms=4.5, mew=0, color=Q, label="weights (1 is the average)")
+    axes.loglog(
+        rank[some], ratio[some], ".", ms=4.5, mew=0, color=Q, label="weights (1 is the average)"
+    )
     if np.isfinite(smoothed.khat):
         fitted = np.sort(smoothed.weights)[::-1][:tail] * count
         label = f"fitted tail, k-hat {smoothed.khat:.2f}"
@@ -123,13 +143,15 @@ def weight_tail(contents: Contents) -> Picture | None:
     steepest = ratio[tail] * (rank[: tail + 1] / (tail + 1)) ** -limit
     label = f"slope of a tail at the limit, {limit:.2f}"
     axes.loglog(rank[: tail + 1], steepest, "--", color=_SOFT, lw=1.2, label=label)
-    axes.set_ylim(bottom=min(0.1, max(ratio[ratio > 0].min(), 1e-3)), top=3 * max(ratio[0], steepest[0]))
+    axes.set_ylim(
+        bottom=min(0.1, max(ratio[ratio > 0].min(), 1e-3)), top=3 * max(ratio[0], steepest[0])
+    )
     axes.set_xlabel("rank of the draw (1 has the largest weight)")
     axes.set_ylabel("importance weight")
     figure.legend(loc="outside upper left")
     caption = (
-        f"The importance weights of {count:,} draws, largest first. A tail that rises to the left more steeply than the "
-        "dashed line means that a few draws decide every corrected number."
+        f"The importance weights of {count:,} draws, largest first. A tail that rises to the left"
+        " more steeply than the dashed line means that a few draws decide every corrected number."
     )
     return Picture(_svg(figure), f"Sorted importance weights; k-hat {smoothed.khat:.2f}.", caption)
 
@@ -149,17 +171,30 @@ def path(contents: Contents) -> Picture | None:
         thin = slice(None, None, max(1, len(y) // 2000))
         axes.plot(x[thin], y[thin], lw=0.7, alpha=0.4, color=Q)
         average = _running_mean(y, len(y) // 50)
-        axes.plot(x[thin], average[thin], lw=1.6, color=Q, label="along the fit (minus the loss, running mean)")
+        axes.plot(
+            x[thin],
+            average[thin],
+            lw=1.6,
+            color=Q,
+            label="along the fit (minus the loss, running mean)",
+        )
     elbo = contents.elbo
     if np.isfinite(elbo.value):
-        axes.axhline(elbo.value, color=CORRECTED, lw=1.3, label=f"ELBO of the result on fresh draws: {elbo}")
+        axes.axhline(
+            elbo.value, color=CORRECTED, lw=1.3, label=f"ELBO of the result on fresh draws: {elbo}"
+        )
     _from_where_it_matters(axes, y, elbo.value)
     axes.set_xlabel("gradients of the log density")
     axes.set_ylabel("nats")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.legend(loc="outside upper left")
-    caption = "Minus the loss at each step of the last search, which is the ELBO of that step where the ELBO was maximised."
-    return Picture(_svg(figure), f"Minus the loss along {len(y)} steps; it ends at {y[-1]:.3f} nats.", caption)
+    caption = (
+        "Minus the loss at each step of the last search, which is the ELBO of that step where the"
+        " ELBO was maximised."
+    )
+    return Picture(
+        _svg(figure), f"Minus the loss along {len(y)} steps; it ends at {y[-1]:.3f} nats.", caption
+    )
 
 
 def _from_where_it_matters(axes: Any, y: np.ndarray, final: float) -> None:
@@ -170,7 +205,14 @@ def _from_where_it_matters(axes: Any, y: np.ndarray, final: float) -> None:
         margin = 0.06 * (top - low)
         axes.set_ylim(low, top + 2 * margin)
         note = f"it starts at {y[0]:,.4g}" if y[0] < low else f"its lowest is {y.min():,.4g}"
-        axes.annotate(f"↓ {note}", (0.98, 0.04), xycoords="axes fraction", ha="right", color=_SOFT, fontsize=8.5)
+        axes.annotate(
+            f"↓ {note}",
+            (0.98, 0.04),
+            xycoords="axes fraction",
+            ha="right",
+            color=_SOFT,
+            fontsize=8.5,
+        )
 
 
 def _marginal(axes: Any, x: np.ndarray, weights: np.ndarray | None) -> None:
@@ -186,9 +228,19 @@ def _marginal(axes: Any, x: np.ndarray, weights: np.ndarray | None) -> None:
     axes.grid(visible=False)
 
 
-def _scatter(axes: Any, contents: Contents, i: int, j: int, clouds: list[tuple[str, np.ndarray]]) -> None:
+def _scatter(
+    axes: Any, contents: Contents, i: int, j: int, clouds: list[tuple[str, np.ndarray]]
+) -> None:
     for colour, index in clouds:
-        axes.plot(contents.values[index, i], contents.values[index, j], ".", ms=3, mew=0, alpha=0.4, color=colour)
+        axes.plot(
+            contents.values[index, i],
+            contents.values[index, j],
+            ".",
+            ms=3,
+            mew=0,
+            alpha=0.4,
+            color=colour,
+        )
     axes.set_xlim(*_range(contents.values[:, i], contents.weights))
     axes.set_ylim(*_range(contents.values[:, j], contents.weights))
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -223,12 +275,18 @@ def _with_spread(contents: Contents, most: int) -> list[int]:
 
 
 def _clouds(contents: Contents) -> Iterator[tuple[str, np.ndarray]]:
-    """Indices of the dots: those of q from its first half (the other mirrors it), corrected ones by cumulative weight."""
+    """Indices of the dots.
+
+    Those of q from its first half (the other mirrors it), corrected ones by cumulative weight.
+    """
     count = len(contents.values)
     positions = (np.arange(min(_POINTS, count // 2)) + 0.5) / min(_POINTS, count // 2)
     yield Q, (positions * (count // 2)).astype(int)
     if contents.weights is not None:
-        yield CORRECTED, np.minimum(np.searchsorted(np.cumsum(contents.weights), positions), count - 1)
+        yield (
+            CORRECTED,
+            np.minimum(np.searchsorted(np.cumsum(contents.weights), positions), count - 1),
+        )
 
 
 def _running_mean(y: np.ndarray, width: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Question 3b: how is the closest member found?"""
 
+from ..search.schedules import RobbinsMonro as RobbinsMonro
+from ..starts.annealed_batch import annealed_start as annealed_start
 from .annealed import Annealed as Annealed
-from .annealed_start import annealed_start as annealed_start
 from .base import AbstractSolver as AbstractSolver
 from .base import Info as Info
 from .batch_and_match import BatchAndMatch as BatchAndMatch
@@ -23,7 +24,6 @@ from .samplers import NUTS as NUTS
 from .samplers import Metropolis as Metropolis
 from .sampling import AbstractSampler as AbstractSampler
 from .sampling import Moves as Moves
-from .schedules import RobbinsMonro as RobbinsMonro
 from .stochastic import StochasticGradient as StochasticGradient
 from .subsampled import Subsampled as Subsampled
 from .svi import SVI as SVI

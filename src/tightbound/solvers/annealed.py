@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from ..estimators.local_gaussians import line_sums, local_gaussians
+from ..estimators.clutter.local_gaussians import line_sums, local_gaussians
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
@@ -23,7 +23,9 @@ _ONE = np.ones((1, 1))
 
 @dataclasses.dataclass(frozen=True)
 class AnnealedState:
-    """q in the coordinates where the noise is isotropic, the kernels, and the variance `width` of the median kernel now."""
+    """q in the coordinates where the noise is isotropic, the kernels, and the variance `width` of
+    the median kernel now.
+    """
 
     kernels: Kernels
     mean: np.ndarray
@@ -36,22 +38,28 @@ class AnnealedState:
 
     @property
     def narrowest(self) -> float:
-        """vg of the median point: where the annealing ends, and the largest variance that q may then have."""
+        """vg of the median point.
+
+        Where the annealing ends, and the largest variance that q may then have.
+        """
         return self.kernels.median_scale
 
 
 class Annealed(AbstractSolver):
-    """The paper's loop for contaminated data: moment fixed point with kernels of variance h, annealed from 2 v down to vg.
+    """The paper's loop for contaminated data: moment fixed point with kernels of variance h,
+    annealed from 2 v down to vg.
 
-    After each update h <- max(min(2 v, h / 2), vg) and v <- min(v, max(vg, h / 2)). So the variance of q ends at vg at
-    most: where few points are inliers and the posterior is wider than a kernel, q is far too narrow. It starts from the mean
-    and variance of the points and ignores q. A robust start (NaturalGradient with GaussHermite polishes it), and
-    the reproduction of the paper; not the best Gaussian: overconfident by about .35 v / vg. There is no ELBO: the trace's
-    loss is NaN. Not for anything but contaminated data.
+    After each update h <- max(min(2 v, h / 2), vg) and v <- min(v, max(vg, h / 2)). So the variance
+    of q ends at vg at most: where few points are inliers and the posterior is wider than a kernel,
+    q is far too narrow. It starts from the mean and variance of the points and ignores q. A robust
+    start (NaturalGradient with GaussHermite polishes it), and the reproduction of the paper; not
+    the best Gaussian: overconfident by about .35 v / vg. There is no ELBO: the trace's loss is NaN.
+    Not for anything but contaminated data.
 
     Arguments:
-        rule: "paper" (one dimension, Algorithm 1), "natural" (any dimension: natural-gradient steps with the same
-            moments and schedule), or None: "paper" in one dimension, "natural" in more.
+        rule: "paper" (one dimension, Algorithm 1), "natural" (any dimension: natural-gradient steps
+            with the same moments and schedule), or None: "paper" in one dimension, "natural" in
+            more.
 
     Source: Popov 2024 (arXiv 2404.10550), Algorithm 1; clutter spec, sections 2.2 and 2.3.
     """
@@ -61,25 +69,34 @@ class Annealed(AbstractSolver):
 
     def __check_init__(self):
         if self.rule not in (None, "paper", "natural"):
-            raise ValueError(f"Annealed: `rule` must be 'paper', 'natural' or None, got {self.rule!r}.")
+            raise ValueError(
+                f"Annealed: `rule` must be 'paper', 'natural' or None, got {self.rule!r}."
+            )
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, Contaminated)
         if objective is not None:
             raise PairingError(
-                f"Annealed follows the paper's own fixed point and takes no objective, got {type(objective).__name__}."
+                "Annealed follows the paper's own fixed point and takes no objective, got"
+                f" {type(objective).__name__}."
             )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
-            raise PairingError("Annealed returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q.")
+            raise PairingError(
+                "Annealed returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or"
+                " no q."
+            )
         if self.rule == "paper" and target.dim > 1:
             raise PairingError(
-                f"Annealed: the paper's rule is for one dimension, the target has {target.dim}; use rule='natural'."
+                f"Annealed: the paper's rule is for one dimension, the target has {target.dim}; use"
+                " rule='natural'."
             )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> AnnealedState:
         return first_state(target.kernels(), tol)
 
-    def step(self, target: Any, q: Any, objective: Any, state: AnnealedState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: AnnealedState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         new = advanced(state, _rule_of(self.rule, target))
         return target, gaussian_of(new), new, Info(np.float64(np.nan), np.float64(new.change), 1)
 
@@ -126,17 +143,24 @@ def advanced(state: AnnealedState, rule: Any) -> AnnealedState:
         result = Result.converged
     elif state.steps + 1 >= _MOST_STEPS:
         result = Result.max_steps
-    return dataclasses.replace(state, mean=mean, cov=cov, width=width, steps=state.steps + 1, change=change, result=result)
+    return dataclasses.replace(
+        state, mean=mean, cov=cov, width=width, steps=state.steps + 1, change=change, result=result
+    )
 
 
 def paper_update(state: AnnealedState) -> tuple[np.ndarray, np.ndarray]:
-    """Algorithm 1, one dimension: B, C, D at the old (mean, v), then the mean, then the variance with the new mean."""
+    """Algorithm 1, one dimension.
+
+    B, C, D at the old (mean, v), then the mean, then the variance with the new mean.
+    """
     k, v, mean = state.kernels, float(state.cov[0, 0]), float(state.mean[0])
     sums = line_sums(k, mean, v, state.width / state.narrowest)
     precision = float(k.prior_precision[0, 0])
     move = (sums.bd + precision * (float(k.prior_mean[0]) - mean)) / (sums.b + precision)
     spread = sums.e2 - 2 * move * sums.e1 + move**2 * sums.e0
-    return np.array([mean + move]), np.array([[(max(spread, 0.0) * v + 1.0) / (sums.c + precision)]])
+    return np.array([mean + move]), np.array(
+        [[(max(spread, 0.0) * v + 1.0) / (sums.c + precision)]]
+    )
 
 
 def natural_update(state: AnnealedState) -> tuple[np.ndarray, np.ndarray]:

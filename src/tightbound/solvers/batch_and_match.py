@@ -40,19 +40,22 @@ class BatchState:
 
 
 class BatchAndMatch(AbstractSolver):
-    """Full-rank Gaussian VI by scores: q minimises E_q |grad log p - grad log q|^2 in the norm of its own covariance.
+    """Full-rank Gaussian VI by scores: q minimises E_q |grad log p - grad log q|^2 in the norm of
+    its own covariance.
 
-    Each step draws a batch from q and jumps to the exact minimiser of the batch's divergence plus (2 / lambda)
-    KL(q_old || q), lambda = batch x dim / step: no learning rate, no derivative through draws, invariant under affine
-    maps. On a Gaussian target it arrives exactly and says so; elsewhere it settles near, but not at, the q of the best
-    ELBO. Not for the smallest KL: continue with tb.fit(target, fit.q). Not above some hundreds of dimensions: d^3 per step.
+    Each step draws a batch from q and jumps to the exact minimiser of the batch's divergence plus
+    (2 / lambda) KL(q_old || q), lambda = batch x dim / step: no learning rate, no derivative
+    through draws, invariant under affine maps. On a Gaussian target it arrives exactly and says so;
+    elsewhere it settles near, but not at, the q of the best ELBO. Not for the smallest KL: continue
+    with tb.fit(target, fit.q). Not above some hundreds of dimensions: d^3 per step.
 
     It has its own objective and takes none. `Info.loss` is the batch's divergence, without units.
 
     Source: Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei & Saul 2024, algorithm 1.
 
     Attributes:
-        batch: draws per step, each one gradient of the log density; None is 32, or 2 dim where that is more.
+        batch: draws per step, each one gradient of the log density; None is 32, or 2 dim where that
+            is more.
     """
 
     batch: int | None = eqx.field(default=None, static=True)
@@ -66,16 +69,20 @@ class BatchAndMatch(AbstractSolver):
         require(self, target, Density)
         if objective is not None:
             raise PairingError(
-                f"BatchAndMatch matches scores and takes no objective, got {type(objective).__name__}; leave it out, or use "
-                "tb.solvers.StochasticGradient."
+                "BatchAndMatch matches scores and takes no objective, got"
+                f" {type(objective).__name__}; leave it out, or use tb.solvers.StochasticGradient."
             )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
-            raise PairingError("BatchAndMatch moves a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim).")
+            raise PairingError(
+                "BatchAndMatch moves a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim)."
+            )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> BatchState:
         return BatchState(tol)
 
-    def step(self, target: Any, q: Any, objective: Any, state: BatchState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: BatchState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         count = max(32, 2 * q.dim) if self.batch is None else self.batch
         white = standard_normals(count, q.dim, key, f"batch and match {state.steps}")
         root = np.asarray(q.root)
@@ -90,25 +97,36 @@ class BatchAndMatch(AbstractSolver):
             divergence = float(np.mean(np.sum((scores + white[good]) ** 2, axis=1)))
             moved = Gaussian.from_root(q.mean + root @ mean, root @ new_root)
         change = float(np.sqrt(np.mean(mean**2)))
-        return target, moved, _judged(state, moved, divergence), Info(np.float64(divergence), np.float64(change), count)
+        return (
+            target,
+            moved,
+            _judged(state, moved, divergence),
+            Info(np.float64(divergence), np.float64(change), count),
+        )
 
     def done(self, state: BatchState) -> Result | None:
         return state.result
 
 
 def match(z: np.ndarray, scores: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """The closed-form update from q = N(0, I): mean `[d]` and a root `[d, d]` of the covariance S of the new q.
+    """The closed-form update from q = N(0, I): mean `[d]` and a root `[d, d]` of the covariance S
+    of the new q.
 
-    With means and covariances (zbar, C) of the draws `[B, d]` and (gbar, G) of their scores `[B, d]`, l = `weight`:
-    U = l G + l/(1+l) gbar gbar', V = I + l C + l/(1+l) zbar zbar'; S solves S U S + S = V, that is with V = R R'
-    S = 2 R (I + (I + 4 R'U R)^(1/2))^-1 R', and the mean is l/(1+l) (S gbar + zbar).
+    With means and covariances (zbar, C) of the draws `[B, d]` and (gbar, G) of their scores `[B,
+    d]`, l = `weight`: U = l G + l/(1+l) gbar gbar', V = I + l C + l/(1+l) zbar zbar'; S solves S U
+    S + S = V, that is with V = R R' S = 2 R (I + (I + 4 R'U R)^(1/2))^-1 R', and the mean is
+    l/(1+l) (S gbar + zbar).
 
     Source: Cai et al. 2024, algorithm 1, in coordinates in which the old q is standard normal.
     """
     share = weight / (1 + weight)
     z_bar, g_bar = z.mean(0), scores.mean(0)
     u = weight * (scores - g_bar).T @ (scores - g_bar) / len(z) + share * np.outer(g_bar, g_bar)
-    v = np.eye(z.shape[1]) + weight * (z - z_bar).T @ (z - z_bar) / len(z) + share * np.outer(z_bar, z_bar)
+    v = (
+        np.eye(z.shape[1])
+        + weight * (z - z_bar).T @ (z - z_bar) / len(z)
+        + share * np.outer(z_bar, z_bar)
+    )
     root = np.linalg.cholesky(v)
     eigenvalues, vectors = np.linalg.eigh(root.T @ u @ root)
     half = np.sqrt(2 / (1 + np.sqrt(1 + 4 * np.maximum(eigenvalues, 0.0))))
@@ -123,7 +141,10 @@ def _without_scores(state: BatchState) -> BatchState:
 
 
 def _judged(state: BatchState, q: Gaussian, divergence: float) -> BatchState:
-    """Converged where every score is explained; stationary where two averages over the path agree to within tol."""
+    """Converged where every score is explained.
+
+    Stationary where two averages over the path agree to within tol.
+    """
     steps = state.steps + 1
     path = (*state.path, np.concatenate([q.mean, np.log(q.sd)])) if 2 * steps > state.window else ()
     new = dataclasses.replace(state, steps=steps, skipped=0, path=path)

@@ -1,4 +1,7 @@
-"""Coordinate ascent (CAVI): each factor to its optimum given the others, derived from the expected log joint."""
+"""Coordinate ascent (CAVI).
+
+Each factor to its optimum given the others, derived from the expected log joint.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -13,9 +16,9 @@ from ..families.exponential.product import Product
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
+from ..search.conjugate_form import as_conjugate
+from ..search.factor_rule import check_product, curved_factors, distance, elbo, order, sweep, valid
 from .base import AbstractSolver, Info
-from .conjugate_form import as_conjugate
-from .factor_rule import check_product, curved_factors, distance, elbo, order, sweep, valid
 
 _SHARE = 0.1  # of tol that the way still to go may amount to
 _ROUNDING = 1e-7  # a move this small is rounding
@@ -38,10 +41,11 @@ class CoordinateAscent(AbstractSolver):
 
         eta_d <- d/dm_d E_q[log p(x, z) - log h_d(z_d)],   one factor d after the other
 
-    A target gives E_q[log p] as ONE function of the factors' moments (tb.from_expected_log_joint, tb.targets.conjugate), or
-    is a tb.from_numpyro model of conjugate pieces; no update is written by hand. Each sweep raises the ELBO (to rounding).
-    The run ends when the way still to go, from the ratio of the last two moves, is below a tenth of `tol` posterior sds.
-    Not for models that are not conditionally conjugate (they are refused, with the name of the factor; NaturalGradient
+    A target gives E_q[log p] as ONE function of the factors' moments (tb.from_expected_log_joint,
+    tb.targets.conjugate), or is a tb.from_numpyro model of conjugate pieces; no update is written
+    by hand. Each sweep raises the ELBO (to rounding). The run ends when the way still to go, from
+    the ratio of the last two moves, is below a tenth of `tol` posterior sds. Not for models that
+    are not conditionally conjugate (they are refused, with the name of the factor; NaturalGradient
     takes them), and not for very many rows (SVI).
 
     Source: Blei, Kucukelbir & McAuliffe 2017, section 2.4; Khan & Rue 2023, section 5.
@@ -59,15 +63,17 @@ class CoordinateAscent(AbstractSolver):
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         if not isinstance(objective, ELBO):
             raise PairingError(
-                f"CoordinateAscent maximises the ELBO and nothing else, got {type(objective).__name__}; leave it out."
+                "CoordinateAscent maximises the ELBO and nothing else, got"
+                f" {type(objective).__name__}; leave it out."
             )
         conjugate = as_conjugate(target)
         check_product("CoordinateAscent", conjugate, q)
         curved = curved_factors(to_device(conjugate), to_device(q), jr.key(0))
         if curved:
             raise PairingError(
-                f"CoordinateAscent: the model is not conjugate in the factor {curved[0]!r}: its expected log joint is not "
-                f"affine in the mean parameters of that {type(q[curved[0]]).__name__}"
+                f"CoordinateAscent: the model is not conjugate in the factor {curved[0]!r}: its"
+                " expected log joint is not affine in the mean parameters of that"
+                f" {type(q[curved[0]]).__name__}"
                 + (f" (nor in those of {', '.join(map(repr, curved[1:]))})" if curved[1:] else "")
                 + ". Use tb.solvers.NaturalGradient(), or another family for that factor."
             )
@@ -75,7 +81,9 @@ class CoordinateAscent(AbstractSolver):
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> AscentState:
         return AscentState(to_device(as_conjugate(target)), to_device(q), tol)
 
-    def step(self, target: Any, q: Any, objective: Any, state: AscentState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: AscentState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         new, *numbers = _swept(state.target, state.q)
         value, change, inside = (float(number) for number in numbers)
         if not (np.isfinite(value) and inside):  # a flat prior leaves a factor without a law
@@ -105,9 +113,15 @@ def _swept(target: Any, q: Product) -> Any:
 
 
 def best_start(target: Any, key: Any, starts: int | None, sweeps: int = 10) -> Product:
-    """The best by ELBO of `sweeps` sweeps from `starts` starts; from one where the start is always the same."""
+    """The best by ELBO of `sweeps` sweeps from `starts` starts.
+
+    From one where the start is always the same.
+    """
     count, best, highest = starts or 4, None, -np.inf
-    given = [target.start(np.random.SeedSequence([*key_words(key), i]).generate_state(1)[0].item()) for i in range(count)]
+    given = [
+        target.start(np.random.SeedSequence([*key_words(key), i]).generate_state(1)[0].item())
+        for i in range(count)
+    ]
     if all(_same(q, given[0]) for q in given[1:]):
         return given[0]
     on_device = to_device(target)
@@ -124,7 +138,9 @@ def best_start(target: Any, key: Any, starts: int | None, sweeps: int = 10) -> P
 
 
 def _same(a: Product, b: Product) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 __all__ = ["CoordinateAscent", "best_start"]

@@ -1,4 +1,7 @@
-"""Expectation propagation: one Gaussian factor per site, each matched to its site where the other factors put weight."""
+"""Expectation propagation.
+
+One Gaussian factor per site, each matched to its site where the other factors put weight.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -20,9 +23,11 @@ _LEAST_DAMPING = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class EPState:
-    """Natural parameters (precision, precision times mean) of q, of the prior and of each site factor.
+    """Natural parameters (precision, precision times mean) of q, of the prior and of each site
+    factor.
 
-    `skipped`: sites left alone in the last sweep, because their cavity or the new q would not have been a Gaussian.
+    `skipped`: sites left alone in the last sweep, because their cavity or the new q would not have
+    been a Gaussian.
     """
 
     precision: np.ndarray
@@ -40,22 +45,27 @@ class EPState:
 
 
 class EP(AbstractSolver):
-    """Expectation propagation for a Gaussian prior times sites: q = prior times prod_i factor_i^multiplicity_i.
+    """Expectation propagation for a Gaussian prior times sites: q = prior times prod_i
+    factor_i^multiplicity_i.
 
-    Each factor is refined until the moments of cavity_i site_i, with cavity_i = q / factor_i, are those of q. Aims at
-    KL(p || q), so its mean and covariance are better than those of the best ELBO, and the evidence is excellent:
-    log Z = sum_i mult_i (log Z_i + A(cavity_i) - A(q)) + A(q) - A(prior), A(T, n) = n' T^-1 n / 2 - log |T| / 2; its
-    negative is the loss in `fit.trace`. Every fixed point need not exist and none need be reached: a site whose cavity is
-    improper is left alone in that sweep, and growing changes are damped. Factors may have negative precision.
-    Not for multimodal posteriors or a handful of conflicting points: there it may not converge (`max_steps`), or end with
-    sites that could not be matched (`unmatched`). Memory and time are n d^2 and n d^3 per sweep.
+    Each factor is refined until the moments of cavity_i site_i, with cavity_i = q / factor_i, are
+    those of q. Aims at KL(p || q), so its mean and covariance are better than those of the best
+    ELBO, and the evidence is excellent: log Z = sum_i mult_i (log Z_i + A(cavity_i) - A(q)) + A(q)
+    - A(prior), A(T, n) = n' T^-1 n / 2 - log |T| / 2; its negative is the loss in `fit.trace`.
+    Every fixed point need not exist and none need be reached: a site whose cavity is improper is
+    left alone in that sweep, and growing changes are damped. Factors may have negative precision.
+    Not for multimodal posteriors or a handful of conflicting points: there it may not converge
+    (`max_steps`), or end with sites that could not be matched (`unmatched`). Memory and time are n
+    d^2 and n d^3 per sweep.
 
     Arguments:
-        parallel: refine all sites from one q (fast for many sites, damped by half), or one after the other.
+        parallel: refine all sites from one q (fast for many sites, damped by half), or one after
+            the other.
         damping: share of each change that is made, in (0, 1]; None is 1 (.5 when parallel).
         max_sweeps: sweeps after which the run ends with `max_steps`.
 
-    Source: Minka 2001, algorithm of section 3.2 and eq. 3.20 (evidence); Seeger 2005 (natural parameters).
+    Source: Minka 2001, algorithm of section 3.2 and eq. 3.20 (evidence); Seeger 2005 (natural
+    parameters).
     """
 
     parallel: bool = eqx.field(default=False, static=True)
@@ -71,10 +81,14 @@ class EP(AbstractSolver):
         require(self, target, GaussianSites)
         if objective is not None:
             raise PairingError(
-                f"EP matches moments site by site and takes no objective, got {type(objective).__name__}; leave it out."
+                "EP matches moments site by site and takes no objective, got"
+                f" {type(objective).__name__}; leave it out."
             )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
-            raise PairingError("EP returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q at all.")
+            raise PairingError(
+                "EP returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q at"
+                " all."
+            )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> EPState:
         mean, cov = target.prior()
@@ -84,7 +98,9 @@ class EP(AbstractSolver):
         damping = self.damping if self.damping is not None else (0.5 if self.parallel else 1.0)
         return EPState(*prior, np.zeros((n, dim, dim)), np.zeros((n, dim)), prior, damping, tol)
 
-    def step(self, target: Any, q: Any, objective: Any, state: EPState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: EPState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         """One sweep over the sites."""
         old_mean, old_root = mean_and_root(state.precision, state.shift)
         new = _parallel_sweep(target, state) if self.parallel else _sequential_sweep(target, state)
@@ -92,7 +108,11 @@ class EP(AbstractSolver):
         turn = np.linalg.solve(old_root, root)
         moved = np.sqrt(np.mean(np.linalg.solve(old_root, mean - old_mean) ** 2))
         change = float(max(moved, np.abs(turn @ turn.T - np.eye(len(mean))).max()))
-        damping = max(0.5 * new.damping, _LEAST_DAMPING) if change > state.change and change > 1e-2 else new.damping
+        damping = (
+            max(0.5 * new.damping, _LEAST_DAMPING)
+            if change > state.change and change > 1e-2
+            else new.damping
+        )
         result = None
         if change < _PRECISION * state.tol * damping:
             result = Result.converged if new.skipped == 0 else Result.unmatched
@@ -106,17 +126,25 @@ class EP(AbstractSolver):
             log_evidence=ep_log_evidence(target, new),
             result=result,
         )
-        return target, Gaussian.from_root(mean, root), new, Info(np.float64(-new.log_evidence), np.float64(change), 1)
+        return (
+            target,
+            Gaussian.from_root(mean, root),
+            new,
+            Info(np.float64(-new.log_evidence), np.float64(change), 1),
+        )
 
     def done(self, state: EPState) -> Result | None:
         return state.result
 
 
-def refined(target: Any, index: np.ndarray, precisions: Any, shifts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factors of the given sites in the given cavities: (log Z_i `[k]`, precision `[k, d, d]`, shift `[k, d]`).
+def refined(
+    target: Any, index: np.ndarray, precisions: Any, shifts: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors of the given sites in the given cavities: (log Z_i `[k]`, precision `[k, d, d]`,
+    shift `[k, d]`).
 
-    From G = -d^2 log Z / dm^2 and g = d log Z / dm at the cavity N(m, V): precision (I - G V)^-1 G and shift
-    precision (m + V g) + g. Nothing is inverted that a wide cavity makes singular.
+    From G = -d^2 log Z / dm^2 and g = d log Z / dm at the cavity N(m, V): precision (I - G V)^-1 G
+    and shift precision (m + V g) + g. Nothing is inverted that a wide cavity makes singular.
     """
     covs = inverses(precisions)
     means = np.einsum("kde,ke->kd", covs, shifts)
@@ -151,7 +179,10 @@ def _sequential_sweep(target: Any, state: EPState) -> EPState:
 
 def _parallel_sweep(target: Any, state: EPState) -> EPState:
     counts = target.multiplicities
-    cavities, cavity_shifts = state.precision - state.site_precisions, state.shift - state.site_shifts
+    cavities, cavity_shifts = (
+        state.precision - state.site_precisions,
+        state.shift - state.site_shifts,
+    )
     index = np.flatnonzero(are_precisions(cavities))
     skipped = len(counts) - len(index)
     if len(index) == 0:
@@ -168,20 +199,35 @@ def _parallel_sweep(target: Any, state: EPState) -> EPState:
     return dataclasses.replace(state, skipped=len(counts))
 
 
-def _with_sites(state: EPState, counts: np.ndarray, sites: np.ndarray, shifts: np.ndarray, skipped: int) -> EPState:
-    """The state with these factors, and q summed afresh from them so that rounding does not pile up."""
+def _with_sites(
+    state: EPState, counts: np.ndarray, sites: np.ndarray, shifts: np.ndarray, skipped: int
+) -> EPState:
+    """The state with these factors, and q summed afresh from them so that rounding does not pile
+    up.
+    """
     precision = state.prior[0] + np.einsum("i,ide->de", counts, sites)
     shift = state.prior[1] + counts @ shifts
     if not is_precision(precision):  # only by rounding: each change was checked
         return dataclasses.replace(state, skipped=len(counts))
     return dataclasses.replace(
-        state, precision=precision, shift=shift, site_precisions=sites, site_shifts=shifts, skipped=skipped
+        state,
+        precision=precision,
+        shift=shift,
+        site_precisions=sites,
+        site_shifts=shifts,
+        skipped=skipped,
     )
 
 
 def ep_log_evidence(target: Any, state: EPState) -> float:
-    """EP's estimate of the log evidence at the state's factors, nats; NaN where some cavity is improper."""
-    cavities, cavity_shifts = state.precision - state.site_precisions, state.shift - state.site_shifts
+    """EP's estimate of the log evidence at the state's factors, nats.
+
+    NaN where some cavity is improper.
+    """
+    cavities, cavity_shifts = (
+        state.precision - state.site_precisions,
+        state.shift - state.site_shifts,
+    )
     if not np.all(are_precisions(cavities)):
         return np.nan
     log_z, _, _ = refined(target, np.arange(len(cavities)), cavities, cavity_shifts)

@@ -1,4 +1,6 @@
-"""The closest member of any family that is a smooth function of normal noise, by L-BFGS on noise that never changes."""
+"""The closest member of any family that is a smooth function of normal noise, by L-BFGS on noise
+that never changes.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,10 +17,10 @@ from ..estimators.fixed_design import moment_matched
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
+from ..search.lbfgs import LockstepSearch
 from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .lbfgs import LockstepSearch
 
 _ADVANCES = 5  # evaluations of the noise per step of the loop
 _MEMORY = 20
@@ -34,17 +36,20 @@ class _State(eqx.Module):
 
 
 class FixedNoise(AbstractSolver):
-    """Maximise the ELBO over q = r(start, step) at antithetic noise that never changes, by L-BFGS in q's own scale.
+    """Maximise the ELBO over q = r(start, step) at antithetic noise that never changes, by L-BFGS
+    in q's own scale.
 
-    For `Warped`, `StudentT` and `Flow`, started from a member that is nearly right (`Warped.around(gaussian)`):
-    deterministic, so it stops by itself, and far cheaper than stochastic gradients. The target's one compiled program
-    serves; what is compiled is the family alone. Not for a Gaussian (NaturalGradient, FixedDraws), nor from a far start;
-    with fewer pairs than a few times the dimension it fits the noise, which fresh draws show (`fit.elbo`).
+    For `Warped`, `StudentT` and `Flow`, started from a member that is nearly right
+    (`Warped.around(gaussian)`): deterministic, so it stops by itself, and far cheaper than
+    stochastic gradients. The target's one compiled program serves; what is compiled is the family
+    alone. Not for a Gaussian (NaturalGradient, FixedDraws), nor from a far start; with fewer pairs
+    than a few times the dimension it fits the noise, which fresh draws show (`fit.elbo`).
 
     A family's `penalty()`, where it has one, is subtracted.
 
     Arguments:
-        pairs: antithetic pairs of noise, with unit second moments where there are enough; None is max(4 dim, 256).
+        pairs: antithetic pairs of noise, with unit second moments where there are enough; None is
+            max(4 dim, 256).
         gtol: gradient norm (nats per posterior sd) at which the search ends.
 
     Source: Giordano, Ingram & Broderick 2023; Burroni, Domke & Sheldon 2024.
@@ -61,12 +66,13 @@ class FixedNoise(AbstractSolver):
         require(self, target, Density)
         if not isinstance(objective, ELBO):
             raise PairingError(
-                f"FixedNoise maximises the ELBO and nothing else, got {type(objective).__name__}; leave it out."
+                f"FixedNoise maximises the ELBO and nothing else, got {type(objective).__name__};"
+                " leave it out."
             )
         if q.noise_dim is None or not q.reparameterised:
             raise PairingError(
-                f"FixedNoise needs draws that are a smooth function of standard normals, which {type(q).__name__}'s are "
-                "not; use StochasticGradient."
+                "FixedNoise needs draws that are a smooth function of standard normals, which"
+                f" {type(q).__name__}'s are not; use StochasticGradient."
             )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> _State:
@@ -79,7 +85,9 @@ class FixedNoise(AbstractSolver):
 
         def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             parts = [elbo(point) for point in points]
-            return np.array([value for value, _ in parts]), np.stack([gradient for _, gradient in parts])
+            return np.array([value for value, _ in parts]), np.stack(
+                [gradient for _, gradient in parts]
+            )
 
         def elbo(x: np.ndarray) -> tuple[float, np.ndarray]:
             z = np.asarray(_draws(start, x, noise))
@@ -96,7 +104,9 @@ class FixedNoise(AbstractSolver):
         result = None if len(search.x) else Result.nonfinite
         return _State(search, lambda x: to_host(_member_of(start, x)), counter, np.inf, result)
 
-    def step(self, target: Any, q: Any, objective: Any, state: _State, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: _State, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         before, old = state.counter[0], state.search.x[0].copy()
         running = True
         for _ in range(_ADVANCES):
@@ -107,7 +117,12 @@ class FixedNoise(AbstractSolver):
         arrived = not running or state.best - loss < _FLAT_GAIN
         state = dataclasses.replace(state, best=loss, result=Result.converged if arrived else None)
         change = float(np.sqrt(np.mean((x - old) ** 2)))
-        return target, state.member(x), state, Info(np.float64(loss), np.float64(change), state.counter[0] - before)
+        return (
+            target,
+            state.member(x),
+            state,
+            Info(np.float64(loss), np.float64(change), state.counter[0] - before),
+        )
 
     def done(self, state: _State) -> Result | None:
         return state.result
@@ -119,7 +134,8 @@ def _member(start: Any, x: Any) -> Any:
     return start.retract(eqx.combine(unravel(x), start))
 
 
-# One program each per structure and shape, whatever the fit: the family's part is compiled once per process.
+# One program each per structure and shape, whatever the fit: the family's part is compiled once per
+# process.
 _member_of = eqx.filter_jit(_member)
 
 
@@ -130,13 +146,18 @@ def _draws(start: Any, x: Any, noise: Any) -> jax.Array:
 
 @eqx.filter_jit
 def _pulled_back(start: Any, x: Any, noise: Any, scores: Any) -> tuple[jax.Array, jax.Array]:
-    """Entropy over the noise less the penalty, and the gradient of the ELBO in x, from the target's scores at the draws."""
+    """Entropy over the noise less the penalty, and the gradient of the ELBO in x, from the target's
+    scores at the draws.
+    """
 
     def rest(x):
         q = _member(start, x)
         z = jax.vmap(q._from_noise)(noise)
-        entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - (q.penalty() if hasattr(q, "penalty") else 0.0)
-        # the scores stand for the gradient of log p: their inner product with z has it, and no value of its own
+        entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - (
+            q.penalty() if hasattr(q, "penalty") else 0.0
+        )
+        # the scores stand for the gradient of log p: their inner product with z has it, and no
+        # value of its own
         pushed = jnp.mean(jnp.sum(jax.lax.stop_gradient(scores) * z, axis=1))
         return entropy + pushed - jax.lax.stop_gradient(pushed)
 

@@ -1,4 +1,7 @@
-"""Training that stops by itself: gradient steps until the loss on held-out simulations no longer falls."""
+"""Training that stops by itself.
+
+Gradient steps until the loss on held-out simulations no longer falls.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -29,7 +32,9 @@ _DEFAULT_TRANSFORM = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(_LEA
 
 
 class TrainingState(eqx.Module):
-    """What the next step needs. Of an ensemble, entries marked R have a leading axis, one for each network.
+    """What the next step needs.
+
+    Of an ensemble, entries marked R have a leading axis, one for each network.
 
     Attributes:
         draws: the estimator's state, with the held-out simulations.
@@ -59,13 +64,16 @@ class TrainingState(eqx.Module):
 
 
 class HeldOut(AbstractSolver):
-    """Adam on simulations; the step size falls when the held-out loss does not, and when that no longer helps, it ends.
+    """Adam on simulations.
 
-    For amortised families (`ForwardKL`). Every 200 steps the average of the weights since the last look is judged by its
-    loss on the same held-out simulations, so that two looks differ by little noise. An improvement of more than one
-    standard error (of the paired difference) makes that average the best so far; three looks without one cut the step size
-    to 0.3 of itself, and after `cuts` cuts the best average is the answer. An Ensemble's networks are trained side by side
-    in one program, each with its own simulations and its own best weights.
+    The step size falls when the held-out loss does not, and when that no longer helps, it ends.
+
+    For amortised families (`ForwardKL`). Every 200 steps the average of the weights since the last
+    look is judged by its loss on the same held-out simulations, so that two looks differ by little
+    noise. An improvement of more than one standard error (of the paired difference) makes that
+    average the best so far; three looks without one cut the step size to 0.3 of itself, and after
+    `cuts` cuts the best average is the answer. An Ensemble's networks are trained side by side in
+    one program, each with its own simulations and its own best weights.
 
     Not for the ELBO and its relatives, which have no held-out loss: StochasticGradient.
 
@@ -86,15 +94,18 @@ class HeldOut(AbstractSolver):
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         if not isinstance(self._estimator, FromModel):
             raise PairingError(
-                f"HeldOut stops by the loss on held-out simulations, which {type(self._estimator).__name__} does not "
-                "have; use FromModel, or the solver StochasticGradient."
+                "HeldOut stops by the loss on held-out simulations, which"
+                f" {type(self._estimator).__name__} does not have; use FromModel, or the solver"
+                " StochasticGradient."
             )
         self._estimator.check(target, q, objective)
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> TrainingState:
         simulations = to_device(self._estimator.prepare(target, q, jr.fold_in(key, 2**20)), q.dtype)
         weights, static, _ = _networks(q)
-        optimiser, mean, losses = _beginning(self._transform.init, objective, weights, static, simulations)
+        optimiser, mean, losses = _beginning(
+            self._transform.init, objective, weights, static, simulations
+        )
         zero = jnp.zeros((), jnp.int32)
         return TrainingState(
             draws=simulations,
@@ -117,7 +128,9 @@ class HeldOut(AbstractSolver):
 
         def one(weights, optimiser, key):
             def loss(weights):
-                return self._estimator.surrogate(objective, target, eqx.combine(weights, static), state.draws, key)[0]
+                return self._estimator.surrogate(
+                    objective, target, eqx.combine(weights, static), state.draws, key
+                )[0]
 
             value, gradient = jax.value_and_grad(loss)(weights)
             with jax.numpy_dtype_promotion("standard"):
@@ -130,9 +143,16 @@ class HeldOut(AbstractSolver):
             jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)])
         )
         size = jnp.where(good, state.step_size, 0.0)
-        moved = jax.tree.map(lambda w, u: w + jnp.where(good, size.astype(u.dtype) * u, jnp.zeros_like(u)), weights, updates)
-        optimiser = jax.tree.map(lambda new, old: jnp.where(good, new, old), optimiser, state.optimiser)
-        weight = 1 / (1 + jnp.mod(state.count, _LOOK)).astype(size.dtype)  # of this step in the average since the last look
+        moved = jax.tree.map(
+            lambda w, u: w + jnp.where(good, size.astype(u.dtype) * u, jnp.zeros_like(u)),
+            weights,
+            updates,
+        )
+        optimiser = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), optimiser, state.optimiser
+        )
+        # of this step in the average since the last look
+        weight = 1 / (1 + jnp.mod(state.count, _LOOK)).astype(size.dtype)
         mean = jax.tree.map(lambda m, w: m + weight.astype(w.dtype) * (w - m), state.mean, moved)
         skipped = state.skipped + jnp.where(good, 0, 1)
         state = dataclasses.replace(
@@ -141,7 +161,11 @@ class HeldOut(AbstractSolver):
         )  # fmt: skip
         look = jnp.mod(state.count, _LOOK) == 0
         state = jax.lax.cond(look, lambda s: self._judged(s, objective, static), lambda s: s, state)
-        info = Info(jnp.mean(value), size, jnp.asarray(self._estimator.evaluations_per_step(target), size.dtype))
+        info = Info(
+            jnp.mean(value),
+            size,
+            jnp.asarray(self._estimator.evaluations_per_step(target), size.dtype),
+        )
         return target, rebuild(moved), state, info
 
     def done(self, state: TrainingState) -> Result | None:
@@ -167,7 +191,9 @@ class HeldOut(AbstractSolver):
         average, error = jnp.mean(gain, axis=1), jnp.std(gain, axis=1) / count**0.5
         better = average > 0
         clear = jnp.any(average > error)
-        best = jax.tree.map(lambda new, old: jnp.where(_along(better, new), new, old), state.mean, state.best)
+        best = jax.tree.map(
+            lambda new, old: jnp.where(_along(better, new), new, old), state.mean, state.best
+        )
         idle = jnp.where(clear, 0, state.idle + 1)
         cut = idle >= _PATIENCE
         shrunk = state.shrunk + jnp.where(cut, 1, 0)
@@ -183,7 +209,10 @@ class HeldOut(AbstractSolver):
 
 
 def _networks(q: Any) -> tuple[Any, Any, Any]:
-    """Weights with a leading axis, one for each network; what is not a weight; and how to make q of new weights."""
+    """Weights with a leading axis, one for each network; what is not a weight.
+
+    And how to make q of new weights.
+    """
     if isinstance(q, Ensemble):
         weights, static = eqx.partition(q.stacked, eqx.is_inexact_array)
         return weights, static, lambda weights: Ensemble(eqx.combine(weights, static), q.count)
@@ -194,7 +223,10 @@ def _networks(q: Any) -> tuple[Any, Any, Any]:
 
 @eqx.filter_jit
 def _beginning(init: Any, objective: Any, weights: Any, static: Any, simulations: Any) -> Any:
-    """The optimiser's state, an average of nothing, the first losses: one program, as each operation costs a compilation."""
+    """The optimiser's state, an average of nothing, the first losses.
+
+    One program, as each operation costs a compilation.
+    """
     losses = _held_out_losses(objective, weights, static, simulations)
     return jax.vmap(init)(weights), jax.tree.map(jnp.zeros_like, weights), losses
 

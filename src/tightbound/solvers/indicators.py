@@ -1,4 +1,7 @@
-"""Mean-field VI for contaminated data: q(theta) and an independent indicator for each point, by coordinate ascent."""
+"""Mean-field VI for contaminated data.
+
+Q(theta) and an independent indicator for each point, by coordinate ascent.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -6,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.special as sp
 
-from ..estimators.local_gaussians import white_moments
+from ..estimators.clutter.local_gaussians import white_moments
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
@@ -19,7 +22,9 @@ _PRECISION = 5e-5  # of `tol`: coordinate ascent converges linearly
 
 @dataclasses.dataclass(frozen=True)
 class IndicatorState:
-    """q in the coordinates where the noise is isotropic, and each point's probability to be an inlier."""
+    """q in the coordinates where the noise is isotropic, and each point's probability to be an
+    inlier.
+    """
 
     kernels: Kernels
     mean: np.ndarray
@@ -31,12 +36,15 @@ class IndicatorState:
 
 
 class IndicatorMeanField(AbstractSolver):
-    """Coordinate ascent on q(theta) prod_i q(z_i), z_i: whether point i is an inlier; exact for each factor in turn.
+    """Coordinate ascent on q(theta) prod_i q(z_i), z_i: whether point i is an inlier.
 
-    r_i = sigma(a_i - (|y_i - m|^2 + tr S) / (2 s_i)), S^-1 = sum r_i / s_i + S0^-1, m = S (sum r_i y_i / s_i + S0^-1 m0),
-    from r = 1/2; monotone in the bound sum_i softplus(.) + E log prior + entropy, which is what the trace holds: a lower
-    bound on the ELBO of q(theta) alone. Its covariance is too small by a factor that no amount of data mends, about 1/2 in
-    the clutter paper's setting. It is here for comparison: any other solver of contaminated data is closer.
+    Exact for each factor in turn.
+
+    r_i = sigma(a_i - (|y_i - m|^2 + tr S) / (2 s_i)), S^-1 = sum r_i / s_i + S0^-1, m = S (sum r_i
+    y_i / s_i + S0^-1 m0), from r = 1/2; monotone in the bound sum_i softplus(.) + E log prior +
+    entropy, which is what the trace holds: a lower bound on the ELBO of q(theta) alone. Its
+    covariance is too small by a factor that no amount of data mends, about 1/2 in the clutter
+    paper's setting. It is here for comparison: any other solver of contaminated data is closer.
 
     Source: Bishop 2006, section 10.1; clutter spec, section 3 (MFVI).
     """
@@ -47,18 +55,24 @@ class IndicatorMeanField(AbstractSolver):
         require(self, target, Contaminated)
         if objective is not None:
             raise PairingError(
-                f"IndicatorMeanField climbs its own bound and takes no objective, got {type(objective).__name__}."
+                "IndicatorMeanField climbs its own bound and takes no objective, got"
+                f" {type(objective).__name__}."
             )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
             raise PairingError(
-                "IndicatorMeanField returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q at all."
+                "IndicatorMeanField returns a full-rank Gaussian; pass"
+                " q=tb.families.Gaussian.full(dim), or no q at all."
             )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> IndicatorState:
         k = target.kernels()
-        return IndicatorState(k, *_gaussian_factor(k, np.full(len(k.points), 0.5)), np.full(len(k.points), 0.5), tol)
+        return IndicatorState(
+            k, *_gaussian_factor(k, np.full(len(k.points), 0.5)), np.full(len(k.points), 0.5), tol
+        )
 
-    def step(self, target: Any, q: Any, objective: Any, state: IndicatorState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: IndicatorState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         """All indicators, then q(theta)."""
         k = state.kernels
         inlier = sp.expit(_logits(k, state.mean, state.cov))
@@ -69,8 +83,15 @@ class IndicatorMeanField(AbstractSolver):
         change = max(moved, float(np.abs(turned - np.eye(k.dim)).max()))
         bound = _bound(target, k, mean, root)
         result = Result.converged if change < _PRECISION * state.tol else None
-        new = dataclasses.replace(state, mean=mean, cov=cov, inlier=inlier, bound=bound, result=result)
-        return target, Gaussian.from_root(k.root @ mean, k.root @ root), new, Info(np.float64(-bound), np.float64(change), 1)
+        new = dataclasses.replace(
+            state, mean=mean, cov=cov, inlier=inlier, bound=bound, result=result
+        )
+        return (
+            target,
+            Gaussian.from_root(k.root @ mean, k.root @ root),
+            new,
+            Info(np.float64(-bound), np.float64(change), 1),
+        )
 
     def done(self, state: IndicatorState) -> Result | None:
         return state.result
@@ -88,7 +109,10 @@ def _gaussian_factor(k: Kernels, inlier: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _bound(target: Any, k: Kernels, mean: np.ndarray, root: np.ndarray) -> float:
-    """The bound with the best indicators for this q(theta): their entropy and energy sum to a softplus each."""
+    """The bound with the best indicators for this q(theta).
+
+    Their entropy and energy sum to a softplus each.
+    """
 
     def sites(centre: np.ndarray, cov: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         value = float(k.weights @ np.logaddexp(0.0, _logits(k, centre, cov)))

@@ -8,15 +8,17 @@ import numpy as np
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
+from ..search.lbfgs import ascend
+from ..starts.paths import local_roots
 from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .lbfgs import ascend
-from .start import local_roots
 
 _NEWTON_STEPS = 20
 _FLATTEST = 1e-20  # curvature along one coordinate: an sd of 1e10 is still an sd at a mode
-_FLOOR = 1e-9  # smallest eigenvalue of the curvature scaled to unit diagonal: what differences of scores can resolve
+# smallest eigenvalue of the curvature scaled to unit diagonal: what differences of scores can
+# resolve
+_FLOOR = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +34,13 @@ class LaplaceState:
 
 
 class Laplace(AbstractSolver):
-    """N(mode, (-hess log p(mode))^-1): the cheapest Gaussian, exact where the posterior is Gaussian.
+    """N(mode, (-hess log p(mode))^-1): the cheapest Gaussian, exact where the posterior is
+    Gaussian.
 
-    Climbs by L-BFGS from q's mean, then by Newton steps with curvature from differences of scores (2 d of them each, so not
-    above some hundreds of dimensions). Not for hierarchical models whose density has no mode, nor for skewed posteriors:
-    the mode is not the mean there, and NaturalGradient costs little more.
+    Climbs by L-BFGS from q's mean, then by Newton steps with curvature from differences of scores
+    (2 d of them each, so not above some hundreds of dimensions). Not for hierarchical models whose
+    density has no mode, nor for skewed posteriors: the mode is not the mean there, and
+    NaturalGradient costs little more.
 
     Source: Tierney & Kadane 1986, section 2; MacKay 2003, chapter 27.
     """
@@ -47,26 +51,41 @@ class Laplace(AbstractSolver):
         require(self, target, Density)
         if objective is not None:
             raise PairingError(
-                f"Laplace matches the curvature at the mode and takes no objective, got {type(objective).__name__}."
+                "Laplace matches the curvature at the mode and takes no objective, got"
+                f" {type(objective).__name__}."
             )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
-            raise PairingError("Laplace returns a full-rank Gaussian; start it from tb.families.Gaussian.full(dim).")
+            raise PairingError(
+                "Laplace returns a full-rank Gaussian; start it from"
+                " tb.families.Gaussian.full(dim)."
+            )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> LaplaceState:
         start = np.array(q.mean, dtype=np.float64)
         value = float(batched(target)(start[None])[0][0])
-        return LaplaceState(start, None, value, tol, result=None if np.isfinite(value) else Result.nonfinite)
+        return LaplaceState(
+            start, None, value, tol, result=None if np.isfinite(value) else Result.nonfinite
+        )
 
-    def step(self, target: Any, q: Any, objective: Any, state: LaplaceState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: LaplaceState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         evaluate = batched(target)
         before = evaluate.evaluations
         new = self._climb(evaluate, state) if state.stage == 0 else self._newton(evaluate, state)
         change = (
-            0.0 if new.root is None else float(np.sqrt(np.mean(np.linalg.solve(new.root, new.point - state.point) ** 2)))
+            0.0
+            if new.root is None
+            else float(np.sqrt(np.mean(np.linalg.solve(new.root, new.point - state.point) ** 2)))
         )
         if new.root is not None:
             q = Gaussian.from_root(new.point, new.root)
-        return target, q, new, Info(np.float64(-new.value), np.float64(change), evaluate.evaluations - before)
+        return (
+            target,
+            q,
+            new,
+            Info(np.float64(-new.value), np.float64(change), evaluate.evaluations - before),
+        )
 
     def done(self, state: LaplaceState) -> Result | None:
         return state.result
@@ -76,7 +95,10 @@ class Laplace(AbstractSolver):
         if not paths:
             return dataclasses.replace(state, result=Result.nonfinite)
         return self._with_curvature(
-            evaluate, dataclasses.replace(state, point=paths[0].points[-1], value=float(paths[0].values[-1]), stage=1)
+            evaluate,
+            dataclasses.replace(
+                state, point=paths[0].points[-1], value=float(paths[0].values[-1]), stage=1
+            ),
         )
 
     def _newton(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
@@ -99,5 +121,9 @@ class Laplace(AbstractSolver):
     def _with_curvature(self, evaluate: Any, state: LaplaceState) -> LaplaceState:
         scale = None if state.root is None else np.sqrt(np.sum(state.root**2, axis=1))[None]
         passes = 1 if scale is not None else 2
-        (root,) = local_roots(evaluate, state.point[None], scale, passes, floor=_FLOOR, flattest=_FLATTEST)
-        return dataclasses.replace(state, root=root, result=Result.nonfinite if root is None else None)
+        (root,) = local_roots(
+            evaluate, state.point[None], scale, passes, floor=_FLOOR, flattest=_FLATTEST
+        )
+        return dataclasses.replace(
+            state, root=root, result=Result.nonfinite if root is None else None
+        )

@@ -40,15 +40,17 @@ class LearnState:
 
 
 class LearnClutter(AbstractSolver):
-    """q(theta) and point estimates of w, vg and vc together: each step one M-step and one natural-gradient step.
+    """q(theta) and point estimates of w, vg and vc together: each step one M-step and one
+    natural-gradient step.
 
-    With r_i(theta) the responsibility of the inlier: w = mean of 1 - E_q r_i, vg = sum E_q[r_i |x_i - theta|^2] /
-    (D sum E_q r_i), vc = sum (1 - E_q r_i) |x_i|^2 / (D sum (1 - E_q r_i)), each with the prior's counts added; a vg or vc
-    of several points or directions is rescaled as a whole. Maximises the ELBO plus the log priors; `fit.target` holds what
-    was learnt (`.w`, `.vg`, `.vc`), `fit.q` is the posterior given it. With few points vg comes out too small: 17 % at
-    n = 50 without a prior, so n = 20 wants one. Not where the uncertainty of w, vg and vc matters: give them priors in
-    `tb.from_log_density`. Starts from the target's own w, vg and vc: try several where the background
-    is hard to tell from the noise.
+    With r_i(theta) the responsibility of the inlier: w = mean of 1 - E_q r_i, vg = sum E_q[r_i |x_i
+    - theta|^2] / (D sum E_q r_i), vc = sum (1 - E_q r_i) |x_i|^2 / (D sum (1 - E_q r_i)), each with
+    the prior's counts added; a vg or vc of several points or directions is rescaled as a whole.
+    Maximises the ELBO plus the log priors; `fit.target` holds what was learnt (`.w`, `.vg`, `.vc`),
+    `fit.q` is the posterior given it. With few points vg comes out too small: 17 % at n = 50
+    without a prior, so n = 20 wants one. Not where the uncertainty of w, vg and vc matters: give
+    them priors in `tb.from_log_density`. Starts from the target's own w, vg and vc: try several
+    where the background is hard to tell from the noise.
 
     Arguments:
         learn: which of "w", "vg", "vc".
@@ -69,23 +71,38 @@ class LearnClutter(AbstractSolver):
 
     def __check_init__(self):
         if not self.learn or not set(self.learn) <= {"w", "vg", "vc"}:
-            raise ValueError(f"LearnClutter: `learn` must name some of 'w', 'vg', 'vc', got {self.learn!r}.")
+            raise ValueError(
+                f"LearnClutter: `learn` must name some of 'w', 'vg', 'vc', got {self.learn!r}."
+            )
         if not all(x >= 1.0 for x in self.w):
-            raise ValueError(f"LearnClutter: `w` must be (a, b) of a Beta prior, both at least 1, got {self.w!r}.")
+            raise ValueError(
+                "LearnClutter: `w` must be (a, b) of a Beta prior, both at least 1, got"
+                f" {self.w!r}."
+            )
         for name in ("vg", "vc"):
             prior = getattr(self, name)
             if prior is not None and not all(x > 0 for x in prior):
-                raise ValueError(f"LearnClutter: `{name}` must be a positive (shape, scale) or None, got {prior!r}.")
+                raise ValueError(
+                    f"LearnClutter: `{name}` must be a positive (shape, scale) or None, got"
+                    f" {prior!r}."
+                )
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, LearnableNoise)
         if objective is not None:
-            raise PairingError(f"LearnClutter climbs the ELBO and takes no objective, got {type(objective).__name__}.")
+            raise PairingError(
+                "LearnClutter climbs the ELBO and takes no objective, got"
+                f" {type(objective).__name__}."
+            )
         if getattr(getattr(q, "scale", None), "structure", None) != "full":
-            raise PairingError("LearnClutter returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or none.")
+            raise PairingError(
+                "LearnClutter returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim),"
+                " or none."
+            )
         if "vc" in self.learn and target.clutter_root is None:
             raise PairingError(
-                "LearnClutter cannot learn `vc`: the background was given by `log_clutter`; leave 'vc' out of `learn`."
+                "LearnClutter cannot learn `vc`: the background was given by `log_clutter`; leave"
+                " 'vc' out of `learn`."
             )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> LearnState:
@@ -94,25 +111,42 @@ class LearnClutter(AbstractSolver):
             rule = tensor_rule(_NODES[target.dim], target.dim)
             nodes, weights = np.asarray(rule.nodes), np.asarray(rule.weights)
         else:
-            half = moment_matched(host_rng(key, "learn clutter"), max(_PAIRS, target.dim), target.dim)
+            half = moment_matched(
+                host_rng(key, "learn clutter"), max(_PAIRS, target.dim), target.dim
+            )
             nodes, weights = np.concatenate([half, -half]), np.full(2 * len(half), 0.5 / len(half))
         return LearnState(np.asarray(start.mean), np.asarray(start.root), nodes, weights, tol)
 
-    def step(self, target: Any, q: Any, objective: Any, state: LearnState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: LearnState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         k = target.kernels()
         found = _expected(target, k, state)
         loss = -(found.elbo + self._log_prior(target))
-        rho = max(0.1, 0.5 * state.rho) if loss > state.loss + 1e-9 * abs(loss) else min(1.0, 1.5 * state.rho)
-        mean, root, _ = natural_step(state.mean, state.root, newton_model(found.gradient, found.curvature), rho)
+        rho = (
+            max(0.1, 0.5 * state.rho)
+            if loss > state.loss + 1e-9 * abs(loss)
+            else min(1.0, 1.5 * state.rho)
+        )
+        mean, root, _ = natural_step(
+            state.mean, state.root, newton_model(found.gradient, found.curvature), rho
+        )
         new_target, moved = self._maximised(target, k, found)
-        change = max(moved, float(np.sqrt(np.mean(np.linalg.solve(state.root, mean - state.mean) ** 2))))
+        change = max(
+            moved, float(np.sqrt(np.mean(np.linalg.solve(state.root, mean - state.mean) ** 2)))
+        )
         result = Result.converged if change < _PRECISION * state.tol else None
         if result is None and state.steps + 1 >= self.max_steps:
             result = Result.max_steps
         new = dataclasses.replace(
             state, mean=mean, root=root, rho=rho, loss=loss, steps=state.steps + 1, result=result
         )  # fmt: skip
-        return new_target, Gaussian.from_root(mean, root), new, Info(np.float64(loss), np.float64(change), len(state.nodes))
+        return (
+            new_target,
+            Gaussian.from_root(mean, root),
+            new,
+            Info(np.float64(loss), np.float64(change), len(state.nodes)),
+        )
 
     def done(self, state: LearnState) -> Result | None:
         return state.result
@@ -123,20 +157,33 @@ class LearnClutter(AbstractSolver):
         w, noise, background = None, 1.0, 1.0
         if "w" in self.learn:
             a, b = self.w
-            w = float(np.clip((outlier + a - 1.0) / (inlier + outlier + a + b - 2.0), 1e-12, 1.0 - 1e-12))
+            w = float(
+                np.clip((outlier + a - 1.0) / (inlier + outlier + a + b - 2.0), 1e-12, 1.0 - 1e-12)
+            )
         if "vg" in self.learn:
             noise = _scale(float(k.weights @ found.squares), k.dim * inlier, self.vg, target.vg)
         if "vc" in self.learn:
             squares = target.background_squares()
-            background = _scale(float((k.weights * (1.0 - found.inlier)) @ squares), k.dim * outlier, self.vc, target.vc)
-        moved = max(abs(np.log(noise)), abs(np.log(background)), 0.0 if w is None else float(np.max(np.abs(w - target.w))))
+            background = _scale(
+                float((k.weights * (1.0 - found.inlier)) @ squares),
+                k.dim * outlier,
+                self.vc,
+                target.vc,
+            )
+        moved = max(
+            abs(np.log(noise)),
+            abs(np.log(background)),
+            0.0 if w is None else float(np.max(np.abs(w - target.w))),
+        )
         return target.with_noise(w, noise, background), float(moved)
 
     def _log_prior(self, target: Any) -> float:
         """Log prior densities of what is learnt, up to constants."""
         total = 0.0
         if "w" in self.learn:
-            total += (self.w[0] - 1) * np.log(target.w[0]) + (self.w[1] - 1) * np.log1p(-target.w[0])
+            total += (self.w[0] - 1) * np.log(target.w[0]) + (self.w[1] - 1) * np.log1p(
+                -target.w[0]
+            )
         for name in ("vg", "vc"):
             prior = getattr(self, name)
             if name in self.learn and prior is not None:
@@ -147,7 +194,10 @@ class LearnClutter(AbstractSolver):
 
 @dataclasses.dataclass(frozen=True)
 class _Expected:
-    """Under q: the ELBO, whitened gradient and curvature, E r_i `[n]` and E r_i |y_i - t|^2 / s_i `[n]`."""
+    """Under q.
+
+    The ELBO, whitened gradient and curvature, E r_i `[n]` and E r_i |y_i - t|^2 / s_i `[n]`.
+    """
 
     elbo: float
     gradient: np.ndarray
@@ -165,7 +215,9 @@ def _expected(target: Any, k: Kernels, state: LearnState) -> _Expected:
     squares /= k.scales
     r = sp.expit(k.own_logits - 0.5 * squares)
     share = r * (k.weights / k.scales)
-    score = share @ k.points - share.sum(axis=1)[:, None] * t - (t - k.prior_mean) @ k.prior_precision
+    score = (
+        share @ k.points - share.sum(axis=1)[:, None] * t - (t - k.prior_mean) @ k.prior_precision
+    )
     white = np.linalg.solve(k.root, state.root).T @ score.T  # [d, nodes]
     half = white @ (state.weights[:, None] * state.nodes)
     entropy = float(np.linalg.slogdet(state.root)[1]) + 0.5 * k.dim * (1.0 + np.log(2 * np.pi))
@@ -179,9 +231,14 @@ def _expected(target: Any, k: Kernels, state: LearnState) -> _Expected:
 
 
 def _scale(squares: float, count: float, prior: tuple[float, float] | None, now: float) -> float:
-    """The factor of a variance: (squares + 2 scale / now) / (count + 2 (shape + 1)), kept within 4 either way."""
+    """The factor of a variance.
+
+    (squares + 2 scale / now) / (count + 2 (shape + 1)), kept within 4 either way.
+    """
     shape, scale = (-1.0, 0.0) if prior is None else prior
-    return float(np.clip((squares + 2.0 * scale / now) / max(count + 2.0 * (shape + 1.0), 1e-12), 0.25, 4.0))
+    return float(
+        np.clip((squares + 2.0 * scale / now) / max(count + 2.0 * (shape + 1.0), 1e-12), 0.25, 4.0)
+    )
 
 
 __all__ = ["LearnClutter", "LearnState"]

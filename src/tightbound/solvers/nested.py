@@ -1,4 +1,7 @@
-"""The rung that settles hierarchical scales: Gaussians fitted at a grid of values of one coordinate."""
+"""The rung that settles hierarchical scales.
+
+Gaussians fitted at a grid of values of one coordinate.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -10,10 +13,10 @@ from ..estimators.fixed_design import moment_matched
 from ..families.nested import NestedGaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
+from ..search.conditional_refit import Knot, check_start, refit, regression
+from ..search.lbfgs import Evaluate
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .conditional_fits import Knot, check_start, refit, regression
-from .lbfgs import Evaluate
 
 _FALL = 8.0  # nats below the best knot at which a side of the grid ends
 _FLAT = 0.5  # nats per knot below which the next one is set farther out
@@ -27,7 +30,8 @@ class NestedState:
 
     coordinate: int
     design: np.ndarray
-    spacing: tuple[float, float]  # of the next knot on the left and on the right; grows where the profile is flat
+    # of the next knot on the left and on the right; grows where the profile is flat
+    spacing: tuple[float, float]
     slope: np.ndarray  # regression of the rest on t under the Gaussian that we start from
     knots: tuple[Knot, ...]  # ascending in t
     open_left: bool
@@ -40,12 +44,15 @@ class NestedState:
 
 
 class Nested(AbstractSolver):
-    """From a Gaussian to a NestedGaussian: refit the rest by natural gradient at a grid of values of one coordinate.
+    """From a Gaussian to a NestedGaussian: refit the rest by natural gradient at a grid of values
+    of one coordinate.
 
-    The coordinate is the one with the strongest third-order coupling to the scores (`third_order_coupling`), in practice
-    the log scale of a hierarchical model (in one dimension q becomes the posterior on a grid). The grid walks outwards in
-    steps of `step_sds` sds until the conditional ELBO, the log density of t up to a constant, has fallen by 8 nats. Costs
-    some 3,000-15,000 gradients. Not for targets that the Gaussian already fits: it gains nothing there and adds grid noise.
+    The coordinate is the one with the strongest third-order coupling to the scores
+    (`third_order_coupling`), in practice the log scale of a hierarchical model (in one dimension q
+    becomes the posterior on a grid). The grid walks outwards in steps of `step_sds` sds until the
+    conditional ELBO, the log density of t up to a constant, has fallen by 8 nats. Costs some
+    3,000-15,000 gradients. Not for targets that the Gaussian already fits: it gains nothing there
+    and adds grid noise.
 
     Arguments:
         coordinate: index of t; None chooses it.
@@ -63,14 +70,18 @@ class Nested(AbstractSolver):
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         check_start(self, target, q, objective)
         if self.coordinate is not None and not 0 <= self.coordinate < q.dim:
-            raise PairingError(f"Nested: `coordinate` must lie in 0..{q.dim - 1}, got {self.coordinate}.")
+            raise PairingError(
+                f"Nested: `coordinate` must lie in 0..{q.dim - 1}, got {self.coordinate}."
+            )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> NestedState:
         mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
         evaluate, rng, dim = batched(target), host_rng(key, "nested"), q.dim
         j = self.coordinate
         if j is None:
-            coupling = third_order_coupling(evaluate, mean, root, rng) if dim > 1 else np.zeros((1, 1))
+            coupling = (
+                third_order_coupling(evaluate, mean, root, rng) if dim > 1 else np.zeros((1, 1))
+            )
             j = int(np.argsort(-np.sum(coupling**2, axis=1))[min(self.choice, dim - 1)])
         slope, conditional_root = regression(root, np.array([j]))
         design = moment_matched(rng, max(dim - 1, 32) if dim > 1 else 1, dim - 1)
@@ -80,30 +91,50 @@ class Nested(AbstractSolver):
         result = None if np.isfinite(start.elbo) else Result.nonfinite
         return NestedState(j, design, (spacing, spacing), slope[:, 0], (start,), True, True, result)
 
-    def step(self, target: Any, q: Any, objective: Any, state: NestedState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: NestedState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         """One knot further on each open side, both in the same batch."""
         evaluate = batched(target)
         before = evaluate.evaluations
         sides = [s for s, is_open in ((-1, state.open_left), (1, state.open_right)) if is_open]
         new = dict(
-            zip(sides, refit(evaluate, state.coordinate, [_predict(state, s) for s in sides], state.design), strict=True)
+            zip(
+                sides,
+                refit(
+                    evaluate, state.coordinate, [_predict(state, s) for s in sides], state.design
+                ),
+                strict=True,
+            )
         )
         for side, knot in new.items():
             state = _extended(state, side, knot)
         if not (state.open_left or state.open_right):
-            state = dataclasses.replace(state, result=Result.converged if len(state.knots) >= 4 else Result.nonfinite)
+            state = dataclasses.replace(
+                state, result=Result.converged if len(state.knots) >= 4 else Result.nonfinite
+            )
         elif len(state.knots) >= _MAX_KNOTS:
             state = dataclasses.replace(state, result=Result.max_steps)
         if len(state.knots) >= 4:
             q = _family(state)
-        return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before)
+        return (
+            target,
+            q,
+            state,
+            Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before),
+        )
 
     def done(self, state: NestedState) -> Result | None:
         return state.result
 
 
-def third_order_coupling(evaluate: Evaluate, mean: np.ndarray, root: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """T[j, k] = E_q[s_k u_j u_k] with standardised coordinates u and scores s: zero for every Gaussian target. `[d, d]`."""
+def third_order_coupling(
+    evaluate: Evaluate, mean: np.ndarray, root: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """T[j, k] = E_q[s_k u_j u_k] with standardised coordinates u and scores s.
+
+    Zero for every Gaussian target. `[d, d]`.
+    """
     dim = len(mean)
     sd = np.sqrt(np.sum(root**2, axis=1))
     total = np.zeros((dim, dim))
@@ -116,12 +147,18 @@ def third_order_coupling(evaluate: Evaluate, mean: np.ndarray, root: np.ndarray,
 
 
 def coupling_of(u: np.ndarray, s: np.ndarray, v: np.ndarray | None = None) -> np.ndarray:
-    """T[j, k], the mean of u_j s_k v_k over draws: coordinates `u` and `v [S, d]` (u if left out), scores `s` in v."""
+    """T[j, k], the mean of u_j s_k v_k over draws.
+
+    Coordinates `u` and `v [S, d]` (u if left out), scores `s` in v.
+    """
     return u.T @ (s * (u if v is None else v)) / max(len(u), 1)
 
 
 def _extended(state: NestedState, side: int, knot: Knot) -> NestedState:
-    """The state with one more knot on a side; the side is closed once it has fallen far enough, and spaced wider if flat."""
+    """The state with one more knot on a side.
+
+    The side is closed once it has fallen far enough, and spaced wider if flat.
+    """
     if np.isfinite(knot.elbo):
         edge = state.knots[0 if side < 0 else -1]
         knots = (knot, *state.knots) if side < 0 else (*state.knots, knot)
@@ -135,7 +172,9 @@ def _extended(state: NestedState, side: int, knot: Knot) -> NestedState:
 
 
 def _predict(state: NestedState, side: int) -> Knot:
-    """The next knot outwards, its mean extrapolated from the last two (or by the Gaussian's regression)."""
+    """The next knot outwards, its mean extrapolated from the last two (or by the Gaussian's
+    regression).
+    """
     last, step = state.knots[0 if side < 0 else -1], side * state.spacing[side > 0]
     slope = state.slope
     if len(state.knots) > 1:
@@ -145,7 +184,10 @@ def _predict(state: NestedState, side: int) -> Knot:
 
 
 def _elbo(state: NestedState) -> float:
-    """log of the integral of exp(profile): the ELBO of the nested family, by the trapezoidal rule over its knots."""
+    """log of the integral of exp(profile).
+
+    The ELBO of the nested family, by the trapezoidal rule over its knots.
+    """
     t, profile = np.array([k.t for k in state.knots]), np.array([k.elbo for k in state.knots])
     mass = np.trapezoid(np.exp(profile - state.best), t) if len(t) > 1 else 1.0
     return float(state.best + np.log(mass))

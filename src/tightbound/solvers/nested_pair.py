@@ -1,4 +1,7 @@
-"""The rung for models with two scales that matter: Gaussians fitted on a lattice of values of two coordinates."""
+"""The rung for models with two scales that matter.
+
+Gaussians fitted on a lattice of values of two coordinates.
+"""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,12 +15,13 @@ from ..estimators.fixed_design import moment_matched
 from ..families.nested_pair import NestedGaussianPair
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
+from ..search.conditional_refit import Knot, check_start, refit, regression
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .conditional_fits import Knot, check_start, refit, regression
 from .nested import third_order_coupling
 
-_FALL = 6.5  # nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
+# nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
+_FALL = 6.5
 _PLANE_FALL = 14.0  # in the plane, where a knot is one evaluation
 _MOST = 25_000  # evaluations after which the lattice stays as it is
 _COARSEN = 80  # knots at which the lattice is made twice as wide
@@ -25,7 +29,8 @@ _PLANE_KNOTS = 8_000  # the same in the plane, where a knot is one evaluation
 _MOST_COARSENED = 3
 _FARTHEST = 96.0  # sds from the centre, on either axis, at the first step
 _REFINE = 8  # cells of the density between knots; the plane's knots are four times as close
-_ALONE = 1e-3  # share of the mass at knots that have next to nothing on both sides, along either axis
+# share of the mass at knots that have next to nothing on both sides, along either axis
+_ALONE = 1e-3
 _DROP = 3.0  # nats per knot by which the profile is continued where no knot was fitted
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
@@ -34,7 +39,9 @@ Place = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class PairState:
-    """The knots so far by their place on the lattice, whose centre and axes those of the Gaussian are."""
+    """The knots so far by their place on the lattice, whose centre and axes those of the Gaussian
+    are.
+    """
 
     coordinates: np.ndarray
     centre: np.ndarray
@@ -56,15 +63,18 @@ class PairState:
 
 
 class NestedPair(AbstractSolver):
-    """From a Gaussian to a NestedGaussianPair: refit the rest by natural gradient on a lattice of values of two coordinates.
+    """From a Gaussian to a NestedGaussianPair: refit the rest by natural gradient on a lattice of
+    values of two coordinates.
 
-    The two are the one with the strongest third-order coupling to the scores and the one with the strongest to what is left
-    once that is held. The lattice stands on their axes under the Gaussian and grows from its centre until the conditional
-    ELBO, the log density of t up to a constant, has fallen by 6.5 nats (14 in two dimensions); where that is far away,
-    every other line is kept. Costs some 60-160 conditional fits: 10,000-25,000 gradients in up to 34 dimensions, more
-    above. In two dimensions it is the posterior on a grid, for some 3,000 evaluations. Not where `Nested`, with one
-    coordinate, does, nor above 60 dimensions or so. Where the lattice does not hold the whole posterior (tails of a power
-    law, a ridge thinner than a step), q stays the Gaussian and the result is `unenclosed`.
+    The two are the one with the strongest third-order coupling to the scores and the one with the
+    strongest to what is left once that is held. The lattice stands on their axes under the Gaussian
+    and grows from its centre until the conditional ELBO, the log density of t up to a constant, has
+    fallen by 6.5 nats (14 in two dimensions); where that is far away, every other line is kept.
+    Costs some 60-160 conditional fits: 10,000-25,000 gradients in up to 34 dimensions, more above.
+    In two dimensions it is the posterior on a grid, for some 3,000 evaluations. Not where `Nested`,
+    with one coordinate, does, nor above 60 dimensions or so. Where the lattice does not hold the
+    whole posterior (tails of a power law, a ridge thinner than a step), q stays the Gaussian and
+    the result is `unenclosed`.
 
     Arguments:
         coordinates: indices of t; None chooses them.
@@ -80,10 +90,15 @@ class NestedPair(AbstractSolver):
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         check_start(self, target, q, objective)
         if q.dim < 2:
-            raise PairingError("NestedPair needs two coordinates, and the target has one; use Nested.")
+            raise PairingError(
+                "NestedPair needs two coordinates, and the target has one; use Nested."
+            )
         pair = self.coordinates
         if pair is not None and (len(set(pair)) != 2 or not all(0 <= j < q.dim for j in pair)):
-            raise PairingError(f"NestedPair: `coordinates` must be two different indices in 0..{q.dim - 1}, got {pair}.")
+            raise PairingError(
+                f"NestedPair: `coordinates` must be two different indices in 0..{q.dim - 1}, got"
+                f" {pair}."
+            )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> PairState:
         mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
@@ -102,15 +117,33 @@ class NestedPair(AbstractSolver):
         result = None if np.isfinite(start.elbo) else Result.nonfinite
         step, fall = (1.0, _FALL) if dim > 2 else (0.25, _PLANE_FALL)
         step = step if self.step_sds is None else self.step_sds
-        state = PairState(pair, mean[pair], axes, slope, design, {(0, 0): start}, {}, step, _FARTHEST, fall, result=result)
+        state = PairState(
+            pair,
+            mean[pair],
+            axes,
+            slope,
+            design,
+            {(0, 0): start},
+            {},
+            step,
+            _FARTHEST,
+            fall,
+            result=result,
+        )
         return dataclasses.replace(state, guesses=_frontier(state, state.knots))
 
-    def step(self, target: Any, q: Any, objective: Any, state: PairState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: PairState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         """All free places next to knots that are not too far down, in the same batch."""
         evaluate = batched(target)
         before = evaluate.evaluations
         new = dict(
-            zip(state.guesses, refit(evaluate, state.coordinates, [*state.guesses.values()], state.design), strict=True)
+            zip(
+                state.guesses,
+                refit(evaluate, state.coordinates, [*state.guesses.values()], state.design),
+                strict=True,
+            )
         )
         state.knots.update(new)  # in place: thousands of knots in the plane, in a hundred steps
         spent = state.spent + evaluate.evaluations - before
@@ -124,7 +157,12 @@ class NestedPair(AbstractSolver):
             state = dataclasses.replace(state, result=Result.unenclosed)
         if state.result is Result.converged:
             q = _family(state)
-        return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before)
+        return (
+            target,
+            q,
+            state,
+            Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before),
+        )
 
     def done(self, state: PairState) -> Result | None:
         return state.result
@@ -139,7 +177,9 @@ def strongest_pair(coupling: np.ndarray) -> np.ndarray:
 
 
 def _frontier(state: PairState, new: Iterable[Place]) -> dict[Place, Knot]:
-    """Guesses at the free places next to the `new` knots, the mean extrapolated from the knot before it or by regression."""
+    """Guesses at the free places next to the `new` knots, the mean extrapolated from the knot
+    before it or by regression.
+    """
     guesses: dict[Place, Knot] = {}
     least = state.best - state.fall
     for i, j in new:
@@ -148,9 +188,16 @@ def _frontier(state: PairState, new: Iterable[Place]) -> dict[Place, Knot]:
             continue
         for a, b in _SIDES:
             place = (i + a, j + b)
-            if place in state.knots or place in guesses or max(map(abs, place)) * state.step > state.farthest:
+            if (
+                place in state.knots
+                or place in guesses
+                or max(map(abs, place)) * state.step > state.farthest
+            ):
                 continue
-            before, ahead = state.knots.get((i - a, j - b)), state.step * state.axes @ np.array([a, b])
+            before, ahead = (
+                state.knots.get((i - a, j - b)),
+                state.step * state.axes @ np.array([a, b]),
+            )
             move = state.slope @ ahead
             if before is not None and np.isfinite(before.elbo):
                 move = knot.mean - before.mean
@@ -162,16 +209,24 @@ def _coarsened(state: PairState) -> PairState:
     """The state with every other line of its lattice, or ended where that was done before."""
     if state.coarsened == _MOST_COARSENED:
         return dataclasses.replace(state, result=Result.unenclosed)
-    kept = {(i // 2, j // 2): knot for (i, j), knot in state.knots.items() if i % 2 == 0 and j % 2 == 0}
-    farther = {"step": 2.0 * state.step, "farthest": 2.0 * state.farthest, "coarsened": state.coarsened + 1}
+    kept = {
+        (i // 2, j // 2): knot for (i, j), knot in state.knots.items() if i % 2 == 0 and j % 2 == 0
+    }
+    farther = {
+        "step": 2.0 * state.step,
+        "farthest": 2.0 * state.farthest,
+        "coarsened": state.coarsened + 1,
+    }
     state = dataclasses.replace(state, knots=kept, **farther)
     return dataclasses.replace(state, guesses=_frontier(state, kept))
 
 
 def _closed(state: PairState) -> bool:
-    """Whether the lattice has the whole posterior: no knot at its end is still high, and hardly any stands alone.
+    """Whether the lattice has the whole posterior: no knot at its end is still high, and hardly any
+    stands alone.
 
-    A law of heavy tails goes on beyond the farthest knot; a ridge thinner than a step is lost between two of them.
+    A law of heavy tails goes on beyond the farthest knot; a ridge thinner than a step is lost
+    between two of them.
     """
     knots, gone, alone, total = state.knots, state.best - state.fall, 0.0, 0.0
     for (i, j), knot in knots.items():
@@ -192,14 +247,19 @@ def _spans(state: PairState) -> bool:
 
 
 def _elbo(state: PairState) -> float:
-    """log of the integral of exp(profile), the ELBO of the family, by the trapezoidal rule on the lattice."""
+    """log of the integral of exp(profile), the ELBO of the family, by the trapezoidal rule on the
+    lattice.
+    """
     profile = np.array([knot.elbo for knot in state.knots.values() if np.isfinite(knot.elbo)])
     area = 2.0 * np.log(state.step) + np.log(np.prod(np.diag(state.axes)))
     return float(state.best + np.log(np.sum(np.exp(profile - state.best))) + area)
 
 
 def _family(state: PairState) -> NestedGaussianPair:
-    """The family through the knots; places in the rectangle around them without one are continued from the nearest."""
+    """The family through the knots.
+
+    Places in the rectangle around them without one are continued from the nearest.
+    """
     fitted = {place: knot for place, knot in state.knots.items() if np.isfinite(knot.elbo)}
     places, knots = np.array(list(fitted)), list(fitted.values())
     low = places.min(axis=0)
@@ -210,12 +270,23 @@ def _family(state: PairState) -> NestedGaussianPair:
     measured: Any = ndimage.distance_transform_edt(free, return_indices=True)
     distance, nearest = measured[0], number[tuple(measured[1])]
     profile = np.array([knot.elbo for knot in knots])[nearest] - _DROP * distance
-    means, roots = np.stack([k.mean for k in knots])[nearest], np.stack([k.root for k in knots])[nearest]
+    means, roots = (
+        np.stack([k.mean for k in knots])[nearest],
+        np.stack([k.root for k in knots])[nearest],
+    )
     first, second = (int(j) for j in state.coordinates)
     origin = state.step * low.astype(np.float64)
     refine = _REFINE if len(state.slope) else _REFINE // 4
     return NestedGaussianPair.through(
-        (first, second), state.centre, state.axes, origin, state.step, profile, means, roots, refine=refine
+        (first, second),
+        state.centre,
+        state.axes,
+        origin,
+        state.step,
+        profile,
+        means,
+        roots,
+        refine=refine,
     )
 
 

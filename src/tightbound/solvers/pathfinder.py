@@ -1,4 +1,8 @@
-"""Pathfinder: the best of the Gaussians that an L-BFGS search builds on its way up, from one start or from several."""
+"""Pathfinder.
+
+The best of the Gaussians that an L-BFGS search builds on its way up, from one start or from
+several.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -11,10 +15,10 @@ from ..families.gaussian import Gaussian
 from ..families.mixture import Mixture
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
+from ..search.lbfgs import Evaluate, Path, ascend
 from ..targets.base import Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .lbfgs import Evaluate, Path, ascend
 
 _MEMORY = 6  # curvature pairs behind each estimate, as in the paper
 _MAX_DIMENSIONS = 2_000
@@ -24,7 +28,8 @@ _NUMBERS = 2**22  # draws x dim evaluated at once
 
 @dataclasses.dataclass(frozen=True)
 class InverseHessian:
-    """H = A^(1/2) (I + Q diag(lam) Q') A^(1/2), A = diag(alpha): what L-BFGS believes the covariance to be; nothing d x d.
+    """H = A^(1/2) (I + Q diag(lam) Q') A^(1/2), A = diag(alpha): what L-BFGS believes the
+    covariance to be; nothing d x d.
 
     Attributes:
         alpha: `[d]`, positive.
@@ -38,7 +43,9 @@ class InverseHessian:
 
     @classmethod
     def of(cls, alpha: np.ndarray, s: np.ndarray, y: np.ndarray) -> "InverseHessian | None":
-        """From pairs of moves and changes of the negative gradient, `[d, m]`, the oldest first; None if not positive.
+        """From pairs of moves and changes of the negative gradient, `[d, m]`, the oldest first.
+
+        None if not positive.
 
         Source: Byrd, Nocedal & Schnabel 1994, eq. 3.1; Zhang et al. 2022, Algorithms 3 and 4.
         """
@@ -49,7 +56,9 @@ class InverseHessian:
         scaled = alpha[:, None] * y
         corner = r_inverse.T @ (np.diag(np.diagonal(products)) + y.T @ scaled) @ r_inverse
         middle = np.block([[corner, -r_inverse.T], [-r_inverse, np.zeros_like(products)]])
-        basis, triangle = np.linalg.qr(np.concatenate([s, scaled], axis=1) / np.sqrt(alpha)[:, None])
+        basis, triangle = np.linalg.qr(
+            np.concatenate([s, scaled], axis=1) / np.sqrt(alpha)[:, None]
+        )
         excess, vectors = np.linalg.eigh(triangle @ middle @ triangle.T)
         if not np.all(np.isfinite(excess)) or excess.min() <= -1.0 + 1e-12:
             return None
@@ -89,8 +98,13 @@ class PathGaussian:
     converged: bool
 
 
-def best_along(evaluate: Evaluate, path: Path, noise: np.ndarray, memory: int = _MEMORY) -> PathGaussian | None:
-    """The iterate of `path` whose Gaussian N(x + H g, H) has the largest ELBO on `noise [n, d]`; None if none is finite."""
+def best_along(
+    evaluate: Evaluate, path: Path, noise: np.ndarray, memory: int = _MEMORY
+) -> PathGaussian | None:
+    """The iterate of `path` whose Gaussian N(x + H g, H) has the largest ELBO on `noise [n, d]`.
+
+    None if none is finite.
+    """
     points = path.points
     scores = evaluate(points)[1]
     found = [
@@ -106,17 +120,31 @@ def best_along(evaluate: Evaluate, path: Path, noise: np.ndarray, memory: int = 
     for block in np.array_split(np.arange(len(found)), max(1, len(found) * noise.size // _NUMBERS)):
         draws = np.concatenate([found[i][1] + found[i][2].displace(noise) for i in block])
         values = evaluate(draws)[0].reshape(len(block), len(noise))
-        elbos += [v.mean() + found[i][2].half_log_det + constant for i, v in zip(block, values, strict=True)]
+        elbos += [
+            v.mean() + found[i][2].half_log_det + constant
+            for i, v in zip(block, values, strict=True)
+        ]
     elbos = np.where(np.isfinite(elbos), elbos, -np.inf)
     best = int(np.argmax(elbos))
     if not np.isfinite(elbos[best]):
         return None
     index, mean, h = found[best]
-    return PathGaussian(mean, h.displace(np.eye(len(mean))).T, float(elbos[best]), index, len(points), path.converged)
+    return PathGaussian(
+        mean,
+        h.displace(np.eye(len(mean))).T,
+        float(elbos[best]),
+        index,
+        len(points),
+        path.converged,
+    )
 
 
-def inverse_hessians(points: np.ndarray, gradients: np.ndarray, memory: int) -> list[InverseHessian | None]:
-    """The estimate at each iterate `[T, d]` of a descent with these gradients (of -log p), from the pairs up to it."""
+def inverse_hessians(
+    points: np.ndarray, gradients: np.ndarray, memory: int
+) -> list[InverseHessian | None]:
+    """The estimate at each iterate `[T, d]` of a descent with these gradients (of -log p), from the
+    pairs up to it.
+    """
     alpha, kept, out = np.ones(points.shape[1]), [], []
     for t in range(len(points)):
         if t > 0:
@@ -124,13 +152,18 @@ def inverse_hessians(points: np.ndarray, gradients: np.ndarray, memory: int) -> 
             if np.all(np.isfinite(y)) and s @ y > 1e-12 * (y @ y):
                 alpha = _updated_diagonal(alpha, s, y)
                 kept = [*kept, (s, y)][-memory:]
-        pairs = [np.stack(columns, axis=1) for columns in zip(*kept, strict=True)] or [np.zeros((len(alpha), 0))] * 2
+        pairs = [np.stack(columns, axis=1) for columns in zip(*kept, strict=True)] or [
+            np.zeros((len(alpha), 0))
+        ] * 2
         out.append(InverseHessian.of(alpha, pairs[0], pairs[1]))
     return out
 
 
 def _updated_diagonal(alpha: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Gilbert & Lemarechal 1989, eq. 4.9: keeps y' alpha y and s' alpha^-1 s in step with the pair (s, y)."""
+    """Gilbert & Lemarechal 1989, eq. 4.9.
+
+    Keeps y' alpha y and s' alpha^-1 s in step with the pair (s, y).
+    """
     a, b, c = y @ (alpha * y), y @ s, s @ (s / alpha)
     new = 1.0 / (a / (b * alpha) + y**2 / b - (a * s**2) / (b * c * alpha**2))
     return np.where(np.isfinite(new) & (new > 0), new, alpha)
@@ -147,14 +180,17 @@ class PathfinderState:
 
 
 class Pathfinder(AbstractSolver):
-    """The local Gaussian of largest ELBO along each of several L-BFGS paths; several paths make a mixture.
+    """The local Gaussian of largest ELBO along each of several L-BFGS paths.
 
-    A quick approximation, and a start for samplers: a few hundred gradients per path and no tuning, also where the mode
-    does not exist. Components are weighted by their ELBOs, so that several modes count by their mass, and
-    `fit.sample(key, n, corrected=True, replace=False)` resamples across paths by importance. Each path is one step of
-    `fit.trace`: its loss is minus the best ELBO, NaN where no iterate was usable. Paths start at draws of `q`, N(0, I) on
-    the unconstrained scale unless given. Not where accuracy counts: the covariance is that of a few curvature pairs, and
-    NaturalGradient from the same start costs little more. Not above 2,000 dimensions.
+    Several paths make a mixture.
+
+    A quick approximation, and a start for samplers: a few hundred gradients per path and no tuning,
+    also where the mode does not exist. Components are weighted by their ELBOs, so that several
+    modes count by their mass, and `fit.sample(key, n, corrected=True, replace=False)` resamples
+    across paths by importance. Each path is one step of `fit.trace`: its loss is minus the best
+    ELBO, NaN where no iterate was usable. Paths start at draws of `q`, N(0, I) on the unconstrained
+    scale unless given. Not where accuracy counts: the covariance is that of a few curvature pairs,
+    and NaturalGradient from the same start costs little more. Not above 2,000 dimensions.
 
     Arguments:
         paths: searches; 1 returns a Gaussian.
@@ -172,18 +208,22 @@ class Pathfinder(AbstractSolver):
     def __check_init__(self):
         for name, least in (("paths", 1), ("draws", 2), ("max_iterations", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"Pathfinder: `{name}` must be at least {least}, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"Pathfinder: `{name}` must be at least {least}, got {getattr(self, name)}."
+                )
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         require(self, target, Density)
         if objective is not None:
             raise PairingError(
-                f"Pathfinder chooses by the ELBO along its paths and takes no objective, got {type(objective).__name__}."
+                "Pathfinder chooses by the ELBO along its paths and takes no objective, got"
+                f" {type(objective).__name__}."
             )
         if target.dim > _MAX_DIMENSIONS:
             raise PairingError(
-                f"Pathfinder returns full covariances, too large for {target.dim} dimensions (2,000 at most); use "
-                "tb.solvers.FixedDraws with tb.families.Gaussian.low_rank(dim, rank)."
+                f"Pathfinder returns full covariances, too large for {target.dim} dimensions (2,000"
+                " at most); use tb.solvers.FixedDraws with tb.families.Gaussian.low_rank(dim,"
+                " rank)."
             )
 
     def own_start(self, target: Any, key: Any, starts: int | None) -> Gaussian:
@@ -191,29 +231,50 @@ class Pathfinder(AbstractSolver):
         self.check(target, None, None)
         return Gaussian.full(target.dim)
 
-    def init(self, target: Any, q: AbstractFamily, objective: Any, key: Any, tol: float) -> PathfinderState:
+    def init(
+        self, target: Any, q: AbstractFamily, objective: Any, key: Any, tol: float
+    ) -> PathfinderState:
         starts, _ = q.draw(self.paths + self.paths % 2, host_rng(key, "paths").integers(2**31))
-        paths = ascend(batched(target), starts[: self.paths], max_iterations=self.max_iterations, memory=_MEMORY)
+        paths = ascend(
+            batched(target),
+            starts[: self.paths],
+            max_iterations=self.max_iterations,
+            memory=_MEMORY,
+        )
         half = host_rng(key, "path draws").standard_normal((-(-self.draws // 2), target.dim))
-        return PathfinderState(paths, (), np.concatenate([half, -half]), None if paths else Result.nonfinite)
+        return PathfinderState(
+            paths, (), np.concatenate([half, -half]), None if paths else Result.nonfinite
+        )
 
-    def step(self, target: Any, q: Any, objective: Any, state: PathfinderState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: PathfinderState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         before, path = batched(target).evaluations, state.paths[len(state.found)]
         new = best_along(batched(target), path, state.noise)
         state = dataclasses.replace(state, found=(*state.found, new))
         known = [g for g in state.found if g is not None]
         if len(state.found) == len(state.paths):
-            state = dataclasses.replace(state, result=Result.converged if known else Result.nonfinite)
+            state = dataclasses.replace(
+                state, result=Result.converged if known else Result.nonfinite
+            )
         loss, position = (np.nan, np.nan) if new is None else (-new.elbo, new.index / new.length)
         used = batched(target).evaluations - before
-        return target, _combined(known) if known else q, state, Info(np.float64(loss), np.float64(position), used)
+        return (
+            target,
+            _combined(known) if known else q,
+            state,
+            Info(np.float64(loss), np.float64(position), used),
+        )
 
     def done(self, state: PathfinderState) -> Result | None:
         return state.result
 
 
 def _combined(found: list[PathGaussian]) -> Gaussian | Mixture:
-    """One Gaussian, or the mixture of all paths' weighted by exp(ELBO); equal ends of several paths share their weight."""
+    """One Gaussian, or the mixture of all paths' weighted by exp(ELBO).
+
+    Equal ends of several paths share their weight.
+    """
     elbos = np.array([g.elbo for g in found])
     kept = [g for g in found if g.elbo > elbos.max() + np.log(_NEGLIGIBLE)]
     parts = [Gaussian.from_root(g.mean, g.root) for g in kept]

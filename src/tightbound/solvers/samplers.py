@@ -22,14 +22,18 @@ from .sampling import AbstractSampler, Moves
 _CANDIDATES = 16  # draws of q per chain among which a start of finite density is looked for
 _MOST_DENSE = 500  # dimensions up to which correlations are whitened, not only scales
 _MOMENT_DRAWS = 4000
-_WINDOWS = (0.15, 0.4, 0.8)  # of the warm-up: the whitening is learnt in the two windows between these
+# of the warm-up: the whitening is learnt in the two windows between these
+_WINDOWS = (0.15, 0.4, 0.8)
 _SHRINK = 5.0  # per dimension: draws that the present whitening is worth when a new one is learnt
 
 LogDensity = Callable[[jax.Array], jax.Array]
 
 
 class Transition(NamedTuple):
-    """One chain after one transition: its kernel state, whitened position, log density, and how it went."""
+    """One chain after one transition.
+
+    Its kernel state, whitened position, log density, and how it went.
+    """
 
     state: PyTree
     position: jax.Array
@@ -43,9 +47,11 @@ class Tuning(eqx.Module):
     """What the warm-up learns, shared by all chains.
 
     Attributes:
-        centre: `[d]`; `root`: `[d, d]`, or `[d]` where only scales are whitened: z = centre + root u.
+        centre: `[d]`; `root`: `[d, d]`, or `[d]` where only scales are whitened: z = centre + root
+            u.
         averaging: dual averaging of the log step size.
-        seen: positions in the present window; `total [d]` and `squares` (`[d, d]` or `[d]`) their sums in u.
+        seen: positions in the present window; `total [d]` and `squares` (`[d, d]` or `[d]`) their
+            sums in u.
     """
 
     centre: Array
@@ -60,9 +66,11 @@ class Tuning(eqx.Module):
 
 
 class AbstractWhitenedSampler(AbstractSampler):
-    """A kernel with a step size, on log p(centre + root u), where root comes from q and is refined while warming up.
+    """A kernel with a step size, on log p(centre + root u), where root comes from q and is refined
+    while warming up.
 
-    Implementing one: `_begin` and `_transition` for one chain in whitened coordinates, and the step size to begin with.
+    Implementing one: `_begin` and `_transition` for one chain in whitened coordinates, and the step
+    size to begin with.
     """
 
     target_acceptance: eqx.AbstractVar[float]
@@ -73,7 +81,9 @@ class AbstractWhitenedSampler(AbstractSampler):
         """The kernel's state at a position."""
 
     @abc.abstractmethod
-    def _transition(self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array) -> Transition:
+    def _transition(
+        self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array
+    ) -> Transition:
         """One transition."""
 
     @abc.abstractmethod
@@ -96,16 +106,31 @@ class AbstractWhitenedSampler(AbstractSampler):
         zeros = jnp.zeros_like(jnp.asarray(root))
         averaging = self._averaging[0](jnp.asarray(self._first_step_size(q.dim)))
         averaging = jax.tree.map(lambda leaf: jnp.asarray(leaf, root.dtype), averaging)
-        tuning = Tuning(jnp.asarray(centre), jnp.asarray(root), averaging, jnp.zeros(()), jnp.zeros(q.dim), zeros)
+        tuning = Tuning(
+            jnp.asarray(centre),
+            jnp.asarray(root),
+            averaging,
+            jnp.zeros(()),
+            jnp.zeros(q.dim),
+            zeros,
+        )
         states = _begin_all(self, target, tuning, jnp.asarray(white))
-        return (states, tuning), len(candidates) + self.chains * self.gradients_at_start, bool(good.sum() >= self.chains)
+        return (
+            (states, tuning),
+            len(candidates) + self.chains * self.gradients_at_start,
+            bool(good.sum() >= self.chains),
+        )
 
-    def sweep(self, target: Any, q: Any, chains: PyTree, count: jax.Array, key: jax.Array) -> tuple[PyTree, Moves]:
+    def sweep(
+        self, target: Any, q: Any, chains: PyTree, count: jax.Array, key: jax.Array
+    ) -> tuple[PyTree, Moves]:
         states, tuning = chains
         density = _whitened(target, tuning)
         warming = count < self.warmup
         averaging = tuning.averaging
-        step_size = jnp.exp(jnp.where(warming, averaging.log_step_size, averaging.log_step_size_avg))
+        step_size = jnp.exp(
+            jnp.where(warming, averaging.log_step_size, averaging.log_step_size_avg)
+        )
 
         def one(state, key):
             return self._transition(density, state, step_size, key)
@@ -113,19 +138,34 @@ class AbstractWhitenedSampler(AbstractSampler):
         new = jax.vmap(one)(states, jr.split(key, self.chains))
         positions = jax.vmap(tuning.unwhiten)(new.position)
         change = jnp.sqrt(jnp.mean((new.position - states.position) ** 2))
-        statistics = {"lp": new.log_density, "acceptance_rate": new.acceptance, "diverging": new.diverging}
+        statistics = {
+            "lp": new.log_density,
+            "acceptance_rate": new.acceptance,
+            "diverging": new.diverging,
+        }
         moves = Moves(positions, statistics, jnp.sum(new.evaluations), change)
 
         def tune(arguments):
             states, tuning = arguments
-            return self._tuned(target, states, tuning, new.position, jnp.mean(new.acceptance), count)
+            return self._tuned(
+                target, states, tuning, new.position, jnp.mean(new.acceptance), count
+            )
 
         return jax.lax.cond(warming, tune, lambda arguments: arguments, (new.state, tuning)), moves
 
     def _tuned(
-        self, target: Any, states: PyTree, tuning: Tuning, u: jax.Array, acceptance: jax.Array, count: jax.Array
+        self,
+        target: Any,
+        states: PyTree,
+        tuning: Tuning,
+        u: jax.Array,
+        acceptance: jax.Array,
+        count: jax.Array,
     ) -> tuple[PyTree, Tuning]:
-        """The step size after one more acceptance; at the end of a window the whitening too, with the chains moved over."""
+        """The step size after one more acceptance.
+
+        At the end of a window the whitening too, with the chains moved over.
+        """
         averaging = self._averaging[1](tuning.averaging, acceptance)
         squares = u.T @ u if tuning.root.ndim == 2 else jnp.sum(u**2, axis=0)
         tuning = Tuning(
@@ -142,12 +182,18 @@ class AbstractWhitenedSampler(AbstractSampler):
             states, tuning = arguments
             fresh = self._rewhitened(tuning)
             moved = jax.vmap(tuning.unwhiten)(states.position) - fresh.centre
-            u = moved / fresh.root if fresh.root.ndim == 1 else jnp.linalg.solve(fresh.root, moved.T).T
+            u = (
+                moved / fresh.root
+                if fresh.root.ndim == 1
+                else jnp.linalg.solve(fresh.root, moved.T).T
+            )
             return _begin_in(self, target, fresh, u), fresh
 
         def forget(arguments):
             states, tuning = arguments
-            empty = eqx.tree_at(lambda t: (t.seen, t.total, t.squares), tuning, replace_fn=jnp.zeros_like)
+            empty = eqx.tree_at(
+                lambda t: (t.seen, t.total, t.squares), tuning, replace_fn=jnp.zeros_like
+            )
             return states, empty
 
         ends = ((count + 1 == middle) | (count + 1 == last)) & (tuning.seen > self.chains)
@@ -155,7 +201,10 @@ class AbstractWhitenedSampler(AbstractSampler):
         return jax.lax.cond(count + 1 == opens, forget, lambda a: a, (states, tuning))
 
     def _rewhitened(self, tuning: Tuning) -> Tuning:
-        """Centre and root from the window's positions, shrunk towards the present ones; the step size starts anew."""
+        """Centre and root from the window's positions, shrunk towards the present ones.
+
+        The step size starts anew.
+        """
         mean, second = tuning.total / tuning.seen, tuning.squares / tuning.seen
         dim = mean.shape[0]
         trust = tuning.seen / (tuning.seen + _SHRINK * (dim if tuning.root.ndim == 2 else 1.0))
@@ -164,17 +213,31 @@ class AbstractWhitenedSampler(AbstractSampler):
             root = tuning.root * jnp.sqrt(jnp.maximum(variance, 1e-6))
         else:
             covariance = second - mean[:, None] * mean[None, :]
-            blend = trust * covariance + (1.0 - trust) * jnp.diag(jnp.maximum(jnp.diag(covariance), 1e-6))
+            blend = trust * covariance + (1.0 - trust) * jnp.diag(
+                jnp.maximum(jnp.diag(covariance), 1e-6)
+            )
             root = tuning.root @ jnp.linalg.cholesky(blend + 1e-9 * jnp.eye(dim, dtype=blend.dtype))
             root = jnp.where(jnp.all(jnp.isfinite(root)), root, tuning.root)
         averaging = self._averaging[0](jnp.asarray(self._first_step_size(dim), root.dtype))
-        averaging = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), averaging, tuning.averaging)
+        averaging = jax.tree.map(
+            lambda new, old: jnp.asarray(new, old.dtype), averaging, tuning.averaging
+        )
         zeros = jnp.zeros_like(tuning.squares)
-        return Tuning(tuning.unwhiten(mean), root, averaging, jnp.zeros_like(tuning.seen), jnp.zeros_like(mean), zeros)
+        return Tuning(
+            tuning.unwhiten(mean),
+            root,
+            averaging,
+            jnp.zeros_like(tuning.seen),
+            jnp.zeros_like(mean),
+            zeros,
+        )
 
     @property
     def _averaging(self) -> Any:
-        """(init, update, final) of dual averaging (Nesterov 2009; Hoffman & Gelman 2014, section 3.2.1)."""
+        """(init, update, final) of dual averaging (Nesterov 2009.
+
+        Hoffman & Gelman 2014, section 3.2.1).
+        """
         _blackjax()
         from blackjax.adaptation.step_size import dual_averaging_adaptation
 
@@ -184,12 +247,14 @@ class AbstractWhitenedSampler(AbstractSampler):
 class NUTS(AbstractWhitenedSampler):
     """The No-U-Turn sampler, multinomial form: the referee for posteriors with gradients.
 
-    Chains start from draws of q, in coordinates whitened by it: after `fit = tb.fit(target)`, `tb.fit(target, fit.q,
-    solver=tb.solvers.NUTS())` needs no long warm-up; without a q it starts from the default's local Gaussian. `fit.q` is
-    then an `Empirical`; the certificate has R-hat, effective sample sizes and divergences. Not for separated modes (each
-    chain stays in one, which the certificate's searches may or may not notice), nor where one gradient takes seconds.
+    Chains start from draws of q, in coordinates whitened by it: after `fit = tb.fit(target)`,
+    `tb.fit(target, fit.q, solver=tb.solvers.NUTS())` needs no long warm-up; without a q it starts
+    from the default's local Gaussian. `fit.q` is then an `Empirical`; the certificate has R-hat,
+    effective sample sizes and divergences. Not for separated modes (each chain stays in one, which
+    the certificate's searches may or may not notice), nor where one gradient takes seconds.
 
-    Source: Hoffman & Gelman 2014, algorithm 6; Betancourt 2017, appendix A. By BlackJAX (extra `samplers`).
+    Source: Hoffman & Gelman 2014, algorithm 6; Betancourt 2017, appendix A. By BlackJAX (extra
+    `samplers`).
 
     Attributes:
         draws: kept per chain.
@@ -208,10 +273,19 @@ class NUTS(AbstractWhitenedSampler):
     def _begin(self, log_density: LogDensity, u: jax.Array) -> PyTree:
         return _blackjax().mcmc.hmc.init(u, log_density)
 
-    def _transition(self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array) -> Transition:
+    def _transition(
+        self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array
+    ) -> Transition:
         kernel = _blackjax().mcmc.nuts.build_kernel()
         with standard_promotion():
-            new, info = kernel(key, state, log_density, step_size, jnp.ones_like(state.position), self.max_doublings)
+            new, info = kernel(
+                key,
+                state,
+                log_density,
+                step_size,
+                jnp.ones_like(state.position),
+                self.max_doublings,
+            )
         return _hamiltonian(new, info)
 
     def _first_step_size(self, dim: int) -> float:
@@ -219,10 +293,12 @@ class NUTS(AbstractWhitenedSampler):
 
 
 class HMC(AbstractWhitenedSampler):
-    """Hamiltonian Monte Carlo with trajectories of a given length: a cheap referee for nearly Gaussian posteriors.
+    """Hamiltonian Monte Carlo with trajectories of a given length: a cheap referee for nearly
+    Gaussian posteriors.
 
-    Whitened by q, a trajectory of length pi/2 takes a standard normal to an independent draw. Lengths vary by a factor
-    uniform(1/2, 3/2), so that no periodic orbit traps a chain. Not where scales vary over the posterior (funnels): NUTS.
+    Whitened by q, a trajectory of length pi/2 takes a standard normal to an independent draw.
+    Lengths vary by a factor uniform(1/2, 3/2), so that no periodic orbit traps a chain. Not where
+    scales vary over the posterior (funnels): NUTS.
 
     Source: Neal 2011, section 5.3. By BlackJAX (extra `samplers`).
 
@@ -230,7 +306,8 @@ class HMC(AbstractWhitenedSampler):
         draws: kept per chain.
         warmup: sweeps before, thrown away.
         chains: number of chains, run together.
-        length: of a trajectory, in posterior sds; it takes length / step size gradients, at most 1,000.
+        length: of a trajectory, in posterior sds; it takes length / step size gradients, at most
+            1,000.
         target_acceptance: that the step size is tuned for.
     """
 
@@ -243,13 +320,17 @@ class HMC(AbstractWhitenedSampler):
     def _begin(self, log_density: LogDensity, u: jax.Array) -> PyTree:
         return _blackjax().mcmc.hmc.init(u, log_density)
 
-    def _transition(self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array) -> Transition:
+    def _transition(
+        self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array
+    ) -> Transition:
         vary, move = jr.split(key)
         length = self.length * jr.uniform(vary, (), state.position.dtype, 0.5, 1.5)
         steps = jnp.clip(jnp.ceil(length / step_size), 1, 1000).astype(jnp.int32)
         kernel = _blackjax().mcmc.hmc.build_kernel()
         with standard_promotion():
-            new, info = kernel(move, state, log_density, step_size, jnp.ones_like(state.position), steps)
+            new, info = kernel(
+                move, state, log_density, step_size, jnp.ones_like(state.position), steps
+            )
         return _hamiltonian(new, info)
 
     def _first_step_size(self, dim: int) -> float:
@@ -259,11 +340,11 @@ class HMC(AbstractWhitenedSampler):
 class Metropolis(AbstractWhitenedSampler):
     """Random-walk Metropolis-Hastings: needs values of the log density only, and many of them.
 
-    Proposals N(u, step^2 I) in whitened coordinates; about 10 d sweeps make one effective draw, so not above some twenty
-    dimensions. Where the gradient is cheap NUTS is better in everything.
+    Proposals N(u, step^2 I) in whitened coordinates; about 10 d sweeps make one effective draw, so
+    not above some twenty dimensions. Where the gradient is cheap NUTS is better in everything.
 
-    Source: Metropolis et al. 1953; Roberts, Gelman & Gilks 1997 (the acceptance rate of 0.234). By BlackJAX (extra
-    `samplers`).
+    Source: Metropolis et al. 1953; Roberts, Gelman & Gilks 1997 (the acceptance rate of 0.234). By
+    BlackJAX (extra `samplers`).
 
     Attributes:
         draws: kept per chain.
@@ -280,7 +361,9 @@ class Metropolis(AbstractWhitenedSampler):
     def _begin(self, log_density: LogDensity, u: jax.Array) -> PyTree:
         return _blackjax().mcmc.random_walk.init(u, log_density)
 
-    def _transition(self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array) -> Transition:
+    def _transition(
+        self, log_density: LogDensity, state: PyTree, step_size: jax.Array, key: jax.Array
+    ) -> Transition:
         def propose(key, position):
             return step_size * jr.normal(key, position.shape, position.dtype)
 
@@ -288,7 +371,9 @@ class Metropolis(AbstractWhitenedSampler):
         with standard_promotion():
             new, info = kernel(key, state, log_density, propose)
         nothing = jnp.zeros((), bool)
-        return Transition(new, new.position, new.logdensity, info.acceptance_rate, nothing, jnp.ones(()))
+        return Transition(
+            new, new.position, new.logdensity, info.acceptance_rate, nothing, jnp.ones(())
+        )
 
     def _first_step_size(self, dim: int) -> float:
         return 2.38 / math.sqrt(dim)
@@ -296,7 +381,9 @@ class Metropolis(AbstractWhitenedSampler):
 
 def _hamiltonian(new: Any, info: Any) -> Transition:
     used = jnp.asarray(info.num_integration_steps, new.position.dtype)
-    return Transition(new, new.position, new.logdensity, info.acceptance_rate, info.is_divergent, used)
+    return Transition(
+        new, new.position, new.logdensity, info.acceptance_rate, info.is_divergent, used
+    )
 
 
 def _whitened(target: Any, tuning: Tuning) -> LogDensity:
@@ -309,7 +396,9 @@ def _whitened(target: Any, tuning: Tuning) -> LogDensity:
     return log_density
 
 
-def _begin_in(sampler: AbstractWhitenedSampler, target: Any, tuning: Tuning, white: jax.Array) -> PyTree:
+def _begin_in(
+    sampler: AbstractWhitenedSampler, target: Any, tuning: Tuning, white: jax.Array
+) -> PyTree:
     density = _whitened(target, tuning)
     return jax.vmap(lambda u: sampler._begin(density, u))(white)
 
@@ -318,7 +407,10 @@ _begin_all = eqx.filter_jit(_begin_in)
 
 
 def _whitening(q: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Centre `[d]` and root (`[d, d]`; `[d]` in many dimensions) of q: its own where it has them, else of its draws."""
+    """Centre `[d]` and root (`[d, d]`; `[d]` in many dimensions) of q.
+
+    Its own where it has them, else of its draws.
+    """
     if q.dim <= _MOST_DENSE and hasattr(q, "root"):
         return np.asarray(q.mean), np.asarray(q.root)
     z, _ = q.draw(max(_MOMENT_DRAWS, 10 * min(q.dim, _MOST_DENSE)), 0)
@@ -335,7 +427,9 @@ def _blackjax() -> Any:
     try:
         import blackjax
     except ImportError as error:
-        raise MissingExtraError("blackjax", "samplers", "A sampler (NUTS, HMC, Metropolis)") from error
+        raise MissingExtraError(
+            "blackjax", "samplers", "A sampler (NUTS, HMC, Metropolis)"
+        ) from error
     return blackjax
 
 

@@ -1,4 +1,6 @@
-"""Stochastic gradient descent that needs no learning rate to be tuned and no number of steps to be guessed."""
+"""Stochastic gradient descent that needs no learning rate to be tuned and no number of steps to be
+guessed.
+"""
 
 import dataclasses
 import math
@@ -17,9 +19,9 @@ from ..estimators.pathwise import Pathwise, StickTheLanding
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import Result
-from .adam import travelling_adam
+from ..search.adam import travelling_adam
+from ..search.stationarity import BATCHES, Window
 from .base import AbstractSolver, Info
-from .stationarity import BATCHES, Window
 
 _FIRST_WINDOW = 8 * BATCHES  # steps; long against the ten steps that Adam's momentum remembers
 _LEARNING_RATE = 0.05  # of one posterior sd per step, while the steps agree
@@ -27,7 +29,8 @@ _MOST_HALVINGS = 10
 _MOST_SKIPPED = 200  # non-finite steps in a window, when they outnumber the others
 _FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
 _ENDINGS = {0: None, 1: Result.stationary, 2: Result.nonfinite, 3: Result.unbounded}
-_DEFAULT_TRANSFORM = travelling_adam(_LEARNING_RATE)  # one object, so that equal solvers share one compilation
+# one object, so that equal solvers share one compilation
+_DEFAULT_TRANSFORM = travelling_adam(_LEARNING_RATE)
 
 
 class StochasticState(eqx.Module):
@@ -36,12 +39,16 @@ class StochasticState(eqx.Module):
     Attributes:
         draws: the estimator's state; `optimiser` the transformation's.
         window: statistics since the last look.
-        step_size: factor on the transformation's updates; `caution` a passing one, after non-finite gradients.
+        step_size: factor on the transformation's updates; `caution` a passing one, after non-finite
+            gradients.
         halvings: of the step size so far.
-        previous: average of what is monitored over the window before the last halving, with its standard error.
-        answer: average of the parameters over the last settled window, `[P]`; `answered` says whether there was one.
+        previous: average of what is monitored over the window before the last halving, with its
+            standard error.
+        answer: average of the parameters over the last settled window, `[P]`; `answered` says
+            whether there was one.
         first_units: of what is monitored, at the start.
-        skipped: steps not taken because the loss or its gradient was not finite; `skipped_here` those in this window.
+        skipped: steps not taken because the loss or its gradient was not finite; `skipped_here`
+            those in this window.
         ended: how the run has ended, a key of _ENDINGS.
         tol: accuracy asked for, in posterior sds.
     """
@@ -64,32 +71,37 @@ class StochasticState(eqx.Module):
 
 
 class StochasticGradient(AbstractSolver):
-    """Any optax transformation on any estimator's gradient, averaged over its last steps; it stops by itself.
+    """Any optax transformation on any estimator's gradient, averaged over its last steps.
 
-    For minibatches, noisy densities, and families and objectives without a solver of their own. Not for a Gaussian q on a
-    smooth log density of moderate size: NaturalGradient is more accurate for a fraction of the evaluations.
+    It stops by itself.
 
-    Steps are taken in q's own scale (`AbstractFamily.retract`): for a Gaussian in posterior sds, along and across its
-    correlations alike, so that neither the units nor the conditioning of the target matter. `whitened=False` moves the
-    plain parameters instead, as in the textbook.
+    For minibatches, noisy densities, and families and objectives without a solver of their own. Not
+    for a Gaussian q on a smooth log density of moderate size: NaturalGradient is more accurate for
+    a fraction of the evaluations.
 
-    The run is judged in windows that grow (`Window`). A window is settled when its halves agree (split R-hat) and its
-    average gradient is zero to within its error. The first settled window halves the step size, and so does every one
-    whose iterates scatter so widely that the curvature of the parameters would bias their average. The run ends when a
-    window is settled, its average is known to within `tol` posterior sds (three Monte Carlo standard errors or more, by
-    batch means), and it is no further than that from the average at twice the step size: halving again would not pay.
-    That average is the answer.
+    Steps are taken in q's own scale (`AbstractFamily.retract`): for a Gaussian in posterior sds,
+    along and across its correlations alike, so that neither the units nor the conditioning of the
+    target matter. `whitened=False` moves the plain parameters instead, as in the textbook.
 
-    A step whose loss or gradient is not finite is skipped and counted, and the steps after it are shorter for a while.
+    The run is judged in windows that grow (`Window`). A window is settled when its halves agree
+    (split R-hat) and its average gradient is zero to within its error. The first settled window
+    halves the step size, and so does every one whose iterates scatter so widely that the curvature
+    of the parameters would bias their average. The run ends when a window is settled, its average
+    is known to within `tol` posterior sds (three Monte Carlo standard errors or more, by batch
+    means), and it is no further than that from the average at twice the step size: halving again
+    would not pay. That average is the answer.
 
-    Source: Welandawe et al. 2022 (RAABBVI), algorithm 1, whose window search is replaced by growing windows; Dhaka et al.
-    2020, section 4 (R-hat and Monte Carlo error of the iterates).
+    A step whose loss or gradient is not finite is skipped and counted, and the steps after it are
+    shorter for a while.
+
+    Source: Welandawe et al. 2022 (RAABBVI), algorithm 1, whose window search is replaced by growing
+    windows; Dhaka et al. 2020, section 4 (R-hat and Monte Carlo error of the iterates).
 
     Attributes:
-        estimator: of the loss's gradient; None is StickTheLanding(8, noise="antithetic") where that is unbiased, else
-            Pathwise with about as many draws.
-        transform: an optax transformation; None is `travelling_adam` at .05 sd per step, less where there are many
-            parameters per dimension.
+        estimator: of the loss's gradient; None is StickTheLanding(8, noise="antithetic") where that
+            is unbiased, else Pathwise with about as many draws.
+        transform: an optax transformation; None is `travelling_adam` at .05 sd per step, less where
+            there are many parameters per dimension.
         whitened: whether steps are in q's own scale.
     """
 
@@ -142,17 +154,26 @@ class StochasticGradient(AbstractSolver):
         new = moved, optimiser, state.window.pushed(monitored, x, g)
         q, optimiser, window = _where(good, new, (q, state.optimiser, state.window))
         flat = good & jnp.any(units > _FLAT * jnp.maximum(state.first_units, 1.0))
-        state = _counted(dataclasses.replace(state, draws=draws, optimiser=optimiser, window=window), good, flat)
-        state = jax.lax.cond(window.full & (state.ended == 0), lambda s: _judged(s, q), lambda s: s, state)
+        state = _counted(
+            dataclasses.replace(state, draws=draws, optimiser=optimiser, window=window), good, flat
+        )
+        state = jax.lax.cond(
+            window.full & (state.ended == 0), lambda s: _judged(s, q), lambda s: s, state
+        )
         change = jnp.where(good, jnp.max(jnp.abs(ravel_pytree(move)[0])), 0.0)
-        evaluations = jnp.asarray(self._estimator(objective).evaluations_used(target, draws), x.dtype)
+        evaluations = jnp.asarray(
+            self._estimator(objective).evaluations_used(target, draws), x.dtype
+        )
         return target, q, state, Info(loss, change, evaluations)
 
     def done(self, state: StochasticState) -> Result | None:
         return _ENDINGS[int(state.ended)]
 
     def finish(self, target: Any, q: Any, state: StochasticState) -> Any:
-        """The average over the last settled window; the last iterate where no window has settled yet."""
+        """The average over the last settled window.
+
+        The last iterate where no window has settled yet.
+        """
         if not bool(state.answered):
             return q
         return eqx.combine(_flat(q)[1](state.answer), q)
@@ -170,16 +191,20 @@ class StochasticGradient(AbstractSolver):
         return _DEFAULT_TRANSFORM if self.transform is None else self.transform
 
     def _first_step_size(self, parameters: int, dim: int) -> float:
-        # Adam moves every parameter by its rate, and small moves of many parameters of one scale add up to a large one: a
-        # d x r factor of which every entry moves by .05 is a new direction of correlation d r times as strong. A
-        # transformation that the user chose is left as it is.
+        # Adam moves every parameter by its rate, and small moves of many parameters of one scale
+        # add up to a large one: a d x r factor of which every entry moves by .05 is a new direction
+        # of correlation d r times as strong. A transformation that the user chose is left as it is.
         if self.transform is not None:
             return 1.0
         beyond_mean_and_sd = max(parameters - 2 * dim, 1)
         return min(1.0, math.sqrt(2 * dim / parameters), 10.0 / math.sqrt(beyond_mean_and_sd))
 
-    def _gradient(self, target: Any, q: Any, objective: Any, draws: PyTree, key: Any) -> tuple[jax.Array, Any, PyTree]:
-        """The loss, its gradient in the coordinates in which steps are taken, and the estimator's new state."""
+    def _gradient(
+        self, target: Any, q: Any, objective: Any, draws: PyTree, key: Any
+    ) -> tuple[jax.Array, Any, PyTree]:
+        """The loss, its gradient in the coordinates in which steps are taken, and the estimator's
+        new state.
+        """
 
         def surrogate(q):
             return self._estimator(objective).surrogate(objective, target, q, draws, key)
@@ -188,19 +213,25 @@ class StochasticGradient(AbstractSolver):
         if self.whitened:
             leaves = eqx.filter(q, eqx.is_inexact_array)
             at_rest = jax.tree.map(jnp.zeros_like, leaves)
-            _, pull_back = jax.vjp(lambda step: eqx.filter(q.retract(step), eqx.is_inexact_array), at_rest)
+            _, pull_back = jax.vjp(
+                lambda step: eqx.filter(q.retract(step), eqx.is_inexact_array), at_rest
+            )
             (gradient,) = pull_back(gradient)
         return loss, gradient, draws
 
 
 def _counted(state: StochasticState, good: jax.Array, flat: jax.Array) -> StochasticState:
-    """The state after a step that was taken (`good`) or skipped, in a direction that may be improper (`flat`)."""
+    """The state after a step that was taken (`good`) or skipped, in a direction that may be
+    improper (`flat`).
+    """
     skipped_here = jnp.where(good, state.skipped_here, state.skipped_here + 1)
     hopeless = skipped_here >= jnp.maximum(state.window.filled, _MOST_SKIPPED)
     ending = jnp.where(hopeless, 2, jnp.where(flat, 3, 0)).astype(jnp.int32)
     return dataclasses.replace(
         state,
-        caution=jnp.where(good, jnp.minimum(1.05 * state.caution, 1.0), jnp.maximum(0.5 * state.caution, 0.1)),
+        caution=jnp.where(
+            good, jnp.minimum(1.05 * state.caution, 1.0), jnp.maximum(0.5 * state.caution, 0.1)
+        ),
         skipped=jnp.where(good, state.skipped, state.skipped + 1),
         skipped_here=skipped_here,
         ended=jnp.where(state.ended == 0, ending, state.ended),
@@ -208,25 +239,37 @@ def _counted(state: StochasticState, good: jax.Array, flat: jax.Array) -> Stocha
 
 
 def _judged(state: StochasticState, q: Any) -> StochasticState:
-    """The state after a look at its full window: ended, at half the step size, or with a longer window."""
+    """The state after a look at its full window.
+
+    Ended, at half the step size, or with a longer window.
+    """
     summary, tol = state.window.summary(), state.tol
     monitored, units = q.monitored()
     parameters, unravel = _flat(q)
     average = eqx.combine(unravel(summary.parameters), q)
-    # An sd below the rounding error of its mean would come to rest too: there, draws no longer differ.
+    # An sd below the rounding error of its mean would come to rest too: there, draws no longer
+    # differ.
     resolved = jnp.all(units > 16 * jnp.finfo(units.dtype).eps * jnp.abs(monitored))
     settled = summary.mixed(units, 0.1 * tol) & summary.balanced(tol) & resolved
-    # Jensen's gap: how far the scatter of the iterates moves a curved function of them. Their equilibrium is off by about
-    # twice as much.
+    # Jensen's gap: how far the scatter of the iterates moves a curved function of them. Their
+    # equilibrium is off by about twice as much.
     gap = jnp.abs(average.monitored()[0] - summary.mean) / units
     quiet = jnp.max(gap) <= tol / 8
     coarse = summary.coarseness(units) / tol
-    agrees = summary.agrees(state.previous, state.previous_error, tol * units) & (state.halvings > 0)
+    agrees = summary.agrees(state.previous, state.previous_error, tol * units) & (
+        state.halvings > 0
+    )
 
     no_more = state.halvings >= _MOST_HALVINGS
     finished = settled & (coarse <= 1) & ((quiet & agrees) | no_more)
-    halve = settled & ~finished & ~no_more & ((state.halvings == 0) | ~quiet | ((coarse <= 1) & ~agrees))
-    # The error of an average falls with the root of the window: what is needed is known once the window is settled.
+    halve = (
+        settled
+        & ~finished
+        & ~no_more
+        & ((state.halvings == 0) | ~quiet | ((coarse <= 1) & ~agrees))
+    )
+    # The error of an average falls with the root of the window: what is needed is known once the
+    # window is settled.
     needed = jnp.where(settled, jnp.clip(jnp.ceil(1.2 * coarse**2), 2.0, 8.0), 2.0)
     growth = jnp.where(halve, 1.0, needed).astype(jnp.int32)
     return dataclasses.replace(

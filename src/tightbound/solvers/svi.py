@@ -1,4 +1,7 @@
-"""Stochastic variational inference: the rule of coordinate ascent on minibatches, with a decreasing rate."""
+"""Stochastic variational inference.
+
+The rule of coordinate ascent on minibatches, with a decreasing rate.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -14,10 +17,10 @@ from ..families.exponential.product import Product
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
+from ..search.conjugate_form import as_conjugate
+from ..search.factor_rule import check_product, curved_factors, distance, elbo, sweep, valid
 from .base import AbstractSolver, Info
-from .conjugate_form import as_conjugate
 from .coordinate_ascent import best_start
-from .factor_rule import check_product, curved_factors, distance, elbo, sweep, valid
 
 _LOCAL_SWEEPS = 50  # most sweeps of the local factors on one minibatch
 _LOCAL_TOL = 1e-3  # largest move, in sds, at which they count as settled
@@ -25,7 +28,9 @@ _LOCAL_TOL = 1e-3  # largest move, in sds, at which they count as settled
 
 @dataclasses.dataclass(frozen=True)
 class SVIState:
-    """The target and the global factors on the device, all local factors on the host, and where in the data it is."""
+    """The target and the global factors on the device, all local factors on the host, and where in
+    the data it is.
+    """
 
     target: Any
     q: Product
@@ -43,9 +48,10 @@ class SVI(AbstractSolver):
         global ones: eta <- (1 - rho_t) eta + rho_t d/dm E_q[log p - log h],  rows counted N/B times
         rho_t = (t + delay)^-forgetting
 
-    The rates sum to infinity and their squares do not (Robbins & Monro 1951), which `forgetting` in (0.5, 1] guarantees.
-    N is read from the target's data. After each pass through the data the ELBO on all rows is computed; the run ends when a
-    pass gains less than `patience` of what all passes together gained. Not for small data, where CoordinateAscent is exact.
+    The rates sum to infinity and their squares do not (Robbins & Monro 1951), which `forgetting` in
+    (0.5, 1] guarantees. N is read from the target's data. After each pass through the data the ELBO
+    on all rows is computed; the run ends when a pass gains less than `patience` of what all passes
+    together gained. Not for small data, where CoordinateAscent is exact.
 
     Arguments:
         batch_size: B, rows in a minibatch.
@@ -65,13 +71,20 @@ class SVI(AbstractSolver):
     def __check_init__(self):
         if not 0.5 < self.forgetting <= 1.0:
             raise ValueError(
-                f"SVI: `forgetting` must be in (0.5, 1], got {self.forgetting!r}: elsewhere the rates do not sum to "
-                "infinity while their squares sum to something finite, and nothing converges."
+                f"SVI: `forgetting` must be in (0.5, 1], got {self.forgetting!r}: elsewhere the"
+                " rates do not sum to infinity while their squares sum to something finite, and"
+                " nothing converges."
             )
         if not self.delay >= 0.0:
             raise ValueError(f"SVI: `delay` must be at least 0, got {self.delay!r}.")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
-            raise ValueError(f"SVI: `batch_size` must be an integer of at least 1, got {self.batch_size!r}.")
+        if (
+            isinstance(self.batch_size, bool)
+            or not isinstance(self.batch_size, (int, np.integer))
+            or self.batch_size < 1
+        ):
+            raise ValueError(
+                f"SVI: `batch_size` must be an integer of at least 1, got {self.batch_size!r}."
+            )
 
     def default_objective(self) -> AbstractObjective:
         return ELBO()
@@ -82,43 +95,60 @@ class SVI(AbstractSolver):
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
         if not isinstance(objective, ELBO):
-            raise PairingError(f"SVI maximises the ELBO and nothing else, got {type(objective).__name__}.")
+            raise PairingError(
+                f"SVI maximises the ELBO and nothing else, got {type(objective).__name__}."
+            )
         conjugate = as_conjugate(target)
         check_product("SVI", conjugate, q)
         if conjugate.data_rows is None:
             raise PairingError(
-                f"SVI takes minibatches of rows, but {type(target).__name__} has no `data_rows`; use CoordinateAscent."
+                f"SVI takes minibatches of rows, but {type(target).__name__} has no `data_rows`;"
+                " use CoordinateAscent."
             )
         count = _num_rows(conjugate)
         if self.batch_size > count:
             raise PairingError(
-                f"SVI: `batch_size` {self.batch_size} exceeds the {count} rows of the data; use a smaller one, or "
-                "CoordinateAscent, which takes all rows at once."
+                f"SVI: `batch_size` {self.batch_size} exceeds the {count} rows of the data; use a"
+                " smaller one, or CoordinateAscent, which takes all rows at once."
             )
         first = np.arange(self.batch_size)
-        part = _Part(conjugate, jax.tree.map(lambda leaf: leaf[first], conjugate.data_rows), count / self.batch_size)
+        part = _Part(
+            conjugate,
+            jax.tree.map(lambda leaf: leaf[first], conjugate.data_rows),
+            count / self.batch_size,
+        )
         curved = curved_factors(to_device(part), to_device(q.take(first)), jax.random.key(0))
         if curved:
             raise PairingError(
-                f"SVI: the model is not conjugate in the factor {curved[0]!r}: its expected log joint is not affine in the "
-                f"mean parameters of that {type(q[curved[0]]).__name__}. Use NaturalGradient."
+                f"SVI: the model is not conjugate in the factor {curved[0]!r}: its expected log"
+                " joint is not affine in the mean parameters of that"
+                f" {type(q[curved[0]]).__name__}. Use NaturalGradient."
             )
 
     def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> SVIState:
         rng, conjugate = host_rng(key, "minibatches"), to_device(as_conjugate(target))
         count = _num_rows(conjugate)
-        # a start is given by its local factors (responsibilities): the global ones take it up from some rows of them
+        # a start is given by its local factors (responsibilities): the global ones take it up from
+        # some rows of them
         first = rng.permutation(count)[: max(10 * self.batch_size, 1000)]
         start = _seeded(conjugate, to_device(q), jnp.asarray(first), np.float64(count / len(first)))
         return SVIState(conjugate, start, rng, np.empty(0, int))
 
-    def step(self, target: Any, q: Any, objective: Any, state: SVIState, key: Any) -> tuple[Any, Any, Any, Info]:
+    def step(
+        self, target: Any, q: Any, objective: Any, state: SVIState, key: Any
+    ) -> tuple[Any, Any, Any, Info]:
         count = _num_rows(state.target)
-        unseen = state.unseen if len(state.unseen) >= self.batch_size else state.rng.permutation(count)
+        unseen = (
+            state.unseen if len(state.unseen) >= self.batch_size else state.rng.permutation(count)
+        )
         index, unseen = unseen[: self.batch_size], unseen[self.batch_size :]
         rho = (state.steps + 1.0 + self.delay) ** -self.forgetting
         new, value, inside = _stepped(
-            state.target, state.q, jnp.asarray(index), np.float64(rho), np.float64(count / len(index))
+            state.target,
+            state.q,
+            jnp.asarray(index),
+            np.float64(rho),
+            np.float64(count / len(index)),
         )
         if not (np.isfinite(value) and inside):
             failed = dataclasses.replace(state, result=Result.nonfinite)
@@ -130,7 +160,10 @@ class SVI(AbstractSolver):
             settled, bound = self._everywhere(ended)
             bounds = (*state.bounds, bound)
             result = Result.stationary if self._levelled(bounds) else None
-            ended, used = dataclasses.replace(ended, q=settled, bounds=bounds, result=result), used + 1.0
+            ended, used = (
+                dataclasses.replace(ended, q=settled, bounds=bounds, result=result),
+                used + 1.0,
+            )
         return target, to_host(ended.q), ended, Info(-np.asarray(value), change, used)
 
     def done(self, state: SVIState) -> Result | None:
@@ -151,7 +184,9 @@ class SVI(AbstractSolver):
         return q, shared + total
 
     def _levelled(self, bounds: tuple[float, ...]) -> bool:
-        return len(bounds) >= 3 and bounds[-1] - bounds[-2] < self.patience * max(bounds[-1] - bounds[0], 1e-12)
+        return len(bounds) >= 3 and bounds[-1] - bounds[-2] < self.patience * max(
+            bounds[-1] - bounds[0], 1e-12
+        )
 
 
 class _Part(eqx.Module):
@@ -174,7 +209,9 @@ def _batch(target: Any, q: Product, index: jax.Array) -> tuple[Product, Any]:
 
 
 def _settle(target: Any, q: Product, rows: Any) -> Product:
-    """Coordinate ascent in the local factors of the given rows until they move by less than _LOCAL_TOL."""
+    """Coordinate ascent in the local factors of the given rows until they move by less than
+    _LOCAL_TOL.
+    """
     if not q.local:
         return q
 
@@ -194,9 +231,11 @@ def _settle(target: Any, q: Product, rows: Any) -> Product:
 def _with_rows(q: Product, index: jax.Array, part: Product) -> Product:
     """q with the local factors of `part` in the places `index`, and its global ones."""
     factors = {
-        name: jax.tree.map(lambda all_, some: all_.at[index].set(some), q.factors[name], factor)
-        if name in q.local
-        else factor
+        name: (
+            jax.tree.map(lambda all_, some: all_.at[index].set(some), q.factors[name], factor)
+            if name in q.local
+            else factor
+        )
         for name, factor in part.factors.items()
     }
     return rebuilt(q, factors=factors)
@@ -206,11 +245,18 @@ def _with_rows(q: Product, index: jax.Array, part: Product) -> Product:
 def _seeded(target: Any, q: Product, index: jax.Array, scale: Any) -> Product:
     part, rows = _batch(target, q, index)
     part = sweep(target, part, tuple(n for n in q.factors if n not in q.local), rows, scale)
-    return rebuilt(q, factors={name: q.factors[name] if name in q.local else f for name, f in part.factors.items()})
+    return rebuilt(
+        q,
+        factors={
+            name: q.factors[name] if name in q.local else f for name, f in part.factors.items()
+        },
+    )
 
 
 @eqx.filter_jit
-def _stepped(target: Any, q: Product, index: jax.Array, rho: Any, scale: Any) -> tuple[Product, jax.Array, jax.Array]:
+def _stepped(
+    target: Any, q: Product, index: jax.Array, rho: Any, scale: Any
+) -> tuple[Product, jax.Array, jax.Array]:
     part, rows = _batch(target, q, index)
     part = _settle(target, part, rows)
     value = elbo(target, part, rows, scale)

@@ -1,4 +1,7 @@
-"""What we want to know: targets, made from a log density, rows of data, or a NumPyro model; and the zoo of known ones."""
+"""What we want to know: targets, made from a log density, rows of data, or a NumPyro model.
+
+And the zoo of known ones.
+"""
 
 from . import conjugate, zoo
 from .base import (
@@ -36,7 +39,13 @@ from .log_density import LogDensity, from_log_density
 from .named import AbstractNamedTarget
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
 from .rows import IndependentRows, from_rows
-from .simulator import SimulatedModel, SimulatorPosterior, StoredSimulations, from_simulations, from_simulator
+from .simulator import (
+    SimulatedModel,
+    SimulatorPosterior,
+    StoredSimulations,
+    from_simulations,
+    from_simulator,
+)
 from .sites import Contaminated, GaussianSites, LearnableNoise, LinearSites, Reweighted
 from .updated import UpdatedRows
 

@@ -1,9 +1,11 @@
-"""The one function that a default fit compiles: values and scores of a log density at a batch of points.
+"""The one function that a default fit compiles: values and scores of a log density at a batch of
+points.
 
-Compile time is most of what a user waits for, so there is one program per target, for any number of points: it walks
-the batch in chunks of a fixed size, as many as it is told. Closed-over arrays are hoisted out of the program into its
-arguments, so XLA does not fold them, and a target that is built again with other data of the same shapes lowers to the
-same program text, which is found in the cache and not compiled again.
+Compile time is most of what a user waits for, so there is one program per target, for any number of
+points: it walks the batch in chunks of a fixed size, as many as it is told. Closed-over arrays are
+hoisted out of the program into its arguments, so XLA does not fold them, and a target that is built
+again with other data of the same shapes lowers to the same program text, which is found in the
+cache and not compiled again.
 """
 
 import hashlib
@@ -23,8 +25,11 @@ from .base import Density
 
 _MAX_ROWS = 1024  # points per call of the compiled program
 _MAX_CHUNK = 16  # points evaluated together; beyond this vectorisation on a CPU gains nothing
-_SHARING = 4  # points that share one pass over a large matrix: most of the gain, and few idle places in a batch of starts
-_CACHE_ELEMENTS = 2**17  # 1 MiB of doubles: intermediates of a chunk should stay in the second-level cache
+# points that share one pass over a large matrix: most of the gain, and few idle places in a batch
+# of starts
+_SHARING = 4
+# 1 MiB of doubles: intermediates of a chunk should stay in the second-level cache
+_CACHE_ELEMENTS = 2**17
 _MAX_PROGRAMS = 64
 
 _programs: dict[str, Any] = {}
@@ -49,10 +54,11 @@ def evaluations_of(target: Any) -> int:
 
 
 class BatchedDensity:
-    """Values and scores of a target's log density: `evaluator(points [n, d]) -> (values [n], scores [n, d])`.
+    """Values and scores of a target's log density: `evaluator(points [n, d]) -> (values [n], scores
+    [n, d])`.
 
-    NumPy in, NumPy out, float64. Non-finite values and scores are passed through: the caller decides.
-    `evaluations` counts the points asked for over the evaluator's life.
+    NumPy in, NumPy out, float64. Non-finite values and scores are passed through: the caller
+    decides. `evaluations` counts the points asked for over the evaluator's life.
     """
 
     def __init__(self, target: Density):
@@ -62,7 +68,9 @@ class BatchedDensity:
         with x64():
             self._arguments, self._jaxpr = _trace(target)
             self.chunk = chunk_size(self._jaxpr.jaxpr)
-            self.rows = max(self.chunk, min(_MAX_ROWS, 2**22 // max(self.dim, 1)) // self.chunk * self.chunk)
+            self.rows = max(
+                self.chunk, min(_MAX_ROWS, 2**22 // max(self.dim, 1)) // self.chunk * self.chunk
+            )
             self._program = self._compiled(self._value_and_score, 1)
 
     def __call__(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,9 +79,11 @@ class BatchedDensity:
         return values, scores
 
     def hessian_products(self, points: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """The Hessian of the log density at each row of `points [n, d]` times the same row of `directions`: `[n, d]`.
+        """The Hessian of the log density at each row of `points [n, d]` times the same row of
+        `directions`: `[n, d]`.
 
-        A second program, compiled when it is first asked for. Each product counts as two evaluations.
+        A second program, compiled when it is first asked for. Each product counts as two
+        evaluations.
         """
         if self._along is None:
             with x64():
@@ -104,7 +114,9 @@ class BatchedDensity:
         return tuple(np.concatenate(leaves) for leaves in zip(*parts, strict=True))
 
     def _padded(self, block: np.ndarray) -> np.ndarray:
-        """`block` in a buffer of the program's shape; the last chunk is filled with copies of the first point.
+        """`block` in a buffer of the program's shape.
+
+        The last chunk is filled with copies of the first point.
 
         Copies rather than zeros: a log density may loop for ever, or print, where it is undefined.
         """
@@ -118,7 +130,9 @@ class BatchedDensity:
 
 
 def _trace(target: Density):
-    """The jaxpr of value and score at one point, with the target's arrays and closed-over constants as arguments."""
+    """The jaxpr of value and score at one point, with the target's arrays and closed-over constants
+    as arguments.
+    """
 
     def value_and_score(target, z):
         value, score = jax.value_and_grad(target.log_density)(z)
@@ -129,9 +143,11 @@ def _trace(target: Density):
 
 
 def hoisted(target: Density, function: Any) -> tuple[Any, Any, Any]:
-    """`function(target, z)` at one point as (arguments, jaxpr, call): `call(arguments, z)` evaluates it in compiled code.
+    """`function(target, z)` at one point as (arguments, jaxpr, call): `call(arguments, z)`
+    evaluates it in compiled code.
 
-    The arrays that the target holds, or closes over, are its arguments, and not constants that XLA would fold.
+    The arrays that the target holds, or closes over, are its arguments, and not constants that XLA
+    would fold.
     """
     arrays, static = eqx.partition(to_device(target), eqx.is_array)
     point = jax.ShapeDtypeStruct((target.dim,), jnp.float64)
@@ -150,28 +166,41 @@ def hoisted(target: Density, function: Any) -> tuple[Any, Any, Any]:
 
 
 def _compile(one: Any, arguments: Any, rows: int, chunk: int, dim: int, inputs: int) -> Any:
-    """The program that walks `inputs` arrays of points in chunks with `one(arguments, *rows)`, compiled for these shapes."""
+    """The program that walks `inputs` arrays of points in chunks with `one(arguments, *rows)`,
+    compiled for these shapes.
+    """
 
     def program(arguments, count, *points):
         def evaluate_chunk(i, out):
             at = [jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in points]
             together = jax.vmap(lambda *z: one(arguments, *z))
-            new = together(*at) if chunk > 1 else [leaf[None] for leaf in one(arguments, *(z[0] for z in at))]
-            return tuple(jax.lax.dynamic_update_slice_in_dim(o, v, i * chunk, 0) for o, v in zip(out, new, strict=True))
+            new = (
+                together(*at)
+                if chunk > 1
+                else [leaf[None] for leaf in one(arguments, *(z[0] for z in at))]
+            )
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(o, v, i * chunk, 0)
+                for o, v in zip(out, new, strict=True)
+            )
 
         shapes = jax.eval_shape(lambda *z: one(arguments, *z), *(x[0] for x in points))
         empty = tuple(jnp.zeros((rows, *s.shape), s.dtype) for s in shapes)
         return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, evaluate_chunk, empty)
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-    points, count = jax.ShapeDtypeStruct((rows, dim), jnp.float64), jax.ShapeDtypeStruct((), jnp.int64)
+    points, count = (
+        jax.ShapeDtypeStruct((rows, dim), jnp.float64),
+        jax.ShapeDtypeStruct((), jnp.int64),
+    )
     return compiled(jax.jit(program, keep_unused=True).lower(shapes, count, *[points] * inputs))
 
 
 def compiled(lowered: Any) -> Any:
     """The compiled program, from the cache when the same text was compiled before in this process.
 
-    Lower with `keep_unused=True`: the text of a program does not show the shapes of arguments that were dropped.
+    Lower with `keep_unused=True`: the text of a program does not show the shapes of arguments that
+    were dropped.
     """
     text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     if text not in _programs:
@@ -182,14 +211,18 @@ def compiled(lowered: Any) -> Any:
 
 
 def chunk_size(jaxpr) -> int:
-    """How many points to evaluate together, from the shapes and the primitives alone (never by the clock).
+    """How many points to evaluate together, from the shapes and the primitives alone (never by the
+    clock).
 
-    Vectorising pays until a chunk's intermediates leave the cache; gathers and scatters do not vectorise on a CPU; a
-    matrix that is read anew for each point is worth sharing between a few, however large the intermediates are.
+    Vectorising pays until a chunk's intermediates leave the cache; gathers and scatters do not
+    vectorise on a CPU; a matrix that is read anew for each point is worth sharing between a few,
+    however large the intermediates are.
     """
     largest, shared, irregular = 1, 0, False
     for eqn in equations(jaxpr):
-        largest = max([largest, *(math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape"))])
+        largest = max(
+            [largest, *(math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape"))]
+        )
         irregular |= eqn.primitive.name.startswith(("gather", "scatter"))
         if eqn.primitive.name == "dot_general":
             shared = max([shared, *(math.prod(v.aval.shape) for v in eqn.invars)])

@@ -1,4 +1,7 @@
-"""The exact posterior of a clutter target on a grid: the truth that its approximations are judged by."""
+"""The exact posterior of a clutter target on a grid.
+
+The truth that its approximations are judged by.
+"""
 
 import dataclasses
 from typing import Any
@@ -17,14 +20,17 @@ _REACH = 8.5  # sds of a component of q that expectations under it reach
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-    """Moments and evidence of a posterior in one or two dimensions, by the trapezoid rule on an even grid.
+    """Moments and evidence of a posterior in one or two dimensions, by the trapezoid rule on an
+    even grid.
 
-    The rule converges faster than any power of the step for densities that vanish at the ends; steps are at most a third
-    of the narrowest kernel's sd over the square root of the number of points in one dimension.
+    The rule converges faster than any power of the step for densities that vanish at the ends;
+    steps are at most a third of the narrowest kernel's sd over the square root of the number of
+    points in one dimension.
 
     Attributes:
         target: the clutter target.
-        points: the grid, `[m, D]`; `log_p` the normalised log posterior there, `cell` the volume of a cell.
+        points: the grid, `[m, D]`; `log_p` the normalised log posterior there, `cell` the volume of
+            a cell.
         log_evidence: log of the integral of exp(log_density), nats.
         mean: `[D]`; `cov` `[D, D]`.
         modes: local maxima on the grid, `[k, D]`, highest first.
@@ -40,7 +46,8 @@ class Exact:
     modes: np.ndarray
 
     def kl(self, q: Any) -> float:
-        """KL(q || p) = E_q[log q - log p], nats: for a Gaussian or a mixture of them on nodes of its own, else on the grid.
+        """KL(q || p) = E_q[log q - log p], nats: for a Gaussian or a mixture of them on nodes of
+        its own, else on the grid.
 
         Raises:
             TargetError: q is neither, and has more than 1e-4 of its mass outside the grid.
@@ -66,7 +73,8 @@ class Exact:
         mass = np.exp(log_q) * self.cell
         if abs(mass.sum() - 1.0) > 1e-4:
             raise TargetError(
-                f"exact: q reaches beyond the grid of the posterior, which holds {mass.sum():.3f} of its mass."
+                f"exact: q reaches beyond the grid of the posterior, which holds {mass.sum():.3f}"
+                " of its mass."
             )
         inside = mass > 0
         return float(mass[inside] @ (log_q[inside] - self.log_p[inside]))
@@ -80,21 +88,26 @@ def exact_posterior(target: Any) -> Exact:
     """The posterior of a clutter target with one or two dimensions.
 
     Raises:
-        TargetError: in more than two dimensions, or when modes lie so far apart that a grid cannot resolve them.
+        TargetError: in more than two dimensions, or when modes lie so far apart that a grid cannot
+            resolve them.
     """
     if target.dim > 2:
         raise TargetError(
-            f"exact: a grid serves one or two dimensions, this target has {target.dim}; use tb.fit and its certificate."
+            f"exact: a grid serves one or two dimensions, this target has {target.dim}; use tb.fit"
+            " and its certificate."
         )
     low, high = _window(target)
     step = _step(target)
     counts = np.ceil((high - low) / step).astype(int) + 1
     if np.any(counts > _MOST[target.dim]):
         raise TargetError(
-            f"exact: the posterior reaches from {low} to {high}, too far for a grid of step {step:.2g}; its modes lie far "
-            "apart. Fit a mixture instead (tb.fit does)."
+            f"exact: the posterior reaches from {low} to {high}, too far for a grid of step"
+            f" {step:.2g}; its modes lie far apart. Fit a mixture instead (tb.fit does)."
         )
-    axes = [np.linspace(a, b, max(c, _LEAST[target.dim])) for a, b, c in zip(low, high, counts, strict=True)]
+    axes = [
+        np.linspace(a, b, max(c, _LEAST[target.dim]))
+        for a, b, c in zip(low, high, counts, strict=True)
+    ]
     points = _tensor(axes)
     log_joint = target.log_density_on_host(points)
     cell = float(np.prod([axis[1] - axis[0] for axis in axes]))
@@ -126,10 +139,12 @@ def _kernel_sd(target: Any) -> float:
 
 
 def _window(target: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A box outside which the posterior is more than `_DEPTH` nats below its top: coarse grids, each inside the last.
+    """A box outside which the posterior is more than `_DEPTH` nats below its top: coarse grids,
+    each inside the last.
 
-    The posterior's modes lie in the hull of the points and the prior mean. A coarse grid can step over narrow modes, so
-    the points themselves are tried as well, and a box shrinks only as far as the steepest cell at its top allows.
+    The posterior's modes lie in the hull of the points and the prior mean. A coarse grid can step
+    over narrow modes, so the points themselves are tried as well, and a box shrinks only as far as
+    the steepest cell at its top allows.
     """
     mean, cov = target.prior()
     x = np.asarray(target.x)
@@ -146,10 +161,15 @@ def _window(target: Any) -> tuple[np.ndarray, np.ndarray]:
         points = np.concatenate([grid, extra[np.all((extra >= low) & (extra <= high), axis=1)]])
         values = target.log_density_on_host(points)
         best = int(np.argmax(values))
-        beside = target.log_density_on_host(points[best] + np.concatenate([np.diag(spacing), -np.diag(spacing)]))
+        beside = target.log_density_on_host(
+            points[best] + np.concatenate([np.diag(spacing), -np.diag(spacing)])
+        )
         slack = float(np.min([values[best] - beside.min(), 1e9]))
         keep = points[values > values[best] - _DEPTH - slack]
-        new_low, new_high = np.maximum(low, keep.min(axis=0) - spacing), np.minimum(high, keep.max(axis=0) + spacing)
+        new_low, new_high = (
+            np.maximum(low, keep.min(axis=0) - spacing),
+            np.minimum(high, keep.max(axis=0) + spacing),
+        )
         settled = bool(np.all(new_high - new_low > 0.8 * (high - low)))
         low, high = new_low, new_high
         if settled:
@@ -164,7 +184,11 @@ def _tensor(axes: list[np.ndarray]) -> np.ndarray:
 def _modes(points: np.ndarray, values: np.ndarray) -> np.ndarray:
     is_mode = np.ones(values.shape, bool)
     for axis in range(values.ndim):
-        padded = np.pad(values, [(1, 1) if a == axis else (0, 0) for a in range(values.ndim)], constant_values=-np.inf)
+        padded = np.pad(
+            values,
+            [(1, 1) if a == axis else (0, 0) for a in range(values.ndim)],
+            constant_values=-np.inf,
+        )
         before = np.take(padded, range(values.shape[axis]), axis)
         after = np.take(padded, range(2, values.shape[axis] + 2), axis)
         is_mode &= (values > before) & (values >= after)
@@ -180,7 +204,10 @@ def _components(q: Any) -> tuple[list[Any], np.ndarray]:
 
 
 def _nodes_of(q: Any, target: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes `[m, D]` and weights `[m]` for expectations under one Gaussian: trapezoid in its whitened coordinates."""
+    """Nodes `[m, D]` and weights `[m]` for expectations under one Gaussian.
+
+    Trapezoid in its whitened coordinates.
+    """
     root = np.asarray(q.root)
     widest = float(np.linalg.svd(root, compute_uv=False)[0])
     per_sd = 6.0 * widest / _kernel_sd(target)

@@ -1,4 +1,7 @@
-"""From a point of R^d to named values and back: names, shapes, supports and log-Jacobians, written once."""
+"""From a point of R^d to named values and back.
+
+Names, shapes, supports and log-Jacobians, written once.
+"""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +32,8 @@ class Block(eqx.Module):
     name: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
     free_shape: tuple[int, ...] = eqx.field(static=True)
-    # Taken apart, because NumPyro's constraints cannot be hashed, and jax.jit(target.log_density) hashes the target.
+    # Taken apart, because NumPyro's constraints cannot be hashed, and jax.jit(target.log_density)
+    # hashes the target.
     bounds: tuple[Any, ...]
     form: Any = eqx.field(static=True)
 
@@ -51,7 +55,9 @@ class Block(eqx.Module):
         return math.prod(self.free_shape)
 
     def constrain(self, u: jax.Array) -> tuple[jax.Array, jax.Array | float]:
-        """The value behind the coordinates `u` `[size]`, and the log of the absolute Jacobian determinant, nats."""
+        """The value behind the coordinates `u` `[size]`, and the log of the absolute Jacobian
+        determinant, nats.
+        """
         u = u.reshape(self.free_shape)
         constraint = self.constraint
         if constraint is None:
@@ -64,7 +70,9 @@ class Block(eqx.Module):
         """The coordinates `[size]` of `value`: the inverse of `constrain`."""
         value = _floating(value)
         if value.shape != self.shape:
-            raise TargetError(f"values[{self.name!r}] has shape {value.shape}, but the target's has {self.shape}.")
+            raise TargetError(
+                f"values[{self.name!r}] has shape {value.shape}, but the target's has {self.shape}."
+            )
         constraint = self.constraint
         if constraint is not None:
             value = bijection(constraint).inv(value)
@@ -72,7 +80,10 @@ class Block(eqx.Module):
 
 
 class Example:
-    """The example's values, for a search that finds no other start. All compare equal: what is compiled depends on none."""
+    """The example's values, for a search that finds no other start. All compare equal.
+
+    What is compiled depends on none.
+    """
 
     def __init__(self, values: PyTree = None):
         self.values = values
@@ -87,12 +98,13 @@ class Example:
 class Layout(eqx.Module):
     """The bijection between R^dim and a pytree of named, constrained values.
 
-    Constraints on vectors and matrices (simplex, ordered, Cholesky factors) hold for the last axes of a value; the
-    axes before them are a batch. The log-Jacobian of a value with fewer degrees of freedom than elements is with
-    respect to NumPyro's reference measure: the first K - 1 entries of a simplex, the lower triangle of a Cholesky
-    factor.
+    Constraints on vectors and matrices (simplex, ordered, Cholesky factors) hold for the last axes
+    of a value; the axes before them are a batch. The log-Jacobian of a value with fewer degrees of
+    freedom than elements is with respect to NumPyro's reference measure: the first K - 1 entries of
+    a simplex, the lower triangle of a Cholesky factor.
 
-    Use `Layout.from_example` where values exist, `Layout.from_blocks` where only shapes and constraints do.
+    Use `Layout.from_example` where values exist, `Layout.from_blocks` where only shapes and
+    constraints do.
     """
 
     blocks: tuple[Block, ...]
@@ -104,14 +116,17 @@ class Layout(eqx.Module):
         """The layout of values like `example`.
 
         Arguments:
-            example: a pytree, usually a dict, of named values: floats or arrays inside their support. It gives structure,
-                names and shapes; its numbers are only used where a search finds no other start. Integers count as floats.
-            support: name -> support (see `support.as_constraint`) for the values that are not on the whole real line.
-                A value inside nested dicts is called "outer.inner"; nested dicts work too.
+            example: a pytree, usually a dict, of named values: floats or arrays inside their
+                support. It gives structure, names and shapes; its numbers are only used where a
+                search finds no other start. Integers count as floats.
+            support: name -> support (see `support.as_constraint`) for the values that are not on
+                the whole real line. A value inside nested dicts is called "outer.inner"; nested
+                dicts work too.
 
         Raises:
-            TargetError: for a name without a value, a value that is not a finite real number or lies outside its
-                support, or no values at all; the message names the value and the way out.
+            TargetError: for a name without a value, a value that is not a finite real number or
+                lies outside its support, or no values at all; the message names the value and the
+                way out.
         """
         leaves = named_leaves(example, "example")
         if not leaves:
@@ -121,7 +136,9 @@ class Layout(eqx.Module):
             )
         values = {name: _example_value(name, leaf) for name, leaf in leaves.items()}
         supports = _flat_support(support, values)
-        blocks = tuple(_example_block(name, values[name], supports.get(name, "real")) for name in values)
+        blocks = tuple(
+            _example_block(name, values[name], supports.get(name, "real")) for name in values
+        )
         structure = jax.tree.structure(example)
         kept = Example(jax.tree.unflatten(structure, list(values.values())))
         return Layout(blocks, structure, kept)._checked()
@@ -139,13 +156,20 @@ class Layout(eqx.Module):
 
     @property
     def coordinate_names(self) -> tuple[str, ...]:
-        """One name per coordinate of R^dim: `mu`, `beta[0]`, `A[0, 1]`; of a simplex the free coordinates only."""
-        return tuple(name for block in self.blocks for name in indexed_names(block.name, block.free_shape))
+        """One name per coordinate of R^dim: `mu`, `beta[0]`, `A[0, 1]`.
+
+        Of a simplex the free coordinates only.
+        """
+        return tuple(
+            name for block in self.blocks for name in indexed_names(block.name, block.free_shape)
+        )
 
     @property
     def value_names(self) -> tuple[str, ...]:
         """One name per element of the constrained values, in the order of `jax.tree.leaves`."""
-        return tuple(name for block in self.blocks for name in indexed_names(block.name, block.shape))
+        return tuple(
+            name for block in self.blocks for name in indexed_names(block.name, block.shape)
+        )
 
     def constrain(self, z: Array) -> PyTree:
         """The values at the point `z` `[dim]`."""
@@ -159,8 +183,12 @@ class Layout(eqx.Module):
         """
         z = _floating(z)
         if z.shape != (self.dim,):
-            raise ValueError(f"`z` must be one point of shape ({self.dim},), got {z.shape}; use jax.vmap for a batch.")
-        # One split, because its transpose is one concatenation; the transpose of n slices is n padded copies of z.
+            raise ValueError(
+                f"`z` must be one point of shape ({self.dim},), got {z.shape}; use jax.vmap for a"
+                " batch."
+            )
+        # One split, because its transpose is one concatenation; the transpose of n slices is n
+        # padded copies of z.
         ends = np.cumsum([block.size for block in self.blocks])[:-1].tolist()
         pieces = jnp.split(z, ends) if ends else [z]
         pairs = [block.constrain(piece) for block, piece in zip(self.blocks, pieces, strict=True)]
@@ -168,7 +196,9 @@ class Layout(eqx.Module):
         return jax.tree.unflatten(self.treedef, [value for value, _ in pairs]), log_det
 
     def unconstrain(self, values: PyTree) -> jax.Array:
-        """The point `[dim]` of `values`; further entries of `values`, such as derived ones, are ignored.
+        """The point `[dim]` of `values`.
+
+        Further entries of `values`, such as derived ones, are ignored.
 
         A value on the boundary of its support has infinite coordinates, one outside it NaN.
 
@@ -176,15 +206,23 @@ class Layout(eqx.Module):
             TargetError: when a value is missing or has another shape.
         """
         leaves = self._leaves(values)
-        return jnp.concatenate([block.unconstrain(leaf) for block, leaf in zip(self.blocks, leaves, strict=True)])
+        return jnp.concatenate(
+            [block.unconstrain(leaf) for block, leaf in zip(self.blocks, leaves, strict=True)]
+        )
 
     def restrict(self, values: PyTree) -> PyTree:
-        """`values` in the structure of the example, as floating arrays, without further entries such as derived ones."""
+        """`values` in the structure of the example, as floating arrays, without further entries
+        such as derived ones.
+        """
         return jax.tree.unflatten(self.treedef, [_floating(leaf) for leaf in self._leaves(values)])
 
     def structs(self, dtype: Any = np.float64) -> PyTree:
-        """The shapes of the values as `jax.ShapeDtypeStruct`, to trace a function of them without computing anything."""
-        return jax.tree.unflatten(self.treedef, [jax.ShapeDtypeStruct(block.shape, dtype) for block in self.blocks])
+        """The shapes of the values as `jax.ShapeDtypeStruct`, to trace a function of them without
+        computing anything.
+        """
+        return jax.tree.unflatten(
+            self.treedef, [jax.ShapeDtypeStruct(block.shape, dtype) for block in self.blocks]
+        )
 
     def _leaves(self, values: PyTree) -> list[Any]:
         found = named_leaves(values, "values")
@@ -196,14 +234,15 @@ class Layout(eqx.Module):
     def _checked(self) -> "Layout":
         if self.dim == 0:
             raise TargetError(
-                f"The values {', '.join(block.name for block in self.blocks)} have no free coordinate (a simplex of one "
-                "element is always 1), so there is nothing to infer."
+                f"The values {', '.join(block.name for block in self.blocks)} have no free"
+                " coordinate (a simplex of one element is always 1), so there is nothing to infer."
             )
         return self
 
 
 def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
-    """The leaves of a pytree by name, in the order of `jax.tree.leaves`: "beta", "outer.inner", "layers.0".
+    """The leaves of a pytree by name, in the order of `jax.tree.leaves`: "beta", "outer.inner",
+    "layers.0".
 
     Raises:
         TargetError: when two leaves have the same name, or the keys of a dict cannot be sorted.
@@ -211,7 +250,9 @@ def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
     try:
         pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
     except (ValueError, TypeError) as error:
-        raise TargetError(f"`{argument}` is not a pytree that JAX can flatten: {error}. Use strings as names.") from error
+        raise TargetError(
+            f"`{argument}` is not a pytree that JAX can flatten: {error}. Use strings as names."
+        ) from error
     names = [path_name(path) for path, _ in pairs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -220,13 +261,21 @@ def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
 
 
 def value_names(values: PyTree) -> tuple[str, ...]:
-    """One name per element of a pytree of arrays (or of their shapes), in the order of `jax.tree.leaves`."""
-    return tuple(n for name, leaf in named_leaves(values).items() for n in indexed_names(name, np.shape(leaf)))
+    """One name per element of a pytree of arrays (or of their shapes), in the order of
+    `jax.tree.leaves`.
+    """
+    return tuple(
+        n
+        for name, leaf in named_leaves(values).items()
+        for n in indexed_names(name, np.shape(leaf))
+    )
 
 
 def _floating(value: Any) -> jax.Array:
     value = jnp.asarray(value)
-    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
+    return (
+        value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
+    )
 
 
 def _example_value(name: str, leaf: Any) -> np.ndarray:
@@ -240,16 +289,23 @@ def _example_value(name: str, leaf: Any) -> np.ndarray:
         raise TargetError(f"{where} cannot become an array: {error}") from error
     if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TargetError(
-            f"{where} has dtype {array.dtype}, but values must be real numbers on a continuous scale. Sum discrete values "
-            "out of the log density; write a complex one as two real ones."
+            f"{where} has dtype {array.dtype}, but values must be real numbers on a continuous"
+            " scale. Sum discrete values out of the log density; write a complex one as two real"
+            " ones."
         )
     if not jnp.issubdtype(array.dtype, jnp.number):
-        raise TargetError(f"{where} is {type(leaf).__name__} of dtype {array.dtype}, not a float or an array of floats.")
+        raise TargetError(
+            f"{where} is {type(leaf).__name__} of dtype {array.dtype}, not a float or an array of"
+            " floats."
+        )
     if array.size == 0:
         raise TargetError(f"{where} has shape {array.shape}, that is, no elements; leave it out.")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
-        raise TargetError(f"{where} contains {array[~np.isfinite(array)][0]}; give it any finite value in its support.")
+        raise TargetError(
+            f"{where} contains {array[~np.isfinite(array)][0]}; give it any finite value in its"
+            " support."
+        )
     return array
 
 
@@ -259,8 +315,8 @@ def _example_block(name: str, value: np.ndarray, support: Any) -> Block:
     if not holds(constraint, value):
         shown = np.array2string(value, precision=4, threshold=8)
         raise TargetError(
-            f"`example[{name!r}]` = {shown} is not inside its support {describe(constraint)}. Give it a value inside "
-            "(not on the boundary), or correct the support."
+            f"`example[{name!r}]` = {shown} is not inside its support {describe(constraint)}. Give"
+            " it a value inside (not on the boundary), or correct the support."
         )
     return block
 
@@ -270,16 +326,26 @@ def _flat_support(support: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     if support is None:
         return {}
     if not isinstance(support, Mapping):
-        raise TargetError(f"`support` must be a dict from names to supports, got {type(support).__name__} {support!r}.")
+        raise TargetError(
+            f"`support` must be a dict from names to supports, got {type(support).__name__}"
+            f" {support!r}."
+        )
     flat = _flattened(support)
     for name in flat:
         if name not in names:
-            raise TargetError(f"`support` names {name!r}, which is not in `example`. Its names: {known(names, name)}")
+            raise TargetError(
+                f"`support` names {name!r}, which is not in `example`. Its names:"
+                f" {known(names, name)}"
+            )
     return flat
 
 
 def _flattened(support: Mapping[str, Any], outer: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, entry in support.items():
-        flat |= _flattened(entry, f"{outer}{name}.") if isinstance(entry, Mapping) else {f"{outer}{name}": entry}
+        flat |= (
+            _flattened(entry, f"{outer}{name}.")
+            if isinstance(entry, Mapping)
+            else {f"{outer}{name}": entry}
+        )
     return flat

@@ -1,4 +1,7 @@
-"""Linear regression with outliers: measurements of linear combinations, a share of which is unrelated background."""
+"""Linear regression with outliers.
+
+Measurements of linear combinations, a share of which is unrelated background.
+"""
 
 from typing import Any, final
 
@@ -19,25 +22,30 @@ _LOG_2PI = float(np.log(2 * np.pi))
 
 @final
 class LinearClutter(AlongLines, Reweighted, Sequential):
-    """p(y_i | z) = (1 - w) N(y_i; a_i'z, vg) + w Pc(y_i), z ~ N(prior_mean, prior_var): regression with outliers.
+    """p(y_i | z) = (1 - w) N(y_i.
 
-    log p(z, y) in nats with all constants. `tb.fit` starts it from annealed reweighted least squares; `tb.solvers.EP()` has
-    its tilted moments in closed form, and gives the evidence. Not for outliers in `directions` (leverage): those are inputs
-    here. Not for an unknown noise variance: write that with `tb.from_rows`.
+    A_i'z, vg) + w Pc(y_i), z ~ N(prior_mean, prior_var): regression with outliers.
+
+    log p(z, y) in nats with all constants. `tb.fit` starts it from annealed reweighted least
+    squares; `tb.solvers.EP()` has its tilted moments in closed form, and gives the evidence. Not
+    for outliers in `directions` (leverage): those are inputs here. Not for an unknown noise
+    variance: write that with `tb.from_rows`.
 
     Arguments:
         directions: a_i, `[n, d]`; put a column of ones for an intercept.
         y: the measurements, `[n]`.
         w: share of background in (0, 1); one number or `[n]`.
         vg: noise variance of the inliers, a number or `[n]`.
-        vc: variance of the background N(clutter_mean, vc); None is that of y, at least vg. Unused with `log_clutter`.
+        vc: variance of the background N(clutter_mean, vc); None is that of y, at least vg. Unused
+            with `log_clutter`.
         clutter_mean: a number; None is the mean of y. Unused with `log_clutter`.
         log_clutter: log Pc(y_i) in nats, a number or `[n]`.
         prior_mean: number or `[d]`.
         prior_var: positive number, or covariance `[d, d]`.
 
     Raises:
-        TargetError: shapes that disagree, NaN or infinite entries, w outside (0, 1), variances that are not positive.
+        TargetError: shapes that disagree, NaN or infinite entries, w outside (0, 1), variances that
+            are not positive.
 
     Source: clutter spec, section 6 (4); Box & Tiao 1968 (the contaminated regression).
     """
@@ -66,29 +74,48 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
     ):
         self.directions = finite_array(directions, "LinearClutter", "directions")
         if self.directions.ndim != 2 or 0 in self.directions.shape:
-            raise TargetError(f"LinearClutter: `directions` must be [n, d], a row per point; got {self.directions.shape}.")
+            raise TargetError(
+                "LinearClutter: `directions` must be [n, d], a row per point; got"
+                f" {self.directions.shape}."
+            )
         n, dim = self.directions.shape
         self.y = finite_array(y, "LinearClutter", "y")
         if self.y.shape != (n,):
-            raise TargetError(f"LinearClutter: `y` must have shape [{n}] as `directions` has rows, got {self.y.shape}.")
+            raise TargetError(
+                f"LinearClutter: `y` must have shape [{n}] as `directions` has rows, got"
+                f" {self.y.shape}."
+            )
         self.w = per_point(w, n, "w", "LinearClutter")
         if not np.all((self.w > 0) & (self.w < 1)):
-            raise TargetError("LinearClutter: `w`, the share of background, must lie strictly between 0 and 1.")
+            raise TargetError(
+                "LinearClutter: `w`, the share of background, must lie strictly between 0 and 1."
+            )
         self.vg = per_point(vg, n, "vg", "LinearClutter")
         if not np.all(self.vg > 0):
-            raise TargetError(f"LinearClutter: `vg` is a variance and must be positive, got {self.vg.min()}.")
+            raise TargetError(
+                f"LinearClutter: `vg` is a variance and must be positive, got {self.vg.min()}."
+            )
         if log_clutter is None and vc is None:
             vc = max(float(np.var(self.y)), float(self.vg.max()))
-        centre = np.mean(self.y) if clutter_mean is None else finite_array(clutter_mean, "LinearClutter", "clutter_mean")
+        centre = (
+            np.mean(self.y)
+            if clutter_mean is None
+            else finite_array(clutter_mean, "LinearClutter", "clutter_mean")
+        )
         self.background = None if log_clutter is not None else np.array([centre, vc], np.float64)
-        self.log_clutter = log_density_of_background(log_clutter, vc, (self.y - centre)[:, None], "LinearClutter")
+        self.log_clutter = log_density_of_background(
+            log_clutter, vc, (self.y - centre)[:, None], "LinearClutter"
+        )
         self.prior_mean = vector_of(prior_mean, dim, "LinearClutter", "prior_mean")
         self.prior_root = root_of(prior_var, dim, "LinearClutter", "prior_var")
 
     @host_unless_traced
     def log_site(self, i: Any, z: Array) -> Array:
         """log[(1 - w_i) N(y_i; a_i'z, vg_i) + w_i Pc(y_i)], nats."""
-        a, *point = (jnp.asarray(leaf)[i] for leaf in (self.directions, self.y, self.w, self.vg, self.log_clutter))
+        a, *point = (
+            jnp.asarray(leaf)[i]
+            for leaf in (self.directions, self.y, self.w, self.vg, self.log_clutter)
+        )
         return _log_site(a @ z, *point)
 
     @host_unless_traced
@@ -97,11 +124,13 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         sites = jax.vmap(_log_site)(jnp.asarray(self.directions) @ z, *points)
         return log_normal(z, self.prior_mean, self.prior_root) + jnp.sum(sites)
 
-    def tilt(self, index: np.ndarray, means: np.ndarray, covs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def tilt(
+        self, index: np.ndarray, means: np.ndarray, covs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Closed form along a_i.
 
-        With s = a'V a + vg, u = (y - a'm) / s and r the tilted share of the inlier: grad = r u a, neg. Hessian =
-        [r / s - r (1 - r) u^2] a a'.
+        With s = a'V a + vg, u = (y - a'm) / s and r the tilted share of the inlier: grad = r u a,
+        neg. Hessian = [r / s - r (1 - r) u^2] a a'.
         """
         a, w = self.directions[index], self.w[index]
         s = np.einsum("kd,kde,ke->k", a, covs, a) + self.vg[index]
@@ -110,12 +139,21 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         outlier = np.log(w) + self.log_clutter[index]
         r = sp.expit(inlier - outlier)
         bend = r / s - r * (1 - r) * (d / s) ** 2
-        return np.logaddexp(inlier, outlier), (r * d / s)[:, None] * a, bend[:, None, None] * a[:, :, None] * a[:, None, :]
+        return (
+            np.logaddexp(inlier, outlier),
+            (r * d / s)[:, None] * a,
+            bend[:, None, None] * a[:, :, None] * a[:, None, :],
+        )
 
     def log_odds(self, z: np.ndarray, vg: Any = None) -> np.ndarray:
-        """Log odds that each point is an inlier if z `[d]` is true, `[n]`; `vg`, in place of the target's own."""
+        """Log odds that each point is an inlier if z `[d]` is true, `[n]`.
+
+        `vg`, in place of the target's own.
+        """
         vg = self.vg if vg is None else vg
-        inlier = np.log1p(-self.w) - 0.5 * ((self.y - self.directions @ z) ** 2 / vg + np.log(vg) + _LOG_2PI)
+        inlier = np.log1p(-self.w) - 0.5 * (
+            (self.y - self.directions @ z) ** 2 / vg + np.log(vg) + _LOG_2PI
+        )
         return inlier - np.log(self.w) - self.log_clutter
 
     def widest(self) -> float:
@@ -137,9 +175,11 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         return np.mean([sp.expit(self.log_odds(z)) for z in draws], axis=0)
 
     def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> "LinearClutter":
-        """The same model with this prior, for `new_data`: a dict with `directions` and `y`, and what else differs.
+        """The same model with this prior, for `new_data`: a dict with `directions` and `y`, and
+        what else differs.
 
-        The share w, vg and the background density are carried over where each is one number for all points.
+        The share w, vg and the background density are carried over where each is one number for all
+        points.
         """
         if not isinstance(new_data, dict) or not {"directions", "y"} <= new_data.keys():
             raise TargetError("LinearClutter: new data must be a dict with `directions` and `y`.")
@@ -149,7 +189,8 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         for name, value in kept.items():
             if np.any(value != value[0]):
                 raise TargetError(
-                    f"LinearClutter: the old points differ in `{name}`; say it for the new ones in `new_data`."
+                    f"LinearClutter: the old points differ in `{name}`; say it for the new ones in"
+                    " `new_data`."
                 )
         known = {name: float(value[0]) for name, value in kept.items()}
         if self.background is not None and not fresh:

@@ -28,7 +28,8 @@ class AbstractNamedTarget(Density, Joint):
     Attributes:
         layout: names, shapes, supports, and the bijection to R^dim.
         derived: `derived(params) -> dict` of further values that `constrain` adds, or None.
-        returns_float32: whether the user's function rounds below float64, which limits what any fit can reach.
+        returns_float32: whether the user's function rounds below float64, which limits what any fit
+            can reach.
     """
 
     layout: eqx.AbstractVar[Layout]
@@ -47,7 +48,9 @@ class AbstractNamedTarget(Density, Joint):
     def value_names(self) -> tuple[str, ...]:
         """One name per element of what `constrain` returns, in the order of `jax.tree.leaves`."""
         with x64():
-            return value_names(jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64)))
+            return value_names(
+                jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64))
+            )
 
     @host_unless_traced
     def constrain(self, z: Array) -> PyTree:
@@ -60,7 +63,10 @@ class AbstractNamedTarget(Density, Joint):
 
     @property
     def example_point(self) -> np.ndarray | None:
-        """The user's example on the unconstrained scale, `[dim]`: where a search starts that finds no other place to."""
+        """The user's example on the unconstrained scale, `[dim]`.
+
+        Where a search starts that finds no other place to.
+        """
         values = self.layout.example.values
         return None if values is None else np.asarray(self.unconstrain(values), dtype=np.float64)
 
@@ -74,29 +80,42 @@ class AbstractNamedTarget(Density, Joint):
 
 
 def check_reads(traced: Traced, layout: Layout, argument: str) -> None:
-    """Raise a TargetError for a parameter that no term depends on and whose flat density has no finite integral."""
+    """Raise a TargetError for a parameter that no term depends on and whose flat density has no
+    finite integral.
+    """
     for read, block in zip(traced.reads, layout.blocks, strict=True):
         if not read and not is_proper_when_flat(block.constraint):
             raise TargetError(
-                f"`{argument}` does not depend on {block.name!r} (support {describe(block.constraint)}): its posterior "
-                "would be flat and improper. Give it a prior, or leave it out of `example`."
+                f"`{argument}` does not depend on {block.name!r} (support"
+                f" {describe(block.constraint)}): its posterior would be flat and improper. Give it"
+                " a prior, or leave it out of `example`."
             )
 
 
 def check_derived(derived: Callable[[PyTree], Any] | None, layout: Layout) -> None:
-    """Raise a TargetError unless `derived(params)` is a dict of arrays under names of their own; call inside `x64()`."""
+    """Raise a TargetError unless `derived(params)` is a dict of arrays under names of their own.
+
+    Call inside `x64()`.
+    """
     if derived is None:
         return
     values = layout.structs()
     if not isinstance(values, dict):
-        raise TargetError(f"`derived` needs an `example` that is a dict, to add names to; it is a {type(values).__name__}.")
+        raise TargetError(
+            "`derived` needs an `example` that is a dict, to add names to; it is a"
+            f" {type(values).__name__}."
+        )
     names = [block.name for block in layout.blocks]
     with explained("derived", names):
         out = jax.eval_shape(derived, values)
     if not isinstance(out, dict):
-        raise TargetError(f"`derived` returned a {type(out).__name__}; it must return a dict from names to arrays.")
+        raise TargetError(
+            f"`derived` returned a {type(out).__name__}; it must return a dict from names to"
+            " arrays."
+        )
     for name in out:
         if name in values:
             raise TargetError(
-                f"`derived` returned {name!r}, which is also a parameter. The parameters are {known(values, name)}"
+                f"`derived` returned {name!r}, which is also a parameter. The parameters are"
+                f" {known(values, name)}"
             )

@@ -34,20 +34,22 @@ from .tracing import explained, host_unless_traced
 class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
     """What the targets from NumPyro models share.
 
-    A site whose support is known beforehand goes through the layout. A *live* one, whose support is computed in the
-    model (from other sites, or from arrays among the arguments), is a block on the real line in the layout, and
-    NumPyro maps it where its support is known. Scale and mask handlers act on the log-Jacobians of live sites, as in
-    NumPyro, but not on those of the others.
+    A site whose support is known beforehand goes through the layout. A *live* one, whose support is
+    computed in the model (from other sites, or from arrays among the arguments), is a block on the
+    real line in the layout, and NumPyro maps it where its support is known. Scale and mask handlers
+    act on the log-Jacobians of live sites, as in NumPyro, but not on those of the others.
 
     Attributes:
         program: the model and its arguments.
         layout: names and shapes of the latent sites.
         rows: plate name -> indices of the rows that it holds; a plate without an entry is whole.
         live: names of the sites whose support is computed in the model.
-        local: (site, axis) of the latent sites with one value for each row, whose values are taken at the rows held.
+        local: (site, axis) of the latent sites with one value for each row, whose values are taken
+            at the rows held.
         replayed: whether `constrain` has to run the model, for its live and deterministic sites.
         observed_names: the sites with data.
-        returns_float32: whether the model rounds below float64, which limits what any fit can reach.
+        returns_float32: whether the model rounds below float64, which limits what any fit can
+            reach.
     """
 
     program: eqx.AbstractVar[Program]
@@ -71,7 +73,9 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
     def value_names(self) -> tuple[str, ...]:
         """One name per element of what `constrain` returns, in the order of `jax.tree.leaves`."""
         with x64():
-            return value_names(jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64)))
+            return value_names(
+                jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64))
+            )
 
     @host_unless_traced
     def constrain(self, z: Array) -> PyTree:
@@ -103,10 +107,12 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
             return to_host(observed_values(self.program, self.observed_names))
 
     def posterior_predictive(self, values: dict[str, Any], key: Key) -> dict[str, np.ndarray]:
-        """Data drawn at draws of the latent sites, every observed site afresh: site name -> `[draw, ...]`.
+        """Data drawn at draws of the latent sites, every observed site afresh: site name -> `[draw,
+        ...]`.
 
         Arguments:
-            values: latent site -> `[draw, ...]`, such as the draws of a fit; further entries are ignored.
+            values: latent site -> `[draw, ...]`, such as the draws of a fit; further entries are
+                ignored.
             key: an int, a typed JAX key or a legacy one.
         """
         if not self.observed_names:
@@ -120,7 +126,9 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
         if not self.observed_names:
             return {}
         with x64():
-            return to_host(pointwise_log_likelihood(self.program, self.observed_names, self._latent(values)))
+            return to_host(
+                pointwise_log_likelihood(self.program, self.observed_names, self._latent(values))
+            )
 
     def _apart(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The layout's values, apart into final ones and the free coordinates of live sites."""
@@ -129,14 +137,20 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
 
     def _held(self, values: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
         """`values` with those of local sites at the rows only."""
-        taken = {name: jnp.take(values[name], index, axis) for name, axis in self.local for index in rows.values()}
+        taken = {
+            name: jnp.take(values[name], index, axis)
+            for name, axis in self.local
+            for index in rows.values()
+        }
         return {**values, **taken}
 
     def _latent(self, values: dict[str, Any]) -> dict[str, Any]:
         names = [block.name for block in self.layout.blocks]
         missing = [name for name in names if name not in values]
         if missing:
-            raise TargetError(f"`values` lacks the site {missing[0]!r}; it has {', '.join(values)}.")
+            raise TargetError(
+                f"`values` lacks the site {missing[0]!r}; it has {', '.join(values)}."
+            )
         return {name: jnp.asarray(values[name]) for name in names}
 
 
@@ -158,8 +172,8 @@ class NumPyroModel(AbstractNumPyroTarget):
 class NumPyroRows(AbstractNumPyroTarget, Rows):
     """A NumPyro model with one subsampled plate; made by `tb.from_numpyro`.
 
-    Its log density is on all rows; `take` gives minibatches. A "row" is an index into the plate: the model fetches the
-    data at it, as in NumPyro's own subsampling.
+    Its log density is on all rows; `take` gives minibatches. A "row" is an index into the plate:
+    the model fetches the data at it, as in NumPyro's own subsampling.
 
     Attributes:
         plate: name of the plate.
@@ -192,7 +206,11 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
         scale = self.size / len(rows)  # what the plate multiplies with
         values = self._held(self.layout.constrain(z), {self.plate: rows})
         terms = self.program.terms(values, {self.plate: rows})
-        per_row = [self._per_row(site, term) / scale for site, term in terms if self._frame(site) is not None]
+        per_row = [
+            self._per_row(site, term) / scale
+            for site, term in terms
+            if self._frame(site) is not None
+        ]
         return sum(per_row, jnp.zeros(len(rows), jnp.result_type(float)))
 
     @host_unless_traced
@@ -212,23 +230,28 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
         return jnp.sum(term, axis=tuple(axis for axis in range(term.ndim) if axis != plate_axis))
 
 
-def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NumPyroModel | NumPyroRows:
+def from_numpyro(
+    model: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> NumPyroModel | NumPyroRows:
     """A target from a NumPyro model and the arguments to call it with.
 
-    Supported: continuous latent sites with any support that NumPyro can map from R^d, also one that depends on other
-    sites; plates, `deterministic`, `factor`, `ImproperUniform`, masks, `numpyro.handlers` (reparam with its
-    reparameterisers, condition, scale, scope, ...), and `numpyro.contrib.control_flow.scan`. A `numpyro.param` is held at
-    its initial value; give it a prior with `numpyro.handlers.lift` to infer it. Discrete latent sites are not supported:
-    sum them out in the model, as MixtureSameFamily does.
+    Supported: continuous latent sites with any support that NumPyro can map from R^d, also one that
+    depends on other sites; plates, `deterministic`, `factor`, `ImproperUniform`, masks,
+    `numpyro.handlers` (reparam with its reparameterisers, condition, scale, scope, ...), and
+    `numpyro.contrib.control_flow.scan`. A `numpyro.param` is held at its initial value; give it a
+    prior with `numpyro.handlers.lift` to infer it. Discrete latent sites are not supported: sum
+    them out in the model, as MixtureSameFamily does.
 
-    A plate with `subsample_size` below its size gives a target of rows: the log density is that of all rows, and
-    minibatches are what a solver takes on its own account (`tb.estimators.Minibatch`). Latent sites inside the plate have a
-    value for every row, and their prior counts among the terms of the row. With several subsampled plates, or with
-    supports that are computed in the model, the target has the log density of all rows only.
+    A plate with `subsample_size` below its size gives a target of rows: the log density is that of
+    all rows, and minibatches are what a solver takes on its own account
+    (`tb.estimators.Minibatch`). Latent sites inside the plate have a value for every row, and their
+    prior counts among the terms of the row. With several subsampled plates, or with supports that
+    are computed in the model, the target has the log density of all rows only.
 
-    Arrays among the arguments are traced: another fit with data of the same shapes compiles nothing. Where a model
-    cannot be traced in them (it calls NumPy on them, or takes shapes from their entries), they are closed over. Numbers,
-    strings and other objects stay as they are. All computation is in float64; float32 arrays are widened.
+    Arrays among the arguments are traced: another fit with data of the same shapes compiles
+    nothing. Where a model cannot be traced in them (it calls NumPy on them, or takes shapes from
+    their entries), they are closed over. Numbers, strings and other objects stay as they are. All
+    computation is in float64; float32 arrays are widened.
 
     Arguments:
         model: a function with NumPyro primitives, its data observed (`obs=`) or conditioned on.
@@ -236,12 +259,14 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
         **kwargs: its keyword arguments.
 
     Raises:
-        TargetError: for a site that cannot be handled, observed data with NaN or outside the support of their
-            distribution, or a model that JAX cannot trace; the message names the site and the way out. Other exceptions
-            that the model raises pass through, with a note.
+        TargetError: for a site that cannot be handled, observed data with NaN or outside the
+            support of their distribution, or a model that JAX cannot trace; the message names the
+            site and the way out. Other exceptions that the model raises pass through, with a note.
     """
     if not callable(model):
-        raise TargetError(f"`model` must be a NumPyro model, that is, a function; got {type(model).__name__}.")
+        raise TargetError(
+            f"`model` must be a NumPyro model, that is, a function; got {type(model).__name__}."
+        )
     with x64():
         program, seen = _opened(model, *jax.tree.map(_as_argument, (args, kwargs)))
         _refuse_unchecked_nan(program, seen)
@@ -264,15 +289,25 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Num
 
 
 def _opened(model: Callable[..., Any], args: tuple, kwargs: dict) -> tuple[Program, Inspection]:
-    """The program and what a trace of it shows; its arguments closed over where the model cannot be traced in them."""
-    leaves = [leaf for leaf in jax.tree.leaves((args, kwargs)) if isinstance(leaf, (np.ndarray, jax.Array))]
-    if leaves and all(jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool for leaf in leaves):
+    """The program and what a trace of it shows.
+
+    Its arguments closed over where the model cannot be traced in them.
+    """
+    leaves = [
+        leaf
+        for leaf in jax.tree.leaves((args, kwargs))
+        if isinstance(leaf, (np.ndarray, jax.Array))
+    ]
+    if leaves and all(
+        jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool for leaf in leaves
+    ):
         program = Program(model, (args, kwargs), {})
         try:
             return program, inspect(program)
         except TargetError:
             raise
-        except Exception:  # NumPy raises whatever it likes on a tracer; a real error comes back below
+        # NumPy raises whatever it likes on a tracer; a real error comes back below
+        except Exception:
             pass
     program = Program(model, ClosedOver((args, kwargs)), {})
     with explained("model"):
@@ -280,19 +315,29 @@ def _opened(model: Callable[..., Any], args: tuple, kwargs: dict) -> tuple[Progr
 
 
 def _as_argument(leaf: Any) -> Any:
-    """NumPy scalars as Python numbers (sizes, say, which must not be traced), floating arrays in float64."""
+    """NumPy scalars as Python numbers (sizes, say, which must not be traced), floating arrays in
+    float64.
+    """
     if isinstance(leaf, np.generic):
         return leaf.item()
     if isinstance(leaf, jax.core.Tracer):  # one of many data sets in a compiled program
         return leaf
     if isinstance(leaf, (np.ndarray, jax.Array)) and jnp.issubdtype(leaf.dtype, jnp.floating):
-        leaf = np.array(leaf, np.float64) if isinstance(leaf, np.ndarray) else jnp.asarray(np.asarray(leaf, np.float64))
+        leaf = (
+            np.array(leaf, np.float64)
+            if isinstance(leaf, np.ndarray)
+            else jnp.asarray(np.asarray(leaf, np.float64))
+        )
     return leaf
 
 
 def _refuse_unchecked_nan(program: Program, seen: Inspection) -> None:
-    """Raise a TargetError that names the site with NaN among data that the model computes, where no mask covers it."""
-    arguments = program.arguments.value if isinstance(program.arguments, ClosedOver) else program.arguments
+    """Raise a TargetError that names the site with NaN among data that the model computes, where no
+    mask covers it.
+    """
+    arguments = (
+        program.arguments.value if isinstance(program.arguments, ClosedOver) else program.arguments
+    )
     if not any(map(has_nan, [*jax.tree.leaves(arguments), *seen.constants])):
         return  # the usual case, which compiles nothing
     for name, data in to_host(observed_values(program, seen.observed)).items():

@@ -1,4 +1,6 @@
-"""A NumPyro model as a function of its latent values. Everything that knows NumPyro's handlers is in this file.
+"""A NumPyro model as a function of its latent values.
+
+Everything that knows NumPyro's handlers is in this file.
 
 NumPyro itself is imported when the first model arrives.
 """
@@ -35,16 +37,17 @@ class ClosedOver:
 class Program(eqx.Module):
     """A NumPyro model with its arguments.
 
-    In all methods `values` are final values of latent sites by name, `free` unconstrained ones (NumPyro maps them where
-    it learns their support), and `rows` holds plate name -> indices; a plate without an entry is whole.
+    In all methods `values` are final values of latent sites by name, `free` unconstrained ones
+    (NumPyro maps them where it learns their support), and `rows` holds plate name -> indices; a
+    plate without an entry is whole.
 
     Attributes:
         model: the function with NumPyro primitives.
         arguments: `(args, kwargs)`, whose arrays are traced under jit; or those in `ClosedOver`.
         fixed: the values of `numpyro.param` sites.
-        validates: whether NumPyro compares values with supports at each evaluation, as it does by default. Latent values
-            are inside theirs by construction; data that were checked beforehand need it no more, and without it a
-            program compiles a sixth faster.
+        validates: whether NumPyro compares values with supports at each evaluation, as it does by
+            default. Latent values are inside theirs by construction; data that were checked
+            beforehand need it no more, and without it a program compiles a sixth faster.
     """
 
     model: Callable[..., Any]
@@ -57,14 +60,18 @@ class Program(eqx.Module):
         from numpyro.infer.util import log_density
 
         with self._validation():
-            return jnp.asarray(log_density(self._conditioned(values, rows), *self._arguments(), {})[0])
+            return jnp.asarray(
+                log_density(self._conditioned(values, rows), *self._arguments(), {})[0]
+            )
 
     def log_density(self, values: dict, free: dict, rows: dict) -> jax.Array:
         """log p(values, data) + log|J| of the free sites: a scalar in nats."""
         from numpyro.infer.util import potential_energy
 
         with self._validation():
-            return -jnp.asarray(potential_energy(self._conditioned(values, rows), *self._arguments(), free))
+            return -jnp.asarray(
+                potential_energy(self._conditioned(values, rows), *self._arguments(), free)
+            )
 
     def complete(self, values: dict, free: dict, rows: dict) -> dict[str, jax.Array]:
         """`values` with those of free and deterministic sites."""
@@ -85,7 +92,9 @@ class Program(eqx.Module):
         return _trace(self._conditioned(values, rows), *self._arguments())
 
     def terms(self, values: dict, rows: dict) -> list[tuple[Site, jax.Array]]:
-        """The sites with a log probability (latent, observed and factor ones), each with it, scaled, in nats."""
+        """The sites with a log probability (latent, observed and factor ones), each with it,
+        scaled, in nats.
+        """
         with self._validation():
             return [(site, log_prob(site)) for site in sampled(self.sites(values, rows))]
 
@@ -97,7 +106,9 @@ class Program(eqx.Module):
         model = handlers.substitute(self._substituted(model, values, {}), substitute_fn=_redrawn)
         return _trace(model, *self._arguments())
 
-    def explored(self, start: Callable[[Site], Any], on_plate: Callable[[Site], Any]) -> dict[str, Site]:
+    def explored(
+        self, start: Callable[[Site], Any], on_plate: Callable[[Site], Any]
+    ) -> dict[str, Site]:
         """NumPyro's trace of the model with `start(site)` at each latent site."""
         from numpyro import handlers
 
@@ -108,12 +119,16 @@ class Program(eqx.Module):
         return self._substituted(self._keyed(), values, rows)
 
     def _keyed(self) -> Callable[..., Any]:
-        """The model with a key for its prng_key statements, and none for a latent site that lacks a value."""
+        """The model with a key for its prng_key statements, and none for a latent site that lacks a
+        value.
+        """
         from numpyro import handlers
 
         return handlers.seed(self.model, rng_seed=0, hide_types=["sample", "plate"])
 
-    def _substituted(self, model: Callable[..., Any], values: dict, rows: dict) -> Callable[..., Any]:
+    def _substituted(
+        self, model: Callable[..., Any], values: dict, rows: dict
+    ) -> Callable[..., Any]:
         from numpyro import handlers
 
         model = handlers.substitute(model, substitute_fn=lambda site: plate_indices(site, rows))
@@ -133,14 +148,16 @@ class Inspection(NamedTuple):
 
     Attributes:
         blocks: the latent sites, as a layout wants them.
-        live: those whose support is computed in the model: from other sites, or from traced arguments.
+        live: those whose support is computed in the model: from other sites, or from traced
+            arguments.
         observed: sites with data.
         masked: those of them that a mask covers, in which NaN may stand.
         unchecked: those of them whose data are not known before the model runs, or are masked.
         deterministic: names of the deterministic sites.
         params: names of the numpyro.param sites.
         subsampled: plate name -> size, for plates that ask for fewer rows than they have.
-        local: (site, axis) of latent sites inside subsampled plates, with the axis of the plate counted from the end.
+        local: (site, axis) of latent sites inside subsampled plates, with the axis of the plate
+            counted from the end.
         returns_float32: whether the log density is rounded below float64.
         constants: the arrays that the model closes over.
     """
@@ -174,13 +191,21 @@ def inspect(program: Program) -> Inspection:
 
     def log_density(traced, origin):
         sites = eqx.combine(traced, static).explored(_start(origin), on_plate)
-        data = {id(t): array for t, array in zip(jax.tree.leaves(traced), jax.tree.leaves(arrays), strict=True)}
+        data = {
+            id(t): array
+            for t, array in zip(jax.tree.leaves(traced), jax.tree.leaves(arrays), strict=True)
+        }
         found.update(_classified(sites, subsampled, data))
         return jnp.asarray(sum(jnp.sum(log_prob(site)) for site in sampled(sites)))
 
     arrays, static = eqx.partition(program, lambda leaf: isinstance(leaf, (np.ndarray, jax.Array)))
     traced = trace(log_density, arrays, jax.ShapeDtypeStruct((), np.float64))
-    return Inspection(**found, subsampled=subsampled, returns_float32=traced.returns_float32, constants=traced.constants)
+    return Inspection(
+        **found,
+        subsampled=subsampled,
+        returns_float32=traced.returns_float32,
+        constants=traced.constants,
+    )
 
 
 def sampled(sites: dict[str, Site]) -> Iterator[Site]:
@@ -199,9 +224,9 @@ def refuse_nan(name: str, data: Any) -> None:
     if has_nan(data):
         where = np.argwhere(np.isnan(data))
         raise TargetError(
-            f"The data at site {name!r} have {len(where)} NaN among {np.size(data)} values, the first at index "
-            f"{tuple(where[0].tolist())}. Drop them, make them a latent site, or mask them: "
-            "with numpyro.handlers.mask(mask=~np.isnan(data))."
+            f"The data at site {name!r} have {len(where)} NaN among {np.size(data)} values, the"
+            f" first at index {tuple(where[0].tolist())}. Drop them, make them a latent site, or"
+            " mask them: with numpyro.handlers.mask(mask=~np.isnan(data))."
         )
 
 
@@ -214,7 +239,8 @@ def has_nan(leaf: Any) -> bool:
 
 
 def plate_indices(site: Site, rows: dict[str, Any]) -> jax.Array | None:
-    """What a plate holds: the rows asked for, else all of them, whatever subsample size the model asks for.
+    """What a plate holds: the rows asked for, else all of them, whatever subsample size the model
+    asks for.
 
     The size in the message is changed too, which is where NumPyro takes the scale N / B from.
     """
@@ -246,7 +272,9 @@ def observed_values(program: Program, names: Iterable[str]) -> dict[str, jax.Arr
 
 
 @eqx.filter_jit
-def predictions(program: Program, names: tuple[str, ...], values: PyTree, keys: jax.Array) -> dict[str, jax.Array]:
+def predictions(
+    program: Program, names: tuple[str, ...], values: PyTree, keys: jax.Array
+) -> dict[str, jax.Array]:
     """Fresh data at the observed sites for each draw: name -> `[draw, ...]`."""
 
     def one(draw):
@@ -257,7 +285,9 @@ def predictions(program: Program, names: tuple[str, ...], values: PyTree, keys: 
 
 
 @eqx.filter_jit
-def pointwise_log_likelihood(program: Program, names: tuple[str, ...], values: PyTree) -> dict[str, jax.Array]:
+def pointwise_log_likelihood(
+    program: Program, names: tuple[str, ...], values: PyTree
+) -> dict[str, jax.Array]:
     """Unscaled log likelihood of each observation for each draw: name -> `[draw, ...]`, nats."""
 
     def one(draw):
@@ -274,7 +304,10 @@ def _trace(model: Callable[..., Any], args: tuple, kwargs: dict) -> dict[str, Si
 
 
 def _start(origin: Any) -> Callable[[Site], jax.Array | None]:
-    """A value for each latent site: the one whose unconstrained coordinates are all `origin`. Only its shape is used."""
+    """A value for each latent site: the one whose unconstrained coordinates are all `origin`.
+
+    Only its shape is used.
+    """
 
     def value(site: Site) -> jax.Array | None:
         if site["type"] != "sample" or site["is_observed"]:
@@ -294,8 +327,8 @@ def _start(origin: Any) -> Callable[[Site], jax.Array | None]:
 def _redrawn(site: Site) -> jax.Array | None:
     """New data of the shape of the old for an observed site.
 
-    Unlike `numpyro.handlers.uncondition`, this reaches into scans, and draws one number per datum where a single
-    distribution stands for all of them.
+    Unlike `numpyro.handlers.uncondition`, this reaches into scans, and draws one number per datum
+    where a single distribution stands for all of them.
     """
     from numpyro import prng_key
 
@@ -321,11 +354,16 @@ def _reason_against(fn: Any, support: Any) -> str | None:
 
 
 def _checked(site: Site, data: dict[int, Any]) -> bool:
-    """Whether the data at a site are known, in which case they are inside the support of its distribution.
+    """Whether the data at a site are known, in which case they are inside the support of its
+    distribution.
 
-    `data` has the arrays behind the tracers that stand for the model's arguments, by the id of the tracer.
+    `data` has the arrays behind the tracers that stand for the model's arguments, by the id of the
+    tracer.
     """
-    value, support = data.get(id(site["value"]), site["value"]), getattr(site["fn"], "support", None)
+    value, support = (
+        data.get(id(site["value"]), site["value"]),
+        getattr(site["fn"], "support", None),
+    )
     if (
         support is None
         or hasattr(site["fn"], "_mask")
@@ -338,31 +376,43 @@ def _checked(site: Site, data: dict[int, Any]) -> bool:
     if not inside.all():
         where = tuple(np.argwhere(~inside)[0].tolist())
         raise TargetError(
-            f"The data at site {site['name']!r} are not inside the support of its {type(site['fn']).__name__}: the first at "
-            f"index {where} is {np.asarray(value)[where]}. Correct the data, or choose another distribution."
+            f"The data at site {site['name']!r} are not inside the support of its"
+            f" {type(site['fn']).__name__}: the first at index {where} is"
+            f" {np.asarray(value)[where]}. Correct the data, or choose another distribution."
         )
     return True
 
 
-def _classified(sites: dict[str, Site], subsampled: dict[str, int], data: dict[int, Any]) -> dict[str, Any]:
+def _classified(
+    sites: dict[str, Site], subsampled: dict[str, int], data: dict[int, Any]
+) -> dict[str, Any]:
     """The fields of an Inspection that the trace shows."""
     by_type = {name: site["type"] for name, site in sites.items()}
     mutable = [name for name, kind in by_type.items() if kind == "mutable"]
     if mutable:
         raise TargetError(
-            f"Site {mutable[0]!r} is numpyro.mutable: the log density would change from call to call. Pass what it holds as "
-            "an argument of the model."
+            f"Site {mutable[0]!r} is numpyro.mutable: the log density would change from call to"
+            " call. Pass what it holds as an argument of the model."
         )
-    observed = [s for s in sampled(sites) if s["is_observed"] and not s["infer"].get("is_auxiliary")]
+    observed = [
+        s for s in sampled(sites) if s["is_observed"] and not s["infer"].get("is_auxiliary")
+    ]
     latent = [site for site in sampled(sites) if not site["is_observed"]]
     if not latent:
-        raise TargetError("The model has no latent site: everything in it is observed, so there is nothing to infer.")
-    halves = [name for name in by_type if name.endswith("_unobserved") and f"{name[:-10]}observed" in by_type]
+        raise TargetError(
+            "The model has no latent site: everything in it is observed, so there is nothing to"
+            " infer."
+        )
+    halves = [
+        name
+        for name in by_type
+        if name.endswith("_unobserved") and f"{name[:-10]}observed" in by_type
+    ]
     if halves:
         raise TargetError(
-            f"Site {halves[0][:-11]!r} uses obs_mask, which makes a latent value for every datum and leaves those of "
-            "observed data without a density. Mask the missing data with numpyro.handlers.mask instead, or make them a site "
-            "of their own."
+            f"Site {halves[0][:-11]!r} uses obs_mask, which makes a latent value for every datum"
+            " and leaves those of observed data without a density. Mask the missing data with"
+            " numpyro.handlers.mask instead, or make them a site of their own."
         )
     live = tuple(site["name"] for site in latent if _is_live(site))
     return {

@@ -24,11 +24,13 @@ _CHUNK = 64  # draws whose likelihoods are computed together: bounds the memory
 
 @final
 class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
-    """log p(z) = log_prior(values) + log|J| + scale * sum over rows of log_likelihood(values, row); by `tb.from_rows`.
+    """log p(z) = log_prior(values) + log|J| + scale * sum over rows of log_likelihood(values, row).
+
+    By `tb.from_rows`.
 
     Attributes:
-        data: a pytree of arrays whose leading axis is the rows. They are traced under jit, so that other data of the
-            same shapes compile nothing.
+        data: a pytree of arrays whose leading axis is the rows. They are traced under jit, so that
+            other data of the same shapes compile nothing.
         scale: N / B in a target of B of N rows, 1 in one of all rows.
     """
 
@@ -66,16 +68,26 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
 
     @host_unless_traced
     def take(self, index: Array) -> "IndependentRows":
-        return dataclasses.replace(self, data=self.rows_at(index), scale=self.scale * self.num_rows / np.size(index))
+        return dataclasses.replace(
+            self, data=self.rows_at(index), scale=self.scale * self.num_rows / np.size(index)
+        )
 
     def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> UpdatedRows:
-        """The new rows under a Gaussian prior on the unconstrained scale; `log_prior` is not used again."""
+        """The new rows under a Gaussian prior on the unconstrained scale.
+
+        `log_prior` is not used again.
+        """
         rows = as_rows(new_data)
         old = {name: np.shape(leaf)[1:] for name, leaf in named_leaves(self.data).items()}
         new = {name: np.shape(leaf)[1:] for name, leaf in named_leaves(rows).items()}
         if old != new:
-            raise TargetError(f"update: new rows have names and shapes {new}, those of the model {old}; they must agree.")
-        return UpdatedRows(dataclasses.replace(self, data=rows, scale=1.0), mean, np.linalg.cholesky(cov))
+            raise TargetError(
+                f"update: new rows have names and shapes {new}, those of the model {old}; they must"
+                " agree."
+            )
+        return UpdatedRows(
+            dataclasses.replace(self, data=rows, scale=1.0), mean, np.linalg.cholesky(cov)
+        )
 
     def observed(self) -> dict[str, Any]:
         return {name: np.asarray(leaf) for name, leaf in named_leaves(self.data).items()}
@@ -110,23 +122,24 @@ def from_rows(
 ) -> IndependentRows:
     """A target whose log density is a prior plus a sum over independent rows of data.
 
-    Fits and certificates use all rows; estimators may also take minibatches. Use `tb.from_log_density` where the data
-    are not independent given the parameters, or where a row has latent values of its own.
+    Fits and certificates use all rows; estimators may also take minibatches. Use
+    `tb.from_log_density` where the data are not independent given the parameters, or where a row
+    has latent values of its own.
 
     Arguments:
         log_prior: `log_prior(params) -> scalar`, nats; a constant such as 0.0 is a flat prior.
-        log_likelihood: `log_likelihood(params, rows) -> [B]`, the log likelihood of each of any number B of rows, nats;
-            `rows` has the structure of `data` with B in place of N.
-        data: a pytree of arrays (NumPy, JAX, pandas, or lists of numbers) with the same number N of rows along their
-            leading axes. Floats become float64; integers and booleans stay as they are. What has no row axis, such as
-            a constant, is closed over instead.
+        log_likelihood: `log_likelihood(params, rows) -> [B]`, the log likelihood of each of any
+            number B of rows, nats; `rows` has the structure of `data` with B in place of N.
+        data: a pytree of arrays (NumPy, JAX, pandas, or lists of numbers) with the same number N of
+            rows along their leading axes. Floats become float64; integers and booleans stay as they
+            are. What has no row axis, such as a constant, is closed over instead.
         example: named values inside their supports; see `tb.from_log_density`.
         support: name -> support, as in `tb.from_log_density`.
         derived: `derived(params) -> dict` of further named values that draws and summaries show.
 
     Raises:
-        TargetError: when the data are ragged, empty, not numbers or contain NaN; when a function returns the wrong shape
-            or type; and as in `tb.from_log_density`.
+        TargetError: when the data are ragged, empty, not numbers or contain NaN; when a function
+            returns the wrong shape or type; and as in `tb.from_log_density`.
     """
     for name, function in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
         if not callable(function):
@@ -151,37 +164,52 @@ def as_rows(data: PyTree) -> PyTree:
     """`data` as NumPy arrays with a common leading axis, floats in float64.
 
     Raises:
-        TargetError: naming the leaf that has no rows, another number of rows, values that are not numbers, or NaN.
+        TargetError: naming the leaf that has no rows, another number of rows, values that are not
+            numbers, or NaN.
     """
     arrays = jax.tree.map(_as_array, data, is_leaf=lambda leaf: leaf is None or _is_numbers(leaf))
     leaves = named_leaves(arrays, "data")
     if not leaves:
-        raise TargetError("`data` has no arrays. Pass for instance data={'x': x, 'y': y} with one row per observation.")
+        raise TargetError(
+            "`data` has no arrays. Pass for instance data={'x': x, 'y': y} with one row per"
+            " observation."
+        )
     for name, leaf in leaves.items():
         _check_leaf(_called(name), leaf)
     lengths = {_called(name): len(leaf) for name, leaf in leaves.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise TargetError(
-            f"`data` is ragged: {listed} rows. All arrays share their leading axis; close over what has none, or drop the "
-            "rows that are not complete."
+            f"`data` is ragged: {listed} rows. All arrays share their leading axis; close over what"
+            " has none, or drop the rows that are not complete."
         )
     if 0 in lengths.values():
-        raise TargetError("`data` has zero rows. With no data the posterior is the prior; pass at least one row.")
+        raise TargetError(
+            "`data` has zero rows. With no data the posterior is the prior; pass at least one row."
+        )
     return arrays
 
 
-def _trace_both(log_prior: Callable, log_likelihood: Callable, data: PyTree, layout: Layout) -> Traced:
-    """Trace prior and likelihood on N + 1 rows: a function that closes over the N rows of its data is found out."""
+def _trace_both(
+    log_prior: Callable, log_likelihood: Callable, data: PyTree, layout: Layout
+) -> Traced:
+    """Trace prior and likelihood on N + 1 rows.
+
+    A function that closes over the N rows of its data is found out.
+    """
     length = len(jax.tree.leaves(data)[0]) + 1
-    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[1:]), leaf.dtype), data)
+    rows = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[1:]), leaf.dtype), data
+    )
     names = [block.name for block in layout.blocks]
 
     def joint(params, rows):
         with explained("log_prior", names):
             prior = scalar(log_prior(params), "log_prior", may_be_constant=True)
         with explained("log_likelihood", names):
-            return prior + jnp.sum(vector(_on_any_rows(log_likelihood, params, rows, length), "log_likelihood", length))
+            return prior + jnp.sum(
+                vector(_on_any_rows(log_likelihood, params, rows, length), "log_likelihood", length)
+            )
 
     return trace(joint, layout.structs(), rows)
 
@@ -191,15 +219,18 @@ def _on_any_rows(log_likelihood: Callable, params: PyTree, rows: PyTree, length:
         return log_likelihood(params, rows)
     except Exception as error:
         error.add_note(
-            f"tightbound: `log_likelihood` was called with {length} rows, one more than `data` has, because it must work "
-            "for any number of rows. If shapes disagree by one, it closes over data that belong into `data`."
+            f"tightbound: `log_likelihood` was called with {length} rows, one more than `data` has,"
+            " because it must work for any number of rows. If shapes disagree by one, it closes"
+            " over data that belong into `data`."
         )
         raise
 
 
 def _is_numbers(leaf: Any) -> bool:
     """Whether a list is an array written out, and not a container of arrays."""
-    return isinstance(leaf, list) and all(isinstance(x, (int, float, str)) or _is_numbers(x) for x in leaf)
+    return isinstance(leaf, list) and all(
+        isinstance(x, (int, float, str)) or _is_numbers(x) for x in leaf
+    )
 
 
 def _called(name: str) -> str:
@@ -207,28 +238,41 @@ def _called(name: str) -> str:
 
 
 def _as_array(leaf: Any) -> Any:
-    if isinstance(leaf, jax.core.Tracer):  # one of many data sets in a compiled program: checked where it is known
+    # one of many data sets in a compiled program: checked where it is known
+    if isinstance(leaf, jax.core.Tracer):
         return leaf
     if np.ma.isMaskedArray(leaf) and np.ma.is_masked(leaf):
-        raise TargetError("`data` contains a masked array with masked entries; drop or impute these rows first.")
+        raise TargetError(
+            "`data` contains a masked array with masked entries; drop or impute these rows first."
+        )
     try:
         array = np.array(leaf)  # a copy: the target must not change when the caller's array does
     except Exception as error:
-        raise TargetError(f"`data` contains a {type(leaf).__name__} that cannot become an array: {error}") from error
-    return array.astype(np.float64, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        raise TargetError(
+            f"`data` contains a {type(leaf).__name__} that cannot become an array: {error}"
+        ) from error
+    return (
+        array.astype(np.float64, copy=False) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    )
 
 
 def _check_leaf(name: str, leaf: Array) -> None:
-    if not (leaf.dtype == bool or np.issubdtype(leaf.dtype, np.integer) or leaf.dtype == np.float64):
+    if not (
+        leaf.dtype == bool or np.issubdtype(leaf.dtype, np.integer) or leaf.dtype == np.float64
+    ):
         raise TargetError(
-            f"{name} has dtype {leaf.dtype}, which is not numbers. Encode categories as integers and dates as floats, and "
-            "drop or impute missing values."
+            f"{name} has dtype {leaf.dtype}, which is not numbers. Encode categories as integers"
+            " and dates as floats, and drop or impute missing values."
         )
     if leaf.ndim == 0:
-        raise TargetError(f"{name} is a single number, but every array in `data` has a leading axis of rows; close over it.")
+        raise TargetError(
+            f"{name} is a single number, but every array in `data` has a leading axis of rows;"
+            " close over it."
+        )
     if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 and np.isnan(leaf).any():
         rows = np.flatnonzero(np.isnan(leaf).reshape(len(leaf), -1).any(axis=1))
         raise TargetError(
-            f"{name} has NaN in row {rows[0]}" + (f" and {len(rows) - 1} more rows" if len(rows) > 1 else "") + ". Drop or "
-            "impute these rows; a single NaN makes the whole log density NaN."
+            f"{name} has NaN in row {rows[0]}"
+            + (f" and {len(rows) - 1} more rows" if len(rows) > 1 else "")
+            + ". Drop or impute these rows; a single NaN makes the whole log density NaN."
         )

@@ -1,4 +1,7 @@
-"""The same model after some data were seen: yesterday's Gaussian as the prior, today's rows as the data."""
+"""The same model after some data were seen.
+
+Yesterday's Gaussian as the prior, today's rows as the data.
+"""
 
 from typing import Any, final
 
@@ -14,12 +17,16 @@ from .tracing import host_unless_traced
 
 @final
 class UpdatedRows(Rows, Sequential):
-    """log p(z) = log N(z; mean, root root') + scale * sum over the new rows of log_likelihood(z, row); by `tb.update`.
+    """log p(z) = log N(z.
 
-    The prior is on the unconstrained scale, where yesterday's q lives. Make it with `tb.update(fit, new_data)`, not by hand.
+    Mean, root root') + scale * sum over the new rows of log_likelihood(z, row); by `tb.update`.
+
+    The prior is on the unconstrained scale, where yesterday's q lives. Make it with `tb.update(fit,
+    new_data)`, not by hand.
 
     Attributes:
-        rows: the target that says what a row's likelihood is, holding the new rows; its own prior is not used.
+        rows: the target that says what a row's likelihood is, holding the new rows; its own prior
+            is not used.
         mean: `[d]`, and `root` `[d, d]` of the Gaussian prior.
     """
 
@@ -51,7 +58,9 @@ class UpdatedRows(Rows, Sequential):
 
     @host_unless_traced
     def log_density(self, z: Array) -> Array:
-        likelihood = self.rows.scale * jnp.sum(self.rows.log_likelihood(z, jax.tree.map(jnp.asarray, self.rows.data)))
+        likelihood = self.rows.scale * jnp.sum(
+            self.rows.log_likelihood(z, jax.tree.map(jnp.asarray, self.rows.data))
+        )
         return self.log_prior(z) + likelihood
 
     @host_unless_traced

@@ -13,19 +13,25 @@ from .._numerics import scoped, to_device, to_host
 from .base import AbstractTarget
 from .batched import compiled
 
-_ROWS = 1000  # points per call of the compiled map, so that its memory stays bounded and its shape is reused
+# points per call of the compiled map, so that its memory stays bounded and its shape is reused
+_ROWS = 1000
 
 _by_target: dict[int, tuple[Any, dict[tuple[int, int], "_Map"]]] = {}
 
 
 def constrain_batch(target: AbstractTarget, points: np.ndarray) -> Any:
-    """`target.constrain` of each row of `points [n, d]`: the user's pytree with a leading axis n, NumPy leaves.
+    """`target.constrain` of each row of `points [n, d]`: the user's pytree with a leading axis n,
+    NumPy leaves.
 
     A target that is built again, with functions of the same text, compiles nothing again.
     """
     n, dim = points.shape
     rows = min(_ROWS, max(n, 1))
-    padded = np.concatenate([points, np.repeat(points[-1:], -n % rows, axis=0)]) if n else np.zeros((rows, dim))
+    padded = (
+        np.concatenate([points, np.repeat(points[-1:], -n % rows, axis=0)])
+        if n
+        else np.zeros((rows, dim))
+    )
     constrain = _map_of(target, rows, dim)
     parts = [constrain(padded[i : i + rows]) for i in range(0, len(padded), rows)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
@@ -43,7 +49,10 @@ def _map_of(target: AbstractTarget, rows: int, dim: int) -> "_Map":
 
 
 class _Map:
-    """`constrain` of `[rows, dim]` points, in float64: closed-over arrays are arguments of the program, as in `batched`."""
+    """`constrain` of `[rows, dim]` points, in float64.
+
+    Closed-over arrays are arguments of the program, as in `batched`.
+    """
 
     @scoped
     def __init__(self, target: AbstractTarget, rows: int, dim: int):
@@ -55,10 +64,13 @@ class _Map:
 
         closed, shape = jax.make_jaxpr(constrain, return_shape=True)(arrays, points)
         self._structure = jax.tree.structure(shape)
-        # Data that only the density reads are left out: other data, of whatever shape, are no other program.
+        # Data that only the density reads are left out: other data, of whatever shape, are no other
+        # program.
         everything = [*map(jax.numpy.asarray, closed.consts), *jax.tree.leaves(arrays)]
         variables = [*closed.jaxpr.constvars, *closed.jaxpr.invars[:-1]]
-        read = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars} | {id(v) for v in closed.jaxpr.outvars}
+        read = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars} | {
+            id(v) for v in closed.jaxpr.outvars
+        }
         places = [i for i, variable in enumerate(variables) if id(variable) in read]
         self._arguments = [everything[i] for i in places]
         count = len(closed.consts)
@@ -78,7 +90,8 @@ class _Map:
 
 
 def flatten_values(values: Any) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names such as `beta[0]` and one column each, `[n, P]`, of a pytree of arrays with a leading axis n.
+    """Names such as `beta[0]` and one column each, `[n, P]`, of a pytree of arrays with a leading
+    axis n.
 
     Integer and boolean values become floats; values without elements are left out.
     """
@@ -93,7 +106,10 @@ def flatten_values(values: Any) -> tuple[tuple[str, ...], np.ndarray]:
 
 def path_name(path: Any) -> str:
     """The user's name of a leaf: dict keys, attributes and indices joined by dots."""
-    parts = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path]
+    parts = [
+        str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+        for entry in path
+    ]
     return ".".join(parts) or "z"
 
 

@@ -1,7 +1,8 @@
 """Batteries: what every new part must pass before it is let in.
 
-Plain functions, one per kind of part; each raises AssertionError with a sentence that says what is wrong. They compare with
-known truth (quadrature, closed forms, identities), and `tests/test_batteries.py` shows that broken parts fail them.
+Plain functions, one per kind of part; each raises AssertionError with a sentence that says what is
+wrong. They compare with known truth (quadrature, closed forms, identities), and
+`tests/test_batteries.py` shows that broken parts fail them.
 """
 
 from .estimators import check_estimator as check_estimator

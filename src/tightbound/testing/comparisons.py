@@ -11,7 +11,10 @@ import numpy as np
 from .._numerics import as_key
 
 ALLOWED = 4.0
-"""Standard errors that a statistical comparison allows: a new key fails a correct part about once in 10,000 numbers."""
+"""Standard errors that a statistical comparison allows.
+
+A new key fails a correct part about once in 10,000 numbers.
+"""
 
 
 def seed_of(key: Any) -> list[int]:
@@ -20,7 +23,10 @@ def seed_of(key: Any) -> list[int]:
 
 
 def rows(count: int, *trees: Any) -> np.ndarray:
-    """Trees of arrays with a leading axis of `count` (or scalars, for 1), side by side: `[count, P]`."""
+    """Trees of arrays with a leading axis of `count` (or scalars, for 1), side by side.
+
+    `[count, P]`.
+    """
     leaves = [leaf for tree in trees for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
     return np.concatenate([np.asarray(leaf).reshape(count, -1) for leaf in leaves], axis=1)
 
@@ -33,7 +39,9 @@ def mean_is(samples: np.ndarray, truth: Any, sentence: str) -> None:
 
 
 def means_agree(first: np.ndarray, second: np.ndarray, sentence: str) -> None:
-    """The means of two independent samples agree to within four standard errors of their difference."""
+    """The means of two independent samples agree to within four standard errors of their
+    difference.
+    """
     errors = [s.std(0, ddof=1) / np.sqrt(len(s)) for s in (first, second)]
     _assert_within(first.mean(0), second.mean(0), np.hypot(*errors), sentence)
 
@@ -41,13 +49,20 @@ def means_agree(first: np.ndarray, second: np.ndarray, sentence: str) -> None:
 def _assert_within(mean: Any, truth: Any, error: Any, sentence: str) -> None:
     z = np.abs(mean - truth) / (error + 1e-9)
     worst = np.unravel_index(np.argmax(z), np.shape(z))
-    value, expected = float(np.asarray(mean)[worst]), float(np.broadcast_to(truth, np.shape(z))[worst])
-    assert np.max(z) <= ALLOWED, f"{sentence}: {value:.5g}, not {expected:.5g} ({np.max(z):.1f} standard errors)."
+    value, expected = (
+        float(np.asarray(mean)[worst]),
+        float(np.broadcast_to(truth, np.shape(z))[worst]),
+    )
+    assert np.max(z) <= ALLOWED, (
+        f"{sentence}: {value:.5g}, not {expected:.5g} ({np.max(z):.1f} standard errors)."
+    )
 
 
 def close(value: Any, expected: Any, tolerance: float, sentence: str) -> None:
     """All entries equal to within `tolerance`, absolute and relative."""
-    assert np.allclose(np.asarray(value), np.asarray(expected), rtol=tolerance, atol=tolerance), sentence
+    assert np.allclose(np.asarray(value), np.asarray(expected), rtol=tolerance, atol=tolerance), (
+        sentence
+    )
 
 
 def refuses(call: Callable[[], Any], error: type[Exception], sentence: str) -> None:

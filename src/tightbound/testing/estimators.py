@@ -31,20 +31,33 @@ def check_estimator(
     complete: bool = True,
     repeats: int = 100,
 ) -> None:
-    """Unbiased gradients and values against quadrature, biased ones where it says so, no noise at q = posterior if declared.
+    """Unbiased gradients and values against quadrature, biased ones where it says so, no noise at q
+    = posterior if declared.
 
-    `objectives` holds one instance of every class in `unbiased_for` (in groups of at most two draws: quadrature is over all
-    draws of a group); `biased` some for which the estimator is known to be wrong; `refused` some of `unbiased_for` that this
-    instance does not take. Nothing is compiled twice. Switches of an estimator that has passed may leave objectives out
+    `objectives` holds one instance of every class in `unbiased_for` (in groups of at most two
+    draws: quadrature is over all draws of a group); `biased` some for which the estimator is known
+    to be wrong; `refused` some of `unbiased_for` that this instance does not take. Nothing is
+    compiled twice. Switches of an estimator that has passed may leave objectives out
     (`complete=False`).
     """
     name, key = type(estimator).__name__, as_key(key)
-    missing = [c.__name__ for c in estimator.unbiased_for if c not in {type(o) for o in (*objectives, *refused)}]
-    assert not (missing and complete), f"{name} says that it is unbiased for {', '.join(missing)}: pass an instance of each."
+    missing = [
+        c.__name__
+        for c in estimator.unbiased_for
+        if c not in {type(o) for o in (*objectives, *refused)}
+    ]
+    assert not (missing and complete), (
+        f"{name} says that it is unbiased for {', '.join(missing)}: pass an instance of each."
+    )
     target, q = _pair()
     for objective in refused:
-        what = f"{name} with {type(objective).__name__} is listed as refused, but `check` lets it pass."
-        refuses(lambda objective=objective: estimator.check(target, q, objective), PairingError, what)
+        what = (
+            f"{name} with {type(objective).__name__} is listed as refused, but `check` lets it"
+            " pass."
+        )
+        refuses(
+            lambda objective=objective: estimator.check(target, q, objective), PairingError, what
+        )
     for objective in (*objectives, *biased):
         what = f"{name} with {type(objective).__name__}"
         estimates = _estimates(estimator, objective, target, q, key, repeats)
@@ -57,14 +70,20 @@ def check_estimator(
             mean_is(estimates, truth, f"{what}: the loss or its gradient is biased")
     if estimator.zero_variance_at_optimum:
         noise = _estimates(estimator, objectives[0], target, target.gaussian, key, 5)[:, 1:]
-        assert np.abs(noise).max() < 1e-9, f"{name}: the gradient at q = posterior has noise, {np.abs(noise).max():.2g}."
+        assert np.abs(noise).max() < 1e-9, (
+            f"{name}: the gradient at q = posterior has noise, {np.abs(noise).max():.2g}."
+        )
     _check_compiles_once(estimator, objectives[0], target, q, key, name)
 
 
-def _estimates(estimator: Any, objective: Any, target: Any, q: Any, key: jax.Array, repeats: int) -> np.ndarray:
-    """Independent estimates of (loss, gradient), `[40, 1 + P]`: each a mean over `repeats` keys, after its own `prepare`.
+def _estimates(
+    estimator: Any, objective: Any, target: Any, q: Any, key: jax.Array, repeats: int
+) -> np.ndarray:
+    """Independent estimates of (loss, gradient), `[40, 1 + P]`: each a mean over `repeats` keys,
+    after its own `prepare`.
 
-    A design that is drawn once per run is as random as the draws of a step, so both are averaged over.
+    A design that is drawn once per run is as random as the draws of a step, so both are averaged
+    over.
     """
 
     @eqx.filter_jit
@@ -90,16 +109,25 @@ def _pair() -> tuple[GaussianTarget, Gaussian]:
 
 @functools.cache
 def _truth(objective: AbstractObjective) -> np.ndarray:
-    """Loss and gradient of the pair, `[1 + P]`; kept, since many estimators are held against one objective."""
+    """Loss and gradient of the pair, `[1 + P]`.
+
+    Kept, since many estimators are held against one objective.
+    """
     return rows(1, *_by_quadrature(objective, *_pair()))[0]
 
 
-def _by_quadrature(objective: AbstractObjective, target: Any, q: Gaussian, nodes: int = 60) -> tuple[jax.Array, Any]:
-    """The expected loss of a one-dimensional q and its gradient, by Gauss-Hermite over the draws of one group."""
+def _by_quadrature(
+    objective: AbstractObjective, target: Any, q: Gaussian, nodes: int = 60
+) -> tuple[jax.Array, Any]:
+    """The expected loss of a one-dimensional q and its gradient, by Gauss-Hermite over the draws of
+    one group.
+    """
     t, w = np.polynomial.hermite_e.hermegauss(nodes)
     axes = np.meshgrid(*[t] * objective.group, indexing="ij")
     noise = jnp.asarray(np.stack([a.ravel() for a in axes], axis=1)[..., None])
-    weights = np.prod([a.ravel() for a in np.meshgrid(*[w / w.sum()] * objective.group, indexing="ij")], axis=0)
+    weights = np.prod(
+        [a.ravel() for a in np.meshgrid(*[w / w.sum()] * objective.group, indexing="ij")], axis=0
+    )
 
     def expected(q):
         def loss(eps):
@@ -110,7 +138,9 @@ def _by_quadrature(objective: AbstractObjective, target: Any, q: Gaussian, nodes
     return eqx.filter_value_and_grad(expected)(q)
 
 
-def _check_compiles_once(estimator: Any, objective: Any, target: Any, q: Gaussian, key: jax.Array, name: str) -> None:
+def _check_compiles_once(
+    estimator: Any, objective: Any, target: Any, q: Gaussian, key: jax.Array, name: str
+) -> None:
     traced = []
 
     @eqx.filter_jit

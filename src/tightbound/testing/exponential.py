@@ -17,16 +17,25 @@ _NODES = 4001
 
 
 @scoped
-def check_exponential_family(q: Any, key: Any, *, draws: int = 4000, gradients: bool = True) -> None:
-    """grad A(eta) = E[t], mass one, draws that follow the density, both conversions, entropy and KL, transformations.
+def check_exponential_family(
+    q: Any, key: Any, *, draws: int = 4000, gradients: bool = True
+) -> None:
+    """grad A(eta) = E[t], mass one, draws that follow the density, both conversions, entropy and
+    KL, transformations.
 
-    A single member on the line, or with finitely many values, is checked by quadrature or enumeration to 1e-6; any other
-    by its draws, to four standard errors. `gradients=False` leaves out the comparison of pathwise with score gradients,
-    which compiles for seconds where draws are gamma draws.
+    A single member on the line, or with finitely many values, is checked by quadrature or
+    enumeration to 1e-6; any other by its draws, to four standard errors. `gradients=False` leaves
+    out the comparison of pathwise with score gradients, which compiles for seconds where draws are
+    gamma draws.
     """
     name, key = type(q).__name__, as_key(key)
     z, log_q = q.draw(draws, key)
-    close(log_q, q.log_prob_on_host(z), 1e-8, f"{name}: `draw` and `log_prob` disagree about the density of a draw.")
+    close(
+        log_q,
+        q.log_prob_on_host(z),
+        1e-8,
+        f"{name}: `draw` and `log_prob` disagree about the density of a draw.",
+    )
     _check_draws(q, name, z, log_q)
     nodes = _nodes(q, z)
     if nodes is not None:
@@ -35,14 +44,20 @@ def check_exponential_family(q: Any, key: Any, *, draws: int = 4000, gradients: 
     if q.reparameterised and gradients:
         _check_gradients(q, name, key, draws)
     if not q.reparameterised:
-        assert q.smooth_draws_no, f"{name} is not reparameterised, and does not say why (`smooth_draws_no`)."
+        assert q.smooth_draws_no, (
+            f"{name} is not reparameterised, and does not say why (`smooth_draws_no`)."
+        )
     _check_transformations(q, name, z[:2])
 
 
 def _check_draws(q: Any, name: str, z: np.ndarray, log_q: np.ndarray) -> None:
     statistics = _statistics(q, z)
     for field, mean in zip(q.mean_parameters._fields, q.mean_parameters, strict=True):
-        mean_is(getattr(statistics, field), mean, f"{name}: the mean of t(z) over draws is not grad A ({field})")
+        mean_is(
+            getattr(statistics, field),
+            mean,
+            f"{name}: the mean of t(z) over draws is not grad A ({field})",
+        )
     mean_is(-log_q, q.entropy(), f"{name}: `entropy` is not the mean of -log q")
     other = q.retract(jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), to_device(q)))
     difference = log_q - other.log_prob_on_host(z)
@@ -50,18 +65,34 @@ def _check_draws(q: Any, name: str, z: np.ndarray, log_q: np.ndarray) -> None:
 
 
 def _check_truth(q: Any, name: str, points: np.ndarray, weights: np.ndarray, z: np.ndarray) -> None:
-    """Mass, mean parameters and entropy by quadrature or enumeration; on the line also the distribution of the draws."""
+    """Mass, mean parameters and entropy by quadrature or enumeration.
+
+    On the line also the distribution of the draws.
+    """
     log_q = q.log_prob_on_host(points)
     mass = np.where(np.isfinite(log_q), np.exp(log_q), 0.0) * weights
     assert abs(mass.sum() - 1) < 1e-6, f"{name}: the density has mass {mass.sum():.7f}, not 1."
     for mean, statistic in zip(q.mean_parameters, _statistics(q, points), strict=True):
-        average = np.tensordot(mass, np.where(mass.reshape(-1, *[1] * (statistic.ndim - 1)) > 0, statistic, 0.0), axes=1)
+        average = np.tensordot(
+            mass,
+            np.where(mass.reshape(-1, *[1] * (statistic.ndim - 1)) > 0, statistic, 0.0),
+            axes=1,
+        )
         close(average, mean, 1e-5, f"{name}: grad A is {mean}, quadrature finds E[t] = {average}.")
     entropy = -np.sum(mass[mass > 0] * log_q[mass > 0])
-    close(entropy, q.entropy(), 1e-5, f"{name}: `entropy` is {q.entropy()}, quadrature finds {entropy}.")
+    close(
+        entropy,
+        q.entropy(),
+        1e-5,
+        f"{name}: `entropy` is {q.entropy()}, quadrature finds {entropy}.",
+    )
     if q.dim == 1:
         level = np.cumsum(mass) - (0.5 * mass if q.support is not None else 0.0)
-        seen = np.interp(z[:, 0], points[:, 0], level) if q.support is not None else _uniform(z, points, mass)
+        seen = (
+            np.interp(z[:, 0], points[:, 0], level)
+            if q.support is not None
+            else _uniform(z, points, mass)
+        )
         p = scipy.stats.kstest(seen, "uniform").pvalue
         assert p > 1e-4, f"{name}: the draws do not follow the density (KS p-value {p:.1e})."
 
@@ -75,7 +106,10 @@ def _uniform(z: np.ndarray, points: np.ndarray, mass: np.ndarray) -> np.ndarray:
 
 def _check_conversions(q: Any, name: str) -> None:
     eta, mean = q.natural, q.mean_parameters
-    for made, what in ((type(q).from_natural(eta), "from_natural"), (type(q).from_mean(mean), "from_mean")):
+    for made, what in (
+        (type(q).from_natural(eta), "from_natural"),
+        (type(q).from_mean(mean), "from_mean"),
+    ):
         for a, b in zip(made.mean_parameters, mean, strict=True):
             close(a, b, 1e-9, f"{name}: `{what}` does not lead back to the same mean parameters.")
     close(q.kl(q), 0.0, 1e-9, f"{name}: KL(q || q) is {q.kl(q)}, not 0.")
@@ -83,13 +117,21 @@ def _check_conversions(q: Any, name: str) -> None:
 
 
 def _check_transformations(q: Any, name: str, z: np.ndarray) -> None:
-    """Flattening, jit and vmap over members change nothing; no step is no move; flat and shaped values are inverse."""
+    """Flattening, jit and vmap over members change nothing; no step is no move.
+
+    Flat and shaped values are inverse.
+    """
     expected, on_device = q.log_prob_on_host(z), to_device(q)
     leaves, structure = jax.tree.flatten(on_device)
     again = jax.tree.unflatten(structure, leaves)
     rest = again.retract(jax.tree.map(jnp.zeros_like, again))
     members = jax.tree.map(lambda a, b: jnp.stack([a, b]), again, rest)
-    close(_members_at(members, jnp.asarray(z)), expected, 1e-10, f"{name}: vmap over members, or a zero step, moves q.")
+    close(
+        _members_at(members, jnp.asarray(z)),
+        expected,
+        1e-10,
+        f"{name}: vmap over members, or a zero step, moves q.",
+    )
     close(q.flat(q.values(z)), z, 0.0, f"{name}: `flat` is not the inverse of `values`.")
 
 
@@ -99,7 +141,10 @@ def _members_at(members: Any, z: jax.Array) -> jax.Array:
 
 
 def _nodes(q: Any, z: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Points `[M, dim]` and weights that integrate, or all values; None where there are too many dimensions."""
+    """Points `[M, dim]` and weights that integrate, or all values.
+
+    None where there are too many dimensions.
+    """
     if q.plate:
         return None
     if q.support is None:
@@ -107,7 +152,9 @@ def _nodes(q: Any, z: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     if q.dim > 1:
         return None
     u = np.linspace(-1.0, 1.0, _NODES)
-    low, high = (np.log(z.min()) - 8.0, np.log(z.max()) + 2.0) if q.support == "positive" else (0.0, 0.0)
+    low, high = (
+        (np.log(z.min()) - 8.0, np.log(z.max()) + 2.0) if q.support == "positive" else (0.0, 0.0)
+    )
     lines = {
         "positive": lambda: np.exp(low + (high - low) * (u + 1) / 2),
         "unit_interval": lambda: 1 / (1 + np.exp(-40.0 * u)),

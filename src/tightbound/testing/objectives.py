@@ -19,23 +19,37 @@ from .gaussian import GaussianTarget
 
 @scoped
 def check_objective(
-    objective: AbstractObjective, key: Any, *, upper: bool = False, divergence: bool = False, batches: int = 200
+    objective: AbstractObjective,
+    key: Any,
+    *,
+    upper: bool = False,
+    divergence: bool = False,
+    batches: int = 200,
 ) -> None:
-    """Minimal where q is the posterior, and log Z there; equal to `exact`; finite for any finite log weights and scores.
+    """Minimal where q is the posterior, and log Z there; equal to `exact`.
 
-    `upper`: the loss bounds log Z from above (else minus the loss does so from below). `divergence`: it is zero at the
-    posterior instead.
+    Finite for any finite log weights and scores.
+
+    `upper`: the loss bounds log Z from above (else minus the loss does so from below).
+    `divergence`: it is zero at the posterior instead.
     """
     name, rng = type(objective).__name__, np.random.default_rng(seed_of(key))
     posterior = Gaussian.from_root(np.array([1.0, -0.5]), np.array([[1.0, 0.0], [0.6, 0.8]]))
     target = to_device(GaussianTarget(posterior, 1.7))
     at_posterior = _losses(objective, target, posterior, rng, batches)
     best = 0.0 if divergence else target.log_evidence if upper else -target.log_evidence
-    close(at_posterior, best, 1e-9, f"{name}: at q = posterior the loss is {at_posterior.mean():.4f}, not {best:.4f}.")
+    close(
+        at_posterior,
+        best,
+        1e-9,
+        f"{name}: at q = posterior the loss is {at_posterior.mean():.4f}, not {best:.4f}.",
+    )
     for what, other in _neighbours(posterior).items():
         losses = _losses(objective, target, other, rng, batches)
         excess, error = losses.mean() - best, losses.std() / np.sqrt(batches)
-        assert excess > ALLOWED * error, f"{name}: a q that is {what} has no larger loss than the posterior itself."
+        assert excess > ALLOWED * error, (
+            f"{name}: a q that is {what} has no larger loss than the posterior itself."
+        )
         exact = objective.exact(target, other)
         if exact is not None:
             mean_is(losses, exact, f"{name}: the loss of a q that is {what} is not the `exact` one")
@@ -51,8 +65,13 @@ def _neighbours(q: Gaussian) -> dict[str, Gaussian]:
     }
 
 
-def _losses(objective: AbstractObjective, target: Any, q: Any, rng: np.random.Generator, batches: int) -> np.ndarray:
-    """Independent values of the loss, `[batches]`, each over 60 groups of draws; over 1,000 where the loss is biased."""
+def _losses(
+    objective: AbstractObjective, target: Any, q: Any, rng: np.random.Generator, batches: int
+) -> np.ndarray:
+    """Independent values of the loss, `[batches]`, each over 60 groups of draws.
+
+    Over 1,000 where the loss is biased.
+    """
     count = 60 * objective.group if objective.averages else 1000
     z, _ = q.draw(2 * batches * count, int(rng.integers(2**31)))
     z = jnp.asarray(z[: batches * count].reshape((batches, count, q.dim)))
@@ -66,10 +85,18 @@ def _losses_at(objective: AbstractObjective, target: Any, q: Any, z: jax.Array) 
 
 def _check_extremes(objective: AbstractObjective, name: str) -> None:
     zeros = jnp.zeros(2 * objective.group)
-    for what, log_p in {"1e3": zeros + 1e3, "-1e3": zeros - 1e3, "1e3 and -1e3": zeros.at[0].set(2e3) - 1e3}.items():
+    for what, log_p in {
+        "1e3": zeros + 1e3,
+        "-1e3": zeros - 1e3,
+        "1e3 and -1e3": zeros.at[0].set(2e3) - 1e3,
+    }.items():
 
         def loss_at(log_p):
-            scores = {"score_p": log_p[:, None], "score_q": zeros[:, None]} if "score_p" in objective.needs else {}
+            scores = (
+                {"score_p": log_p[:, None], "score_q": zeros[:, None]}
+                if "score_p" in objective.needs
+                else {}
+            )
             return objective.loss(Draws(log_p, zeros, **scores))
 
         loss, gradient = jax.value_and_grad(loss_at)(log_p)
@@ -79,11 +106,21 @@ def _check_extremes(objective: AbstractObjective, name: str) -> None:
 
 @scoped
 def check_order(
-    lower: Sequence[AbstractObjective], key: Any, *, upper: Sequence[AbstractObjective] = (), batches: int = 100
+    lower: Sequence[AbstractObjective],
+    key: Any,
+    *,
+    upper: Sequence[AbstractObjective] = (),
+    batches: int = 100,
 ) -> None:
-    """The bounds are in the order given: minus the losses of `lower`, then log Z, then the losses of `upper`."""
+    """The bounds are in the order given.
+
+    Minus the losses of `lower`, then log Z, then the losses of `upper`.
+    """
     posterior = Gaussian.from_root(np.zeros(2), np.array([[1.0, 0.0], [0.5, 0.9]]))
-    target, q = to_device(GaussianTarget(posterior, -2.0)), posterior.moved(np.array([0.3, -0.3]), 1.2)
+    target, q = (
+        to_device(GaussianTarget(posterior, -2.0)),
+        posterior.moved(np.array([0.3, -0.3]), 1.2),
+    )
     names, bounds = [], []
     for sign, objectives in ((-1.0, lower), (1.0, upper)):
         for objective in objectives:

@@ -1,1 +1,3 @@
-"""Exponential families in natural form, one file per kind of value, and the product of named factors."""
+"""Exponential families in natural form, one file per kind of value, and the product of named
+factors.
+"""

@@ -2,7 +2,8 @@
 
     q(z) = h(z) exp(<eta, t(z)> - A(eta)),   m = grad A(eta) = E_q[t(z)]
 
-A class describes ONE member; leading axes of its fields are a *plate* of independent members, over which this base maps.
+A class describes ONE member; leading axes of its fields are a *plate* of independent members, over
+which this base maps.
 """
 
 import abc
@@ -28,14 +29,16 @@ from ..scales import as_floating
 class AbstractExponentialFamily(AbstractFamily):
     """A plate of independent members of one exponential family, on the native scale of its values.
 
-    Fields hold the standard parameters (a shape, a concentration); natural and mean parameters are named tuples, one entry
-    for each statistic, with the plate's axes in front: `q.natural.log`, `q.mean_parameters.log`.
-    A flat draw `[dim]` is what the other families have too; `values` gives it its own shape.
+    Fields hold the standard parameters (a shape, a concentration); natural and mean parameters are
+    named tuples, one entry for each statistic, with the plate's axes in front: `q.natural.log`,
+    `q.mean_parameters.log`. A flat draw `[dim]` is what the other families have too; `values` gives
+    it its own shape.
 
-    Implementing one, for a single member: the methods with a leading underscore, without which nothing is batched.
-    `ranks`: the rank of each field; `statistic_ranks`: of each statistic; `positive`: the fields that are positive numbers
-    (steps multiply them); `support`: of each part of a value, by the name that `tb.from_log_density` has for it, None where
-    it is discrete. `smooth_draws_no` says why draws are not smooth in the parameters, where they are not.
+    Implementing one, for a single member: the methods with a leading underscore, without which
+    nothing is batched. `ranks`: the rank of each field; `statistic_ranks`: of each statistic;
+    `positive`: the fields that are positive numbers (steps multiply them); `support`: of each part
+    of a value, by the name that `tb.from_log_density` has for it, None where it is discrete.
+    `smooth_draws_no` says why draws are not smooth in the parameters, where they are not.
     """
 
     space: ClassVar[str] = "native"
@@ -46,7 +49,8 @@ class AbstractExponentialFamily(AbstractFamily):
     support: ClassVar[Any]
     smooth_draws_no: ClassVar[str] = ""
 
-    # -- one member ----------------------------------------------------------------------------------------------------
+    # -- one member
+    # ----------------------------------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
@@ -90,7 +94,9 @@ class AbstractExponentialFamily(AbstractFamily):
         """One value of one member."""
 
     def _inside(self, value: Any) -> tuple[Any, Any]:
-        """`value`, replaced by some value of the support where it is outside, and whether it was inside."""
+        """`value`, replaced by some value of the support where it is outside, and whether it was
+        inside.
+        """
         return value, True
 
     @classmethod
@@ -102,9 +108,12 @@ class AbstractExponentialFamily(AbstractFamily):
         """Whether the parameters are inside their domain."""
         names = self.positive
         checks = [jnp.all(jnp.isfinite(jnp.asarray(leaf))) for leaf in jax.tree.leaves(self)]
-        return jnp.all(jnp.stack([*checks, *(jnp.all(jnp.asarray(getattr(self, name)) > 0) for name in names)]))
+        return jnp.all(
+            jnp.stack([*checks, *(jnp.all(jnp.asarray(getattr(self, name)) > 0) for name in names)])
+        )
 
-    # -- the plate -----------------------------------------------------------------------------------------------------
+    # -- the plate
+    # -----------------------------------------------------------------------------------------------------
 
     @property
     def plate(self) -> tuple[int, ...]:
@@ -124,7 +133,10 @@ class AbstractExponentialFamily(AbstractFamily):
         return math.prod(self.plate) * sum(map(math.prod, shapes_of(self.event)))
 
     def each(self, function: Callable[..., Any], *trees: PyTree) -> Any:
-        """`function(member, ...)` at each member of the plate; `trees` have the plate's axes in front."""
+        """`function(member, ...)` at each member of the plate.
+
+        `trees` have the plate's axes in front.
+        """
         for _ in self.plate:
             function = jax.vmap(function)
         return function(self, *trees)
@@ -160,13 +172,19 @@ class AbstractExponentialFamily(AbstractFamily):
     @classmethod
     @scoped
     def from_natural(cls, eta: Any) -> Any:
-        """The members with these natural parameters; axes in front of a statistic's own are a plate."""
+        """The members with these natural parameters.
+
+        Axes in front of a statistic's own are a plate.
+        """
         return cls._made(cls._of_natural, eta)
 
     @classmethod
     @scoped
     def from_mean(cls, mean: Any) -> Any:
-        """The members with these mean parameters: where no closed form is known, by Newton's method."""
+        """The members with these mean parameters.
+
+        Where no closed form is known, by Newton's method.
+        """
         return cls._made(cls._of_mean, mean)
 
     @classmethod
@@ -202,7 +220,8 @@ class AbstractExponentialFamily(AbstractFamily):
 
     @scoped
     def kl(self, other: Any) -> Nats:
-        """KL(self || other) = <eta - eta', m> - A(eta) + A(eta'), summed over the plate, nats, exact.
+        """KL(self || other) = <eta - eta', m> - A(eta) + A(eta'), summed over the plate, nats,
+        exact.
 
         Raises:
             PairingError: when `other` is of another family.
@@ -219,14 +238,18 @@ class AbstractExponentialFamily(AbstractFamily):
                 f"{type(self).__name__} and {type(other).__name__}."
             )
         if (self.plate, self.event) != (other.plate, other.event):
-            raise ValueError(f"kl: shapes differ: {self.plate}, {self.event} and {other.plate}, {other.event}.")
+            raise ValueError(
+                f"kl: shapes differ: {self.plate}, {self.event} and {other.plate}, {other.event}."
+            )
         p, q = to_device((self, other), self.dtype)
         return settled(_kl_mapped(p, q))
 
     def expected_log_prob(self, moments: Any) -> jax.Array:
-        """E[log p(z)] for p this member and z with the mean parameters `moments`: what a prior adds to a log joint.
+        """E[log p(z)] for p this member and z with the mean parameters `moments`: what a prior adds
+        to a log joint.
 
-        <eta, m> - A(eta) + E[log h], summed over the plate, nats; a single member serves as the prior of a whole plate.
+        <eta, m> - A(eta) + E[log h], summed over the plate, nats; a single member serves as the
+        prior of a whole plate.
         """
         prior = to_device(self, self.dtype)
         eta, partition = prior.each(lambda q: q._natural()), prior.each(lambda q: q._partition())
@@ -244,14 +267,23 @@ class AbstractExponentialFamily(AbstractFamily):
         return jnp.all(to_device(self, self.dtype).each(lambda q: q._valid()))
 
     def values(self, z: Array) -> Any:
-        """A flat draw `[..., dim]` in the shape of its values: `[..., *plate, *event]`, a dict where a value has parts."""
+        """A flat draw `[..., dim]` in the shape of its values.
+
+        `[..., *plate, *event]`, a dict where a value has parts.
+        """
         xp, plate, shapes = _namespace(z), self.plate, shapes_of(self.event)
         lead, size = np.shape(z)[:-1], sum(map(math.prod, shapes))
         table = xp.asarray(z).reshape((*lead, *plate, size))
         ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1].tolist()
         parts = xp.split(table, ends, axis=-1)
-        shaped = [p.reshape((*lead, *plate, *shape)) for p, shape in zip(parts, shapes, strict=True)]
-        return dict(zip(sorted(self.event), shaped, strict=True)) if isinstance(self.event, dict) else shaped[0]
+        shaped = [
+            p.reshape((*lead, *plate, *shape)) for p, shape in zip(parts, shapes, strict=True)
+        ]
+        return (
+            dict(zip(sorted(self.event), shaped, strict=True))
+            if isinstance(self.event, dict)
+            else shaped[0]
+        )
 
     def flat(self, values: Any) -> Array:
         """The inverse of `values`: `[..., dim]`."""
@@ -267,7 +299,9 @@ class AbstractExponentialFamily(AbstractFamily):
         return jax.tree.map(lambda leaf: leaf[index], self)
 
     def retract(self, step: Any) -> Any:
-        """Steps add to the fields, but multiply positive ones by exp(step), so that no step leaves the domain."""
+        """Steps add to the fields, but multiply positive ones by exp(step), so that no step leaves
+        the domain.
+        """
 
         def moved(name: str) -> Any:
             field, by = getattr(self, name), getattr(step, name)
@@ -283,57 +317,85 @@ class AbstractExponentialFamily(AbstractFamily):
 
     def _log_density(self, value: Any) -> jax.Array:
         eta, (inside, ok) = self._natural(), self._inside(value)
-        log_q = inner(eta, self._statistics(inside)) - self._log_partition(eta) + self._log_base(inside)
+        log_q = (
+            inner(eta, self._statistics(inside)) - self._log_partition(eta) + self._log_base(inside)
+        )
         return jnp.where(ok, log_q, -jnp.inf)
 
 
 def inner(eta: Any, statistics: Any) -> jax.Array:
-    """<eta, t>: the sum of all products, matrices entry by entry; an eta of zero leaves out an infinite statistic."""
+    """<eta, t>: the sum of all products, matrices entry by entry.
+
+    An eta of zero leaves out an infinite statistic.
+    """
     pairs = zip(jax.tree.leaves(eta), jax.tree.leaves(statistics), strict=True)
     return sum((jnp.sum(jnp.where(a == 0, 0.0, a * b)) for a, b in pairs), jnp.zeros(()))
 
 
 def plated(name: str, **fields: tuple[Any, int]) -> list[Any]:
-    """Parameters as floating arrays whose plates (the axes before the last `rank`) are broadcast to one shape.
+    """Parameters as floating arrays whose plates (the axes before the last `rank`) are broadcast to
+    one shape.
 
     Raises:
         ValueError: when the plates do not fit together, naming the fields.
     """
     arrays = {field: as_floating(value) for field, (value, _) in fields.items()}
     if not all(eqx.is_array_like(array) and hasattr(array, "shape") for array in arrays.values()):
-        return list(arrays.values())  # a tree of something else, on its way through a transformation
+        # a tree of something else, on its way through a transformation
+        return list(arrays.values())
     ranks = {field: rank for field, (_, rank) in fields.items()}
     for field, array in arrays.items():
         if array.ndim < ranks[field]:
-            raise ValueError(f"{name}: `{field}` must have at least {ranks[field]} axes, got the shape {array.shape}.")
+            raise ValueError(
+                f"{name}: `{field}` must have at least {ranks[field]} axes, got the shape"
+                f" {array.shape}."
+            )
     leads = {field: array.shape[: array.ndim - ranks[field]] for field, array in arrays.items()}
     try:
         plate = np.broadcast_shapes(*leads.values())
     except ValueError:
         shown = ", ".join(f"`{field}` {lead}" for field, lead in leads.items())
-        raise ValueError(f"{name}: the leading axes (the plate) do not fit together: {shown}.") from None
+        raise ValueError(
+            f"{name}: the leading axes (the plate) do not fit together: {shown}."
+        ) from None
     return [
-        array if leads[f] == plate else _namespace(array).broadcast_to(array, plate + array.shape[array.ndim - ranks[f] :])
+        (
+            array
+            if leads[f] == plate
+            else _namespace(array).broadcast_to(array, plate + array.shape[array.ndim - ranks[f] :])
+        )
         for f, array in arrays.items()
     ]
 
 
 def check_positive(name: str, **fields: Any) -> None:
-    """Raise a ValueError that names the first field with a number that is not positive and finite; known numbers only."""
+    """Raise a ValueError that names the first field with a number that is not positive and finite.
+
+    Known numbers only.
+    """
     for field, value in fields.items():
         known = isinstance(value, (np.ndarray, np.generic))
         if known and not np.all((np.asarray(value, np.float64) > 0) & np.isfinite(value)):
-            raise ValueError(f"{name}: `{field}` must be positive and finite, got {np.asarray(value).reshape(-1)[:5]}.")
+            raise ValueError(
+                f"{name}: `{field}` must be positive and finite, got"
+                f" {np.asarray(value).reshape(-1)[:5]}."
+            )
 
 
 def check_same(name: str, **sizes: int) -> None:
     """Raise a ValueError unless all sizes are equal."""
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"{name}: the fields disagree in size: {', '.join(f'`{k}` {v}' for k, v in sizes.items())}.")
+        raise ValueError(
+            f"{name}: the fields disagree in size:"
+            f" {', '.join(f'`{k}` {v}' for k, v in sizes.items())}."
+        )
 
 
 def rebuilt(q: Any, **fields: Any) -> Any:
-    """`q` with other leaves, past its constructor: for numbers that are known to be inside the domain."""
+    """`q` with other leaves, past its constructor.
+
+    For numbers that are known to be inside the domain.
+    """
     new = object.__new__(type(q))
     for field in dataclasses.fields(q):
         object.__setattr__(new, field.name, fields.get(field.name, getattr(q, field.name)))
@@ -344,7 +406,11 @@ def settled(tree: Any) -> Any:
     """NumPy arrays, whose float64 no JAX flag narrows; what is being traced is left alone."""
 
     def off(leaf):
-        return leaf if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array) else np.asarray(leaf)
+        return (
+            leaf
+            if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array)
+            else np.asarray(leaf)
+        )
 
     return jax.tree.map(off, tree)
 
@@ -397,4 +463,13 @@ def _namespace(*arrays: Any) -> Any:
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
-__all__ = ["AbstractExponentialFamily", "check_positive", "check_same", "inner", "plated", "rebuilt", "settled", "symmetric"]
+__all__ = [
+    "AbstractExponentialFamily",
+    "check_positive",
+    "check_same",
+    "inner",
+    "plated",
+    "rebuilt",
+    "settled",
+    "symmetric",
+]

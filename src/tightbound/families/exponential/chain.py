@@ -1,4 +1,7 @@
-"""A Markov chain on finitely many states as one exponential family: what the states of a hidden Markov model are under q."""
+"""A Markov chain on finitely many states as one exponential family.
+
+What the states of a hidden Markov model are under q.
+"""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,21 +17,25 @@ from .discrete import _JUMP
 
 
 class ChainStatistics(NamedTuple):
-    """P(z_t = k) `[T, K]` and P(z_t = i, z_t+1 = j) `[T - 1, K, K]`, or the log potentials that go with them."""
+    """P(z_t = k) `[T, K]` and P(z_t = i, z_t+1 = j) `[T - 1, K, K]`, or the log potentials that go
+    with them.
+    """
 
     marginals: Any
     pairs: Any
 
 
 class DiscreteMarkovChain(AbstractExponentialFamily):
-    """z_1, ..., z_T in 0, ..., K - 1 with q(z) proportional to exp(sum_t unary[t, z_t] + sum_t pair[t, z_t, z_t+1]).
+    """z_1, ..., z_T in 0, ..., K - 1 with q(z) proportional to exp(sum_t unary[t, z_t] + sum_t
+    pair[t, z_t, z_t+1]).
 
         t = (one-hot states, one-hot pairs),  eta = (unary, pair),  h = 1
         A = log of the sum over all K^T paths, by the forward recursion
 
-    Its mean parameters, grad A, are what forward-backward computes: autodiff of the forward pass *is* the backward pass
-    (Eisner 2016; Bishop 2006, section 13.2.2). The pair potentials are at once what a chain and its emissions give:
-    eta is not unique, the law is. Pathwise gradients do not exist.
+    Its mean parameters, grad A, are what forward-backward computes: autodiff of the forward pass
+    *is* the backward pass (Eisner 2016; Bishop 2006, section 13.2.2). The pair potentials are at
+    once what a chain and its emissions give: eta is not unique, the law is. Pathwise gradients do
+    not exist.
 
     Attributes:
         unary: log potentials of the states, `[*plate, T, K]`.
@@ -49,13 +56,17 @@ class DiscreteMarkovChain(AbstractExponentialFamily):
         if hasattr(self.unary, "shape") and hasattr(self.pair, "shape"):
             states, steps = self.unary.shape[-1], self.unary.shape[-2]
             check_same("DiscreteMarkovChain", unary=states, pair=self.pair.shape[-1])
-            check_same("DiscreteMarkovChain", pair=self.pair.shape[-1], rows_of_pair=self.pair.shape[-2])
+            check_same(
+                "DiscreteMarkovChain", pair=self.pair.shape[-1], rows_of_pair=self.pair.shape[-2]
+            )
             check_same("DiscreteMarkovChain", steps_minus_one=steps - 1, pair=self.pair.shape[-3])
 
     @staticmethod
     def uniform(steps: int, states: int, plate: tuple[int, ...] = ()) -> "DiscreteMarkovChain":
         """All paths equally likely."""
-        return DiscreteMarkovChain(np.zeros((*plate, steps, states)), np.zeros((*plate, steps - 1, states, states)))
+        return DiscreteMarkovChain(
+            np.zeros((*plate, steps, states)), np.zeros((*plate, steps - 1, states, states))
+        )
 
     @property
     def _event(self) -> tuple[int, ...]:

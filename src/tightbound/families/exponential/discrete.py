@@ -1,4 +1,7 @@
-"""Bernoulli, categorical and Poisson distributions: whole numbers, which no reparameterisation makes smooth."""
+"""Bernoulli, categorical and Poisson distributions.
+
+Whole numbers, which no reparameterisation makes smooth.
+"""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,8 +14,12 @@ from ..._types import Array
 from .base import AbstractExponentialFamily, check_positive, plated
 from .gamma import Value
 
-_JUMP = "a draw is a whole number, which jumps where the parameters move smoothly, so its derivative is zero or infinite"
-_SUMMED = 320  # counts summed over for E log z!; above a mean of _LARGE the entropy's expansion is exact to 1e-11
+_JUMP = (
+    "a draw is a whole number, which jumps where the parameters move smoothly, so its derivative is"
+    " zero or infinite"
+)
+# counts summed over for E log z!; above a mean of _LARGE the entropy's expansion is exact to 1e-11
+_SUMMED = 320
 _LARGE = 160.0
 
 
@@ -84,7 +91,8 @@ class Categorical(AbstractExponentialFamily):
 
     Pathwise gradients do not exist; use Score, Enumerate or Relaxed.
 
-        q(z) = p_z,   t = one_hot(z),  eta = logits (up to a constant),  h = 1,  A = log sum_k exp eta_k
+        q(z) = p_z,   t = one_hot(z),  eta = logits (up to a constant),  h = 1,  A = log sum_k exp
+        eta_k
 
     Attributes:
         logits: `[*plate, K]`, log probabilities up to a constant.
@@ -126,7 +134,9 @@ class Categorical(AbstractExponentialFamily):
         return jsp.logsumexp(eta.probs)
 
     def _statistics(self, value: jax.Array) -> Probs:
-        return Probs(jax.nn.one_hot(value.astype(int), self.logits.shape[-1], dtype=self.logits.dtype))
+        return Probs(
+            jax.nn.one_hot(value.astype(int), self.logits.shape[-1], dtype=self.logits.dtype)
+        )
 
     def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         ok = (value >= 0) & (value < self.logits.shape[-1]) & (value == jnp.round(value))
@@ -137,12 +147,15 @@ class Categorical(AbstractExponentialFamily):
 
 
 class Poisson(AbstractExponentialFamily):
-    """The Poisson distribution: counts. Pathwise gradients do not exist; use Score or MeasureValued.
+    """The Poisson distribution: counts. Pathwise gradients do not exist.
+
+    Use Score or MeasureValued.
 
         q(z) = rate^z exp(-rate) / z!,   t = z,  eta = log rate,  h = 1 / z!,  A = exp eta
 
-    E log h is no function of E z alone that a conjugate model could hold affinely, so a Poisson factor is for gradients,
-    and for coordinate ascent only where log p has the same -log z! (it cancels).
+    E log h is no function of E z alone that a conjugate model could hold affinely, so a Poisson
+    factor is for gradients, and for coordinate ascent only where log p has the same -log z! (it
+    cancels).
 
     Attributes:
         rate: positive, `[*plate]`.
@@ -188,13 +201,21 @@ class Poisson(AbstractExponentialFamily):
 
     @classmethod
     def _expected_log_base(cls, mean: Value) -> jax.Array:
-        """-E log z!: summed up to 320, above a mean of 160 from the expansion of the entropy (Evans et al. 1988)."""
+        """-E log z!.
+
+        Summed up to 320, above a mean of 160 from the expansion of the entropy (Evans et al. 1988).
+        """
         rate, counts = mean.value, jnp.arange(float(_SUMMED))
         few = jnp.minimum(rate, _LARGE)
         log_factorials = jsp.gammaln(counts + 1.0)
         summed = jnp.sum(jnp.exp(counts * jnp.log(few) - few - log_factorials) * log_factorials)
         many = jnp.maximum(rate, _LARGE)
-        series = -1.0 / (12 * many) - 1.0 / (24 * many**2) - 19.0 / (360 * many**3) - 9.0 / (80 * many**4)
+        series = (
+            -1.0 / (12 * many)
+            - 1.0 / (24 * many**2)
+            - 19.0 / (360 * many**3)
+            - 9.0 / (80 * many**4)
+        )
         entropy = 0.5 * jnp.log(2.0 * jnp.pi * jnp.e * many) + series
         return -jnp.where(rate <= _LARGE, summed, entropy - many + many * jnp.log(many))
 

@@ -33,13 +33,16 @@ class Value(NamedTuple):
 
 
 class Gamma(AbstractExponentialFamily):
-    """The gamma distribution: precisions and rates. Not for values that the posterior pushes onto zero with several modes.
+    """The gamma distribution: precisions and rates.
+
+    Not for values that the posterior pushes onto zero with several modes.
 
         q(z) = rate^shape z^(shape - 1) exp(-rate z) / Gamma(shape)
         t = (log z, z),  eta = (shape, -rate),  h = 1/z,  A = log Gamma(shape) - shape log rate
 
-    Mean to natural: Newton's method for log a - digamma(a) = log E z - E log z (Minka 2002, "Estimating a gamma
-    distribution"). Draws are differentiated implicitly, through the distribution function (Figurnov et al. 2018, eq. 5).
+    Mean to natural: Newton's method for log a - digamma(a) = log E z - E log z (Minka 2002,
+    "Estimating a gamma distribution"). Draws are differentiated implicitly, through the
+    distribution function (Figurnov et al. 2018, eq. 5).
 
     Attributes:
         shape: positive, `[*plate]`.
@@ -97,7 +100,9 @@ class Gamma(AbstractExponentialFamily):
 
 
 class InverseGamma(AbstractExponentialFamily):
-    """The inverse gamma distribution: variances. 1/z is Gamma(shape, rate=scale). Has a mean for shape above 1 only.
+    """The inverse gamma distribution: variances. 1/z is Gamma(shape, rate=scale).
+
+    Has a mean for shape above 1 only.
 
         q(z) = scale^shape z^(-shape - 1) exp(-scale / z) / Gamma(shape)
         t = (log z, 1/z),  eta = (-shape, -scale),  h = 1/z,  A = log Gamma(shape) - shape log scale
@@ -158,7 +163,9 @@ class InverseGamma(AbstractExponentialFamily):
 
 
 class Exponential(AbstractExponentialFamily):
-    """The exponential distribution: a positive number whose density falls from zero on. For anything with a mode, Gamma.
+    """The exponential distribution: a positive number whose density falls from zero on.
+
+    For anything with a mode, Gamma.
 
         q(z) = rate exp(-rate z),   t = z,  eta = -rate,  h = 1,  A = -log rate
 
@@ -212,13 +219,19 @@ class Exponential(AbstractExponentialFamily):
 def shape_of_gap(gap: jax.Array) -> jax.Array:
     """The a with log a - digamma(a) = gap > 0; Minka's (2002) start is within 1.5 % of it."""
     start = (3.0 - gap + jnp.sqrt((gap - 3.0) ** 2 + 24.0 * gap)) / (12.0 * gap)
-    return jnp.exp(falling_root(lambda u: u - jsp.digamma(jnp.exp(u)) - gap, jnp.log(start), steps=8))
+    return jnp.exp(
+        falling_root(lambda u: u - jsp.digamma(jnp.exp(u)) - gap, jnp.log(start), steps=8)
+    )
 
 
 def positive_gamma(key: jax.Array, shape: Any) -> jax.Array:
-    """A standard gamma draw that is never rounded to zero, with its implicit derivative in the shape."""
+    """A standard gamma draw that is never rounded to zero, with its implicit derivative in the
+    shape.
+    """
     dtype = jnp.result_type(shape)
-    return jnp.exp(jnp.maximum(jr.loggamma(key, shape, dtype=dtype), -700.0 if dtype == jnp.float64 else -80.0))
+    return jnp.exp(
+        jnp.maximum(jr.loggamma(key, shape, dtype=dtype), -700.0 if dtype == jnp.float64 else -80.0)
+    )
 
 
 __all__ = ["Exponential", "Gamma", "InverseGamma", "LogAndInverse", "LogAndValue", "Value"]

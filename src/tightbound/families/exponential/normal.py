@@ -1,4 +1,7 @@
-"""Gaussians in natural form, as factors of a product: `Normal` (numbers) and `MultivariateNormal` (vectors)."""
+"""Gaussians in natural form, as factors of a product.
+
+`Normal` (numbers) and `MultivariateNormal` (vectors).
+"""
 
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -32,9 +35,12 @@ class ValueAndOuter(NamedTuple):
 
 
 class Normal(AbstractExponentialFamily):
-    """N(mean, 1/precision): numbers, each on its own. As a whole posterior on R^d use Gaussian, which solvers move faster.
+    """N(mean, 1/precision): numbers, each on its own.
 
-        t = (z, z^2),  eta = (precision mean, -precision/2),  h = (2 pi)^(-1/2),  A = precision mean^2/2 - log(precision)/2
+    As a whole posterior on R^d use Gaussian, which solvers move faster.
+
+        t = (z, z^2),  eta = (precision mean, -precision/2),  h = (2 pi)^(-1/2),  A = precision
+        mean^2/2 - log(precision)/2
 
     Attributes:
         mean: `[*plate]`.
@@ -94,11 +100,15 @@ class Normal(AbstractExponentialFamily):
         return jnp.full_like(mean.value, -_HALF_LOG_2PI)
 
     def _draw(self, key: jax.Array) -> Any:
-        return self.mean + jr.normal(key, dtype=jnp.result_type(self.mean)) / jnp.sqrt(self.precision)
+        return self.mean + jr.normal(key, dtype=jnp.result_type(self.mean)) / jnp.sqrt(
+            self.precision
+        )
 
 
 class MultivariateNormal(AbstractExponentialFamily):
-    """N(mean, precision^-1): vectors with any correlation. As a whole posterior on R^d use Gaussian.full.
+    """N(mean, precision^-1): vectors with any correlation.
+
+    As a whole posterior on R^d use Gaussian.full.
 
         t = (z, z z'),  eta = (P mean, -P/2),  h = (2 pi)^(-d/2),  A = mean' P mean / 2 - log|P| / 2
 
@@ -115,10 +125,18 @@ class MultivariateNormal(AbstractExponentialFamily):
     support: ClassVar[Any] = "real"
 
     def __init__(self, mean: Any, precision: Any):
-        self.mean, self.precision = plated("MultivariateNormal", mean=(mean, 1), precision=(precision, 2))
+        self.mean, self.precision = plated(
+            "MultivariateNormal", mean=(mean, 1), precision=(precision, 2)
+        )
         if hasattr(self.precision, "shape"):
-            check_same("MultivariateNormal", mean=self.mean.shape[-1], rows=self.precision.shape[-2])
-            check_same("MultivariateNormal", rows=self.precision.shape[-2], columns=self.precision.shape[-1])
+            check_same(
+                "MultivariateNormal", mean=self.mean.shape[-1], rows=self.precision.shape[-2]
+            )
+            check_same(
+                "MultivariateNormal",
+                rows=self.precision.shape[-2],
+                columns=self.precision.shape[-1],
+            )
         check_definite("MultivariateNormal", precision=self.precision)
 
     @staticmethod
@@ -129,8 +147,13 @@ class MultivariateNormal(AbstractExponentialFamily):
     def gaussian(self) -> Gaussian:
         """The same law as a full tb.families.Gaussian; of a single member."""
         if self.plate:
-            raise ValueError(f"gaussian: one member makes a Gaussian, but this is a plate {self.plate}; `take` one.")
-        return Gaussian(np.asarray(self.mean), Full.from_covariance(np.linalg.inv(np.asarray(self.precision))))
+            raise ValueError(
+                f"gaussian: one member makes a Gaussian, but this is a plate {self.plate}; `take`"
+                " one."
+            )
+        return Gaussian(
+            np.asarray(self.mean), Full.from_covariance(np.linalg.inv(np.asarray(self.precision)))
+        )
 
     @property
     def _event(self) -> tuple[int, ...]:
@@ -147,7 +170,9 @@ class MultivariateNormal(AbstractExponentialFamily):
 
     @classmethod
     def _of_mean(cls, mean: ValueAndOuter) -> "MultivariateNormal":
-        return cls(mean.value, symmetric(jnp.linalg.inv(mean.outer - jnp.outer(mean.value, mean.value))))
+        return cls(
+            mean.value, symmetric(jnp.linalg.inv(mean.outer - jnp.outer(mean.value, mean.value)))
+        )
 
     @classmethod
     def _log_partition(cls, eta: ValueAndOuter) -> jax.Array:
@@ -170,7 +195,9 @@ class MultivariateNormal(AbstractExponentialFamily):
         return jnp.full((), -_HALF_LOG_2PI * mean.value.shape[-1], mean.value.dtype)
 
     def _valid(self) -> jax.Array:
-        return jnp.all(jnp.isfinite(self.mean)) & jnp.all(jnp.isfinite(jnp.linalg.cholesky(self.precision)))
+        return jnp.all(jnp.isfinite(self.mean)) & jnp.all(
+            jnp.isfinite(jnp.linalg.cholesky(self.precision))
+        )
 
     def _draw(self, key: jax.Array) -> Any:
         root = jnp.linalg.cholesky(self.precision)
@@ -184,7 +211,10 @@ class MultivariateNormal(AbstractExponentialFamily):
 
 
 def congruent(matrix: Array, step: Array) -> jax.Array:
-    """L (I + s) (I + s)' L' for matrix = L L', s the symmetric part of `step` halved: never indefinite."""
+    """L (I + s) (I + s)' L' for matrix = L L', s the symmetric part of `step` halved.
+
+    Never indefinite.
+    """
     root = jnp.linalg.cholesky(jnp.asarray(matrix))
     factor = root + 0.5 * root @ symmetric(step)
     return factor @ factor.T
@@ -196,14 +226,29 @@ def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def check_definite(name: str, **fields: Any) -> None:
-    """Raise a ValueError for a matrix that is not symmetric and positive definite; known numbers only."""
+    """Raise a ValueError for a matrix that is not symmetric and positive definite.
+
+    Known numbers only.
+    """
     for field, value in fields.items():
         if not isinstance(value, np.ndarray):
             continue
         flipped = np.swapaxes(value, -1, -2)
-        symmetrical = np.allclose(value, flipped, rtol=1e-8, atol=1e-10 * (1 + np.abs(value).max(initial=0.0)))
-        if not (symmetrical and np.all(np.isfinite(value)) and np.all(np.linalg.eigvalsh(value) > 0)):
+        symmetrical = np.allclose(
+            value, flipped, rtol=1e-8, atol=1e-10 * (1 + np.abs(value).max(initial=0.0))
+        )
+        if not (
+            symmetrical and np.all(np.isfinite(value)) and np.all(np.linalg.eigvalsh(value) > 0)
+        ):
             raise ValueError(f"{name}: `{field}` must be symmetric and positive definite.")
 
 
-__all__ = ["MultivariateNormal", "Normal", "ValueAndOuter", "ValueAndSquare", "check_definite", "congruent", "solve"]
+__all__ = [
+    "MultivariateNormal",
+    "Normal",
+    "ValueAndOuter",
+    "ValueAndSquare",
+    "check_definite",
+    "congruent",
+    "solve",
+]

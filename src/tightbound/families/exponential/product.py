@@ -21,9 +21,10 @@ class Product(AbstractFamily):
         Product(mu=Normal(0.0, 1.0), tau=Gamma(1.0, 1.0))
         Product(weights=Dirichlet(np.ones(3)), z=Categorical(np.zeros((100, 3))), local=("z",))
 
-    A *local* factor belongs to the rows of data: the first axis of its plate is N, one member for each row. Not for
-    posteriors whose factors are strongly correlated: the sds of a mean-field q are then too small (Blei et al. 2017,
-    section 2.3), which the certificate measures; MultivariateNormal and NormalWishart hold some of it.
+    A *local* factor belongs to the rows of data: the first axis of its plate is N, one member for
+    each row. Not for posteriors whose factors are strongly correlated: the sds of a mean-field q
+    are then too small (Blei et al. 2017, section 2.3), which the certificate measures;
+    MultivariateNormal and NormalWishart hold some of it.
 
     Arguments:
         local: names of the local factors.
@@ -31,7 +32,8 @@ class Product(AbstractFamily):
 
     Raises:
         PairingError: a factor is not a member of an exponential family.
-        ValueError: no factors; a name in `local` that is no factor; local factors with plates of different length.
+        ValueError: no factors; a name in `local` that is no factor; local factors with plates of
+            different length.
     """
 
     factors: dict[str, AbstractExponentialFamily]
@@ -40,17 +42,22 @@ class Product(AbstractFamily):
 
     def __init__(self, *, local: tuple[str, ...] = (), **factors: Any):
         if not factors:
-            raise ValueError("Product: no factors; pass them by name, such as Product(mu=tb.families.Normal(0.0, 1.0)).")
+            raise ValueError(
+                "Product: no factors; pass them by name, such as Product(mu=tb.families.Normal(0.0,"
+                " 1.0))."
+            )
         for name, factor in factors.items():
             if not isinstance(factor, AbstractExponentialFamily):
                 raise PairingError(
-                    f"Product: the factor {name!r} must be a member of an exponential family, such as tb.families.Gamma("
-                    f"1.0, 1.0), got {type(factor).__name__}."
+                    f"Product: the factor {name!r} must be a member of an exponential family, such"
+                    f" as tb.families.Gamma(1.0, 1.0), got {type(factor).__name__}."
                 )
         self.factors, self.local = dict(sorted(factors.items())), tuple(local)
         lengths = {name: _rows_of(self.factors, name) for name in self.local}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"Product: local factors must have plates of one length N, got {lengths}.")
+            raise ValueError(
+                f"Product: local factors must have plates of one length N, got {lengths}."
+            )
 
     def __getitem__(self, name: str) -> AbstractExponentialFamily:
         if name not in self.factors:
@@ -65,7 +72,11 @@ class Product(AbstractFamily):
     @property
     def smooth_draws_no(self) -> str:
         """Which factor's draws are not smooth in the parameters, and why."""
-        return "; ".join(f"of the factor {n!r}, {f.smooth_draws_no}" for n, f in self.factors.items() if f.smooth_draws_no)
+        return "; ".join(
+            f"of the factor {n!r}, {f.smooth_draws_no}"
+            for n, f in self.factors.items()
+            if f.smooth_draws_no
+        )
 
     @property
     def num_rows(self) -> int | None:
@@ -79,7 +90,9 @@ class Product(AbstractFamily):
     @property
     def globals(self) -> "Product":
         """The product of the factors that are not local."""
-        shown: dict[str, Any] = {name: factor for name, factor in self.factors.items() if name not in self.local}
+        shown: dict[str, Any] = {
+            name: factor for name, factor in self.factors.items() if name not in self.local
+        }
         return Product(**shown)
 
     @property
@@ -89,13 +102,22 @@ class Product(AbstractFamily):
 
     @property
     def mean_parameters(self) -> dict[str, Any]:
-        """Mean parameters by factor: the moments that a conjugate target's expected log joint is a function of."""
+        """Mean parameters by factor.
+
+        The moments that a conjugate target's expected log joint is a function of.
+        """
         return {name: factor.mean_parameters for name, factor in self.factors.items()}
 
     @scoped
     def entropy(self, scale: Any = 1.0) -> Nats:
-        """The sum of the factors' entropies, nats; those of local factors times `scale` (N/B for a minibatch)."""
-        parts = [(name, jnp.sum(jnp.asarray(factor.entropies()))) for name, factor in self.factors.items()]
+        """The sum of the factors' entropies, nats.
+
+        Those of local factors times `scale` (N/B for a minibatch).
+        """
+        parts = [
+            (name, jnp.sum(jnp.asarray(factor.entropies())))
+            for name, factor in self.factors.items()
+        ]
         return settled(sum(scale * part if name in self.local else part for name, part in parts))
 
     def kls(self, other: Any) -> dict[str, Array]:
@@ -113,7 +135,9 @@ class Product(AbstractFamily):
 
     def take(self, index: Array) -> "Product":
         """The product on the rows at `index`: its local factors restricted to them."""
-        chosen = {name: f.take(index) if name in self.local else f for name, f in self.factors.items()}
+        chosen = {
+            name: f.take(index) if name in self.local else f for name, f in self.factors.items()
+        }
         return rebuilt(self, factors=chosen)
 
     def values(self, z: Array) -> dict[str, Any]:
@@ -121,7 +145,10 @@ class Product(AbstractFamily):
         ends = np.cumsum([factor.dim for factor in self.factors.values()])[:-1].tolist()
         xp = jnp if isinstance(z, jax.Array) else np
         parts = xp.split(xp.asarray(z), ends, axis=-1)
-        return {name: f.values(part) for (name, f), part in zip(self.factors.items(), parts, strict=True)}
+        return {
+            name: f.values(part)
+            for (name, f), part in zip(self.factors.items(), parts, strict=True)
+        }
 
     def flat(self, values: dict[str, Any]) -> Array:
         """The inverse of `values`."""
@@ -131,29 +158,45 @@ class Product(AbstractFamily):
 
     def statistics(self, values: dict[str, Any]) -> dict[str, Any]:
         """t(z) by factor at one draw's values."""
-        return {name: f.each(lambda q, v: q._statistics(v), values[name]) for name, f in self.factors.items()}
+        return {
+            name: f.each(lambda q, v: q._statistics(v), values[name])
+            for name, f in self.factors.items()
+        }
 
     def retract(self, step: "Product") -> "Product":
         """Each factor's own retraction."""
-        return rebuilt(self, factors={name: f.retract(step.factors[name]) for name, f in self.factors.items()})
+        return rebuilt(
+            self, factors={name: f.retract(step.factors[name]) for name, f in self.factors.items()}
+        )
 
     def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
         keys = jr.split(key, len(self.factors))
-        return jnp.concatenate([f._sample(k) for f, k in zip(self.factors.values(), keys, strict=True)])
+        return jnp.concatenate(
+            [f._sample(k) for f, k in zip(self.factors.values(), keys, strict=True)]
+        )
 
     def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
         values = self.values(z)
         return sum(
-            (jnp.sum(f.each(lambda q, v: q._log_density(v), values[name])) for name, f in self.factors.items()),
+            (
+                jnp.sum(f.each(lambda q, v: q._log_density(v), values[name]))
+                for name, f in self.factors.items()
+            ),
             jnp.zeros((), self.dtype),
         )
 
 
 def _rows_of(factors: dict[str, AbstractExponentialFamily], name: str) -> int:
     if name not in factors:
-        raise ValueError(f"Product: `local` names {name!r}, which is not a factor; there are: {', '.join(factors)}.")
+        raise ValueError(
+            f"Product: `local` names {name!r}, which is not a factor; there are:"
+            f" {', '.join(factors)}."
+        )
     if not factors[name].plate:
-        raise ValueError(f"Product: the local factor {name!r} has no plate; it needs one member for each row of data.")
+        raise ValueError(
+            f"Product: the local factor {name!r} has no plate; it needs one member for each row of"
+            " data."
+        )
     return factors[name].plate[0]
 
 

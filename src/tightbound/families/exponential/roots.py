@@ -1,4 +1,6 @@
-"""Newton's method on the line, for conversions from mean to natural parameters that have no closed form."""
+"""Newton's method on the line, for conversions from mean to natural parameters that have no closed
+form.
+"""
 
 from collections.abc import Callable
 
@@ -6,11 +8,15 @@ import jax
 import jax.numpy as jnp
 
 
-def falling_root(function: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int = 40) -> jax.Array:
-    """The u with function(u) = 0, for a smooth decreasing function on the line; steps of at most 2, a fixed number of them.
+def falling_root(
+    function: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int = 40
+) -> jax.Array:
+    """The u with function(u) = 0, for a smooth decreasing function on the line.
 
-    The caller puts a positive unknown on the log scale. Forty steps reach from any start within e^(+-80) of the root, and
-    the last of them are quadratic: about 1e-15 relative.
+    Steps of at most 2, a fixed number of them.
+
+    The caller puts a positive unknown on the log scale. Forty steps reach from any start within
+    e^(+-80) of the root, and the last of them are quadratic: about 1e-15 relative.
     """
     slope = jax.grad(function)
 

@@ -89,19 +89,25 @@ class Beta(AbstractExponentialFamily):
     def _draw(self, key: jax.Array) -> Any:
         first, second = jr.split(key)
         dtype = jnp.result_type(self.a)
-        log_odds = jr.loggamma(first, self.a, dtype=dtype) - jr.loggamma(second, self.b, dtype=dtype)
+        log_odds = jr.loggamma(first, self.a, dtype=dtype) - jr.loggamma(
+            second, self.b, dtype=dtype
+        )
         # neither 0 nor 1 exactly: both would have an infinite statistic
-        return jnp.clip(jax.nn.sigmoid(log_odds), jnp.finfo(dtype).tiny, 1.0 - jnp.finfo(dtype).epsneg)
+        return jnp.clip(
+            jax.nn.sigmoid(log_odds), jnp.finfo(dtype).tiny, 1.0 - jnp.finfo(dtype).epsneg
+        )
 
 
 class Dirichlet(AbstractExponentialFamily):
-    """The Dirichlet distribution: K probabilities that sum to one. Not for correlated ones (a logistic normal is).
+    """The Dirichlet distribution: K probabilities that sum to one.
+
+    Not for correlated ones (a logistic normal is).
 
         q(z) = prod_k z_k^(a_k - 1) / B(a)   with respect to the first K - 1 entries
         t = log z,  eta = a,  h = prod_k 1 / z_k,  A = sum_k log Gamma(a_k) - log Gamma(sum_k a_k)
 
-    Mean to natural: Newton's method (Minka 2000, "Estimating a Dirichlet distribution", eqs. 15-18).
-    Draws are gamma draws over their sum, smooth in the concentration.
+    Mean to natural: Newton's method (Minka 2000, "Estimating a Dirichlet distribution", eqs.
+    15-18). Draws are gamma draws over their sum, smooth in the concentration.
 
     Attributes:
         concentration: positive, `[*plate, K]`.
@@ -153,14 +159,18 @@ class Dirichlet(AbstractExponentialFamily):
 
     def _draw(self, key: jax.Array) -> Any:
         logs = jr.loggamma(key, self.concentration, dtype=jnp.result_type(self.concentration))
-        logs = jnp.maximum(jax.nn.log_softmax(logs), _SMALLEST if logs.dtype == jnp.float64 else -80.0)
+        logs = jnp.maximum(
+            jax.nn.log_softmax(logs), _SMALLEST if logs.dtype == jnp.float64 else -80.0
+        )
         return jnp.exp(logs)
 
 
 def concentration_of(mean_log: jax.Array, steps: int = 60) -> jax.Array:
-    """The concentration `[K]` with digamma(a_k) - digamma(sum a) = mean_log_k, by Newton's method kept positive.
+    """The concentration `[K]` with digamma(a_k) - digamma(sum a) = mean_log_k, by Newton's method
+    kept positive.
 
-    Start: Minka's inverse of digamma at a total concentration that is increased by the fixed-point iteration.
+    Start: Minka's inverse of digamma at a total concentration that is increased by the fixed-point
+    iteration.
     """
 
     def fixed_point(_, a):
@@ -177,8 +187,15 @@ def concentration_of(mean_log: jax.Array, steps: int = 60) -> jax.Array:
 
 
 def _inverse_digamma(y: jax.Array) -> jax.Array:
-    """log of the a with digamma(a) = y (Minka 2000, appendix C): five Newton steps on the log scale from his start."""
-    start = jnp.where(y >= -2.22, jnp.exp(y) + 0.5, 1.0 / (0.5772156649015329 - y - jnp.where(y >= -2.22, 10.0, 0.0)))
+    """log of the a with digamma(a) = y (Minka 2000, appendix C).
+
+    Five Newton steps on the log scale from his start.
+    """
+    start = jnp.where(
+        y >= -2.22,
+        jnp.exp(y) + 0.5,
+        1.0 / (0.5772156649015329 - y - jnp.where(y >= -2.22, 10.0, 0.0)),
+    )
     u = jnp.log(jnp.abs(start))
     for _ in range(5):
         a = jnp.exp(u)

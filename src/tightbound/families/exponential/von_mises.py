@@ -24,13 +24,15 @@ class CosAndSin(NamedTuple):
 
 
 class VonMises(AbstractExponentialFamily):
-    """The von Mises distribution, on (-pi, pi]: one angle with one mode. Not for axes (z and z + pi alike).
+    """The von Mises distribution, on (-pi, pi]: one angle with one mode.
 
-        q(z) = exp(k cos(z - mean)) / (2 pi I_0(k)),   t = (cos z, sin z),  eta = k (cos mean, sin mean),  h = 1
-        A = log 2 pi I_0(|eta|)
+    Not for axes (z and z + pi alike).
 
-    Draws by rejection (Best & Fisher 1979), which jumps where the parameters move: no pathwise gradients.
-    Mean to natural: Newton's method for I_1(k) / I_0(k) = |m|.
+        q(z) = exp(k cos(z - mean)) / (2 pi I_0(k)),   t = (cos z, sin z),  eta = k (cos mean, sin
+        mean),  h = 1 A = log 2 pi I_0(|eta|)
+
+    Draws by rejection (Best & Fisher 1979), which jumps where the parameters move: no pathwise
+    gradients. Mean to natural: Newton's method for I_1(k) / I_0(k) = |m|.
 
     Attributes:
         mean: the mean direction, radians, `[*plate]`.
@@ -40,7 +42,9 @@ class VonMises(AbstractExponentialFamily):
     mean: Array
     concentration: Array
     reparameterised: ClassVar[bool] = False
-    smooth_draws_no: ClassVar[str] = "draws are accepted or rejected, and which of them jumps where the parameters move"
+    smooth_draws_no: ClassVar[str] = (
+        "draws are accepted or rejected, and which of them jumps where the parameters move"
+    )
     ranks: ClassVar[dict[str, int]] = {"mean": 0, "concentration": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0, 0)
     statistics_type: ClassVar[Any] = CosAndSin
@@ -48,7 +52,9 @@ class VonMises(AbstractExponentialFamily):
     support: ClassVar[Any] = "circular"
 
     def __init__(self, mean: Any, concentration: Any):
-        self.mean, self.concentration = plated("VonMises", mean=(mean, 0), concentration=(concentration, 0))
+        self.mean, self.concentration = plated(
+            "VonMises", mean=(mean, 0), concentration=(concentration, 0)
+        )
         check_positive("VonMises", concentration=self.concentration)
 
     @property
@@ -56,7 +62,9 @@ class VonMises(AbstractExponentialFamily):
         return ()
 
     def _natural(self) -> CosAndSin:
-        return CosAndSin(self.concentration * jnp.cos(self.mean), self.concentration * jnp.sin(self.mean))
+        return CosAndSin(
+            self.concentration * jnp.cos(self.mean), self.concentration * jnp.sin(self.mean)
+        )
 
     @classmethod
     def _of_natural(cls, eta: CosAndSin) -> "VonMises":
@@ -66,7 +74,9 @@ class VonMises(AbstractExponentialFamily):
     def _of_mean(cls, mean: CosAndSin) -> "VonMises":
         length = _length(mean)
         start = length * (2.0 - length**2) / (1.0 - length**2)  # Banerjee et al. 2005, eq. 4.4
-        log_k = falling_root(lambda u: length - jsp.i1e(jnp.exp(u)) / jsp.i0e(jnp.exp(u)), jnp.log(start))
+        log_k = falling_root(
+            lambda u: length - jsp.i1e(jnp.exp(u)) / jsp.i0e(jnp.exp(u)), jnp.log(start)
+        )
         return cls(jnp.arctan2(mean.sin, mean.cos), jnp.exp(log_k))
 
     @classmethod
@@ -85,7 +95,10 @@ class VonMises(AbstractExponentialFamily):
 
 
 def log_partition(cos: Any, sin: Any) -> jax.Array:
-    """A = log 2 pi I_0(k), k the length of the natural parameters (cos, sin); smooth at zero, no overflow."""
+    """A = log 2 pi I_0(k), k the length of the natural parameters (cos, sin).
+
+    Smooth at zero, no overflow.
+    """
     square = cos**2 + sin**2
     # At zero k has no derivative; A = log 2 pi + k^2 / 4 to this order.
     k = jnp.sqrt(jnp.maximum(square, _TINY))

@@ -26,7 +26,9 @@ class LogDetAndValue(NamedTuple):
 
 
 class NormalWishartStatistics(NamedTuple):
-    """E log|P|, E P `[d, d]`, E P mu `[d]`, E mu' P mu, or the natural parameters that go with them."""
+    """E log|P|, E P `[d, d]`, E P mu `[d]`, E mu' P mu, or the natural parameters that go with
+    them.
+    """
 
     log_det: Any
     precision: Any
@@ -35,17 +37,21 @@ class NormalWishartStatistics(NamedTuple):
 
 
 class Wishart(AbstractExponentialFamily):
-    """The Wishart distribution: precision matrices P with mean df scale. Not for sparse ones, and df must exceed d - 1.
+    """The Wishart distribution: precision matrices P with mean df scale.
 
-        q(P) = |P|^((df - d - 1)/2) exp(-tr(scale^-1 P)/2) |scale^-1|^(df/2) / (2^(df d/2) Gamma_d(df/2))
-        t = (log|P|, P),  eta = (df/2, -scale^-1/2),  h = |P|^(-(d + 1)/2)
-        A = log Gamma_d(df/2) - df/2 log|scale^-1/2|
+    Not for sparse ones, and df must exceed d - 1.
 
-    The density is with respect to the lower triangle. Draws by Bartlett's decomposition, smooth in the parameters.
+        q(P) = |P|^((df - d - 1)/2) exp(-tr(scale^-1 P)/2) |scale^-1|^(df/2) / (2^(df d/2)
+        Gamma_d(df/2)) t = (log|P|, P),  eta = (df/2, -scale^-1/2),  h = |P|^(-(d + 1)/2) A = log
+        Gamma_d(df/2) - df/2 log|scale^-1/2|
+
+    The density is with respect to the lower triangle. Draws by Bartlett's decomposition, smooth in
+    the parameters.
 
     Attributes:
         df: degrees of freedom, above d - 1, `[*plate]`.
-        inverse_scale: scale^-1, symmetric and positive definite, `[*plate, d, d]`: what a posterior adds to.
+        inverse_scale: scale^-1, symmetric and positive definite, `[*plate, d, d]`: what a posterior
+            adds to.
     """
 
     df: Array
@@ -56,7 +62,9 @@ class Wishart(AbstractExponentialFamily):
     support: ClassVar[Any] = "positive_definite"
 
     def __init__(self, df: Any, inverse_scale: Any):
-        self.df, self.inverse_scale = plated("Wishart", df=(df, 0), inverse_scale=(inverse_scale, 2))
+        self.df, self.inverse_scale = plated(
+            "Wishart", df=(df, 0), inverse_scale=(inverse_scale, 2)
+        )
         check_wishart("Wishart", self.df, self.inverse_scale)
 
     @property
@@ -110,13 +118,15 @@ class Wishart(AbstractExponentialFamily):
 
 
 class NormalWishart(AbstractExponentialFamily):
-    """A mean and a precision matrix together: P ~ Wishart(df, inverse_scale^-1), mu | P ~ N(mean, (kappa P)^-1).
+    """A mean and a precision matrix together: P ~ Wishart(df, inverse_scale^-1), mu | P ~ N(mean,
+    (kappa P)^-1).
 
-        t = (log|P|, P, P mu, mu' P mu)
-        eta = (df/2, -(inverse_scale + kappa mean mean')/2, kappa mean, -kappa/2),  h = (2 pi)^(-d/2) |P|^(-d/2)
-        A = log Gamma_d(df/2) - df/2 log|inverse_scale/2| - d/2 log kappa
+        t = (log|P|, P, P mu, mu' P mu) eta = (df/2, -(inverse_scale + kappa mean mean')/2, kappa
+        mean, -kappa/2),  h = (2 pi)^(-d/2) |P|^(-d/2) A = log Gamma_d(df/2) - df/2
+        log|inverse_scale/2| - d/2 log kappa
 
-    The conjugate factor of a Gaussian's mean and precision (Bishop 2006, eq. B.84). d = 1 is the normal-gamma.
+    The conjugate factor of a Gaussian's mean and precision (Bishop 2006, eq. B.84). d = 1 is the
+    normal-gamma.
 
     Attributes:
         mean: `[*plate, d]`.
@@ -136,26 +146,40 @@ class NormalWishart(AbstractExponentialFamily):
 
     def __init__(self, mean: Any, kappa: Any, df: Any, inverse_scale: Any):
         self.mean, self.kappa, self.df, self.inverse_scale = plated(
-            "NormalWishart", mean=(mean, 1), kappa=(kappa, 0), df=(df, 0), inverse_scale=(inverse_scale, 2)
+            "NormalWishart",
+            mean=(mean, 1),
+            kappa=(kappa, 0),
+            df=(df, 0),
+            inverse_scale=(inverse_scale, 2),
         )
         check_wishart("NormalWishart", self.df, self.inverse_scale)
         check_positive("NormalWishart", kappa=self.kappa)
         if hasattr(self.inverse_scale, "shape"):
-            check_same("NormalWishart", mean=self.mean.shape[-1], inverse_scale=self.inverse_scale.shape[-1])
+            check_same(
+                "NormalWishart",
+                mean=self.mean.shape[-1],
+                inverse_scale=self.inverse_scale.shape[-1],
+            )
 
     @property
     def _event(self) -> dict[str, tuple[int, ...]]:
         return {"mean": self.mean.shape, "precision": self.inverse_scale.shape}
 
     def _natural(self) -> NormalWishartStatistics:
-        spread = self.inverse_scale + self.kappa * jnp.outer(jnp.asarray(self.mean), jnp.asarray(self.mean))
-        return NormalWishartStatistics(0.5 * self.df, -0.5 * spread, self.kappa * self.mean, -0.5 * self.kappa)
+        spread = self.inverse_scale + self.kappa * jnp.outer(
+            jnp.asarray(self.mean), jnp.asarray(self.mean)
+        )
+        return NormalWishartStatistics(
+            0.5 * self.df, -0.5 * spread, self.kappa * self.mean, -0.5 * self.kappa
+        )
 
     @classmethod
     def _of_natural(cls, eta: NormalWishartStatistics) -> "NormalWishart":
         kappa = -2.0 * eta.quadratic
         mean = eta.precision_mean / kappa
-        return cls(mean, kappa, 2.0 * eta.log_det, -2.0 * eta.precision - kappa * jnp.outer(mean, mean))
+        return cls(
+            mean, kappa, 2.0 * eta.log_det, -2.0 * eta.precision - kappa * jnp.outer(mean, mean)
+        )
 
     @classmethod
     def _of_mean(cls, mean: NormalWishartStatistics) -> "NormalWishart":
@@ -188,7 +212,12 @@ class NormalWishart(AbstractExponentialFamily):
 
     def _inside(self, value: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
         ok, precision = is_definite(value["precision"]), value["precision"]
-        return {**value, "precision": jnp.where(ok, precision, jnp.eye(precision.shape[-1], dtype=precision.dtype))}, ok
+        return {
+            **value,
+            "precision": jnp.where(
+                ok, precision, jnp.eye(precision.shape[-1], dtype=precision.dtype)
+            ),
+        }, ok
 
     def _valid(self) -> jax.Array:
         enough = (self.df > self.inverse_scale.shape[-1] - 1) & (self.kappa > 0)
@@ -199,10 +228,16 @@ class NormalWishart(AbstractExponentialFamily):
         precision = draw_wishart(first, self.df, self.inverse_scale)
         root = jnp.linalg.cholesky(precision)
         noise = jr.normal(second, self.mean.shape, self.mean.dtype) / jnp.sqrt(self.kappa)
-        return {"mean": self.mean + jsl.solve_triangular(root, noise, lower=True, trans=1), "precision": precision}
+        return {
+            "mean": self.mean + jsl.solve_triangular(root, noise, lower=True, trans=1),
+            "precision": precision,
+        }
 
     def retract(self, step: Any) -> "NormalWishart":
-        """mean + step; kappa and df - (d - 1) are multiplied by exp(step); the matrix moves by a congruence."""
+        """mean + step; kappa and df - (d - 1) are multiplied by exp(step).
+
+        The matrix moves by a congruence.
+        """
         moved = self.each(lambda q, by: congruent(q.inverse_scale, by), step.inverse_scale)
         df = _moved_df(self.df, step.df, moved.shape[-1])
         return NormalWishart(self.mean + step.mean, self.kappa * jnp.exp(step.kappa), df, moved)
@@ -224,7 +259,10 @@ def is_definite(matrix: Any) -> jax.Array:
 
 
 def draw_wishart(key: jax.Array, df: Any, inverse_scale: Any) -> jax.Array:
-    """B A A' B' with B B' = inverse_scale^-1 and A Bartlett's: chi(df - i) on the diagonal, normals below it."""
+    """B A A' B' with B B' = inverse_scale^-1 and A Bartlett's.
+
+    Chi(df - i) on the diagonal, normals below it.
+    """
     dim, dtype = inverse_scale.shape[-1], inverse_scale.dtype
     first, second = jr.split(key)
     chi2 = 2.0 * jr.gamma(first, 0.5 * (df - jnp.arange(dim, dtype=dtype)), dtype=dtype)
@@ -234,7 +272,10 @@ def draw_wishart(key: jax.Array, df: Any, inverse_scale: Any) -> jax.Array:
 
 
 def df_of(mean_log_det: jax.Array, mean: jax.Array) -> jax.Array:
-    """The degrees of freedom behind E log|P| and E P: d log(df/2) - sum_i digamma((df - i)/2) = log|E P| - E log|P|."""
+    """The degrees of freedom behind E log|P| and E P.
+
+    D log(df/2) - sum_i digamma((df - i)/2) = log|E P| - E log|P|.
+    """
     dim = mean.shape[-1]
     gap, index = log_det(mean) - mean_log_det, jnp.arange(dim, dtype=mean.dtype)
 
@@ -247,7 +288,10 @@ def df_of(mean_log_det: jax.Array, mean: jax.Array) -> jax.Array:
 
 
 def check_wishart(name: str, df: Any, inverse_scale: Any) -> None:
-    """Raise a ValueError that names what is wrong: shapes, a matrix that is not definite, too few degrees of freedom."""
+    """Raise a ValueError that names what is wrong.
+
+    Shapes, a matrix that is not definite, too few degrees of freedom.
+    """
     if not hasattr(inverse_scale, "shape"):
         return
     check_same(name, rows=inverse_scale.shape[-2], columns=inverse_scale.shape[-1])

@@ -1,4 +1,7 @@
-"""What conjugate targets share: names and bijection from their factors, and a log density with local factors summed out."""
+"""What conjugate targets share.
+
+Names and bijection from their factors, and a log density with local factors summed out.
+"""
 
 from typing import Any
 
@@ -22,14 +25,15 @@ from ..tracing import host_unless_traced
 class AbstractConjugateTarget(Conjugate, Joint):
     """A model written as its expected log joint, a function of the moments of the factors of q.
 
-    Values that are *shown* (in summaries, draws, names) are those of the factors that are neither local nor of whole
-    numbers; of the others `fit.q["name"].mean_parameters` is what one looks at.
+    Values that are *shown* (in summaries, draws, names) are those of the factors that are neither
+    local nor of whole numbers; of the others `fit.q["name"].mean_parameters` is what one looks at.
 
-    Implementing one: the two fields and `expected_log_joint`; `start` where symmetric factors must be told apart, and
-    `data_rows` where there are rows to subsample.
+    Implementing one: the two fields and `expected_log_joint`; `start` where symmetric factors must
+    be told apart, and `data_rows` where there are rows to subsample.
 
     Attributes:
-        family: the factors of q at any member (their priors, say): names, shapes and supports of the unknowns.
+        family: the factors of q at any member (their priors, say): names, shapes and supports of
+            the unknowns.
         layout: of the shown values, and their bijection to R^dim: `layout_of(family)`.
     """
 
@@ -64,7 +68,9 @@ class AbstractConjugateTarget(Conjugate, Joint):
 
     @host_unless_traced
     def log_joint(self, values: PyTree) -> Array:
-        """log p(values, data), no Jacobian, in nats; hidden factors without a value are summed out (at most one of them).
+        """log p(values, data), no Jacobian, in nats.
+
+        Hidden factors without a value are summed out (at most one of them).
 
         Raises:
             TargetError: a shown value is missing, or more than one hidden one.
@@ -73,43 +79,69 @@ class AbstractConjugateTarget(Conjugate, Joint):
         shown = [name for name in missing if name not in self.hidden]
         if shown or len(missing) > 1:
             raise TargetError(
-                f"log_joint: `values` lacks {', '.join(shown or missing)}; only one hidden factor can be summed out, and no "
-                "shown one."
+                f"log_joint: `values` lacks {', '.join(shown or missing)}; only one hidden factor"
+                " can be summed out, and no shown one."
             )
-        return self._marginal({name: jax.tree.map(_float, values[name]) for name in self.family.factors if name in values})
+        return self._marginal(
+            {
+                name: jax.tree.map(_float, values[name])
+                for name in self.family.factors
+                if name in values
+            }
+        )
 
     def _marginal(self, values: dict[str, Any]) -> jax.Array:
-        """The log joint of the given values; a hidden factor without a value summed out by its own log-partition."""
+        """The log joint of the given values.
+
+        A hidden factor without a value summed out by its own log-partition.
+        """
         factors = self.family.factors
-        given = {name: factors[name].each(lambda f, v: f._statistics(v), values[name]) for name in values}
+        given = {
+            name: factors[name].each(lambda f, v: f._statistics(v), values[name]) for name in values
+        }
         hidden = {name: factor for name, factor in factors.items() if name not in values}
         if not hidden:
             return self.expected_log_joint(given)
-        start = {name: jax.tree.map(jnp.asarray, factor.mean_parameters) for name, factor in hidden.items()}
+        start = {
+            name: jax.tree.map(jnp.asarray, factor.mean_parameters)
+            for name, factor in hidden.items()
+        }
 
         def joint(moments):
-            bases = [jnp.sum(f.each(lambda f, m: f._expected_log_base(m), moments[n])) for n, f in hidden.items()]
+            bases = [
+                jnp.sum(f.each(lambda f, m: f._expected_log_base(m), moments[n]))
+                for n, f in hidden.items()
+            ]
             return self.expected_log_joint({**given, **moments}) - sum(bases, jnp.zeros(()))
 
         value, eta = jax.value_and_grad(joint)(start)
-        partitions = [jnp.sum(f.each(lambda f, e: f._log_partition(f._cleaned(e)), eta[n])) for n, f in hidden.items()]
+        partitions = [
+            jnp.sum(f.each(lambda f, e: f._log_partition(f._cleaned(e)), eta[n]))
+            for n, f in hidden.items()
+        ]
         return value - inner(eta, start) + sum(partitions, jnp.zeros(()))
 
     def judged(self, q: Product) -> Transported:
-        """The shown factors of q on the unconstrained scale: what draws, summaries and the certificate look at."""
+        """The shown factors of q on the unconstrained scale.
+
+        What draws, summaries and the certificate look at.
+        """
         return judged(self, q)
 
 
 class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
-    """A conjugate target with a log density of its shown values, the others being summed or integrated out exactly.
+    """A conjugate target with a log density of its shown values, the others being summed or
+    integrated out exactly.
 
-    Given the shown values, the expected log joint is affine in the moments of a hidden factor, <eta, m> + c, so that
+    Given the shown values, the expected log joint is affine in the moments of a hidden factor,
+    <eta, m> + c, so that
 
         log p(shown, data) = c + A(eta),   eta = d/dm (E log p - log h)
 
-    with A the hidden factor's own log-partition (of a Markov chain: the forward algorithm). That makes a mixture, a hidden
-    Markov model or a factor analysis a log density like any other, which certificates, samplers and gradients take.
-    Not for models in which two hidden factors meet in one term (latent Dirichlet allocation).
+    with A the hidden factor's own log-partition (of a Markov chain: the forward algorithm). That
+    makes a mixture, a hidden Markov model or a factor analysis a log density like any other, which
+    certificates, samplers and gradients take. Not for models in which two hidden factors meet in
+    one term (latent Dirichlet allocation).
     """
 
     @property
@@ -132,28 +164,44 @@ def judged(target: Any, q: Product) -> Transported:
 
 def hidden_factors(q: Product) -> tuple[str, ...]:
     """The factors that are local, or of whole numbers."""
-    return tuple(name for name, factor in q.factors.items() if name in q.local or factor.support is None)
+    return tuple(
+        name for name, factor in q.factors.items() if name in q.local or factor.support is None
+    )
 
 
 def layout_of(q: Product) -> Layout:
-    """The layout of the values of the shown factors: nested where a value has parts, as in `components.mean`."""
+    """The layout of the values of the shown factors.
+
+    Nested where a value has parts, as in `components.mean`.
+    """
     hidden, blocks, tree = hidden_factors(q), [], {}
     for name, factor in q.factors.items():
         if name in hidden:
             continue
         event = factor.event
         parts = {name: (event, factor.support)} if not isinstance(event, dict) else {}
-        parts |= {f"{name}.{p}": (event[p], factor.support[p]) for p in sorted(event)} if isinstance(event, dict) else {}
+        parts |= (
+            {f"{name}.{p}": (event[p], factor.support[p]) for p in sorted(event)}
+            if isinstance(event, dict)
+            else {}
+        )
         tree[name] = dict.fromkeys(event, 0) if isinstance(event, dict) else 0
-        blocks += [Block(label, (*factor.plate, *shape), _constraint(kind)) for label, (shape, kind) in parts.items()]
+        blocks += [
+            Block(label, (*factor.plate, *shape), _constraint(kind))
+            for label, (shape, kind) in parts.items()
+        ]
     if not blocks:
-        raise TargetError("All factors are local or of whole numbers, so there is no value to show or to judge.")
+        raise TargetError(
+            "All factors are local or of whole numbers, so there is no value to show or to judge."
+        )
     return Layout(tuple(blocks), jax.tree.structure(tree))
 
 
 def _float(leaf: Any) -> jax.Array:
     array = jnp.asarray(leaf)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
+    return (
+        array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
+    )
 
 
 def _constraint(support: str) -> Any:
@@ -165,32 +213,47 @@ def _constraint(support: str) -> Any:
 
 
 def check_rows(target: str, **arrays: Any) -> int:
-    """N, the common length of the given arrays; a TargetError that names the one that differs, or holds NaN."""
+    """N, the common length of the given arrays.
+
+    A TargetError that names the one that differs, or holds NaN.
+    """
     lengths = {}
     for name, array in arrays.items():
         if np.ndim(array) == 0 or np.size(array) == 0:
             raise TargetError(f"{target}: `{name}` has no rows (shape {np.shape(array)}).")
         if np.asarray(array).dtype == object:
-            raise TargetError(f"{target}: `{name}` is ragged (its rows differ in length); pad them to one length.")
+            raise TargetError(
+                f"{target}: `{name}` is ragged (its rows differ in length); pad them to one length."
+            )
         if np.issubdtype(np.asarray(array).dtype, np.floating) and not np.all(np.isfinite(array)):
-            raise TargetError(f"{target}: `{name}` holds NaN or infinite numbers; drop or impute those rows.")
+            raise TargetError(
+                f"{target}: `{name}` holds NaN or infinite numbers; drop or impute those rows."
+            )
         lengths[name] = len(array)
     if len(set(lengths.values())) > 1:
         raise TargetError(f"{target}: the data differ in their number of rows: {lengths}.")
     return next(iter(lengths.values()))
 
 
-def check_categories(target: str, name: str, values: Any, count: int, lowest: int = 0) -> np.ndarray:
-    """Whole numbers in lowest, ..., count - 1 as an integer array; a TargetError that says where one is not."""
+def check_categories(
+    target: str, name: str, values: Any, count: int, lowest: int = 0
+) -> np.ndarray:
+    """Whole numbers in lowest, ..., count - 1 as an integer array.
+
+    A TargetError that says where one is not.
+    """
     array = np.asarray(values)
     if not np.all(array == np.round(array)):
-        raise TargetError(f"{target}: `{name}` must hold whole numbers (categories 0, ..., {count - 1}).")
+        raise TargetError(
+            f"{target}: `{name}` must hold whole numbers (categories 0, ..., {count - 1})."
+        )
     outside = np.argwhere((array < lowest) | (array >= count))
     if len(outside):
         where = tuple(outside[0].tolist())
         raise TargetError(
-            f"{target}: `{name}` must lie in {lowest}, ..., {count - 1}, but holds {array[where]} at index {where} "
-            f"({len(outside)} such). Renumber the categories from 0, or state a larger number of them."
+            f"{target}: `{name}` must lie in {lowest}, ..., {count - 1}, but holds {array[where]}"
+            f" at index {where} ({len(outside)} such). Renumber the categories from 0, or state a"
+            " larger number of them."
         )
     return array.astype(np.int64)
 
@@ -198,7 +261,9 @@ def check_categories(target: str, name: str, values: Any, count: int, lowest: in
 def broadcast(member: AbstractExponentialFamily, plate: tuple[int, ...]) -> Any:
     """A plate of equal members."""
     lead = tuple(plate)
-    return jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), lead + np.shape(leaf)).copy(), member)
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(np.asarray(leaf), lead + np.shape(leaf)).copy(), member
+    )
 
 
 __all__ = [

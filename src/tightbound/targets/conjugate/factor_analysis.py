@@ -23,11 +23,13 @@ _LOG_2PI = math.log(2 * math.pi)
 class FactorAnalysis(AbstractCollapsedTarget):
     """y_n = mu + W x_n + noise, x_n ~ N(0, I_k): k directions explain d columns.
 
-        w_jk ~ N(0, 1/alpha_k),   mu_j ~ N(0, 1/mean_precision),   alpha_k ~ Gamma,   tau ~ Gamma (one, or one per column)
+        w_jk ~ N(0, 1/alpha_k),   mu_j ~ N(0, 1/mean_precision),   alpha_k ~ Gamma,   tau ~ Gamma
+        (one, or one per column)
 
-    `isotropic=True` is probabilistic PCA (one noise precision), else factor analysis (one for each column). The precisions
-    alpha switch off directions that the data do not need (Bishop 1999). W is known only up to a rotation of the directions:
-    read W W' or the noise, not single entries. Not for missing entries.
+    `isotropic=True` is probabilistic PCA (one noise precision), else factor analysis (one for each
+    column). The precisions alpha switch off directions that the data do not need (Bishop 1999). W
+    is known only up to a rotation of the directions: read W W' or the noise, not single entries.
+    Not for missing entries.
 
     Arguments:
         y: data, `[N, d]`; columns on one scale.
@@ -64,12 +66,17 @@ class FactorAnalysis(AbstractCollapsedTarget):
             raise TargetError(f"FactorAnalysis: `y` must be [N, d], got {self.y.shape}.")
         columns = self.y.shape[1]
         if not isinstance(directions, (int, np.integer)) or not 1 <= directions < max(columns, 2):
-            raise TargetError(f"FactorAnalysis: `directions` must be in 1, ..., d - 1 = {columns - 1}, got {directions!r}.")
+            raise TargetError(
+                f"FactorAnalysis: `directions` must be in 1, ..., d - 1 = {columns - 1}, got"
+                f" {directions!r}."
+            )
         self.alpha_prior = Gamma(1e-3, 1e-3) if alpha is None else alpha
         self.tau_prior = Gamma(1e-3, 1e-3) if tau is None else tau
         self.mean_prior = Normal(0.0, float(mean_precision))
         spread = float(np.var(self.y, axis=0).mean()) + 1e-300
-        tau_start = Gamma(1.0, spread) if self.isotropic else broadcast(Gamma(1.0, spread), (columns,))
+        tau_start = (
+            Gamma(1.0, spread) if self.isotropic else broadcast(Gamma(1.0, spread), (columns,))
+        )
         self.family = Product(
             W=MultivariateNormal(np.zeros((columns, directions)), np.eye(directions)),
             mu=Normal(self.y.mean(axis=0), 1.0 / spread),
@@ -91,26 +98,37 @@ class FactorAnalysis(AbstractCollapsedTarget):
         centred = y - mu.value[None, :]
         # E (y - mu - w'x)^2 by column: the square of y - mu has the variance of mu as well
         squares = jnp.sum(centred**2, axis=0) + len(y) * (mu.square - mu.value**2)
-        squares += jnp.einsum("jkl,nkl->j", W.outer, x.outer) - 2.0 * jnp.einsum("nj,jk,nk->j", centred, W.value, x.value)
+        squares += jnp.einsum("jkl,nkl->j", W.outer, x.outer) - 2.0 * jnp.einsum(
+            "nj,jk,nk->j", centred, W.value, x.value
+        )
         likelihood = 0.5 * jnp.sum(len(y) * (tau_log - _LOG_2PI) - tau * squares)
         of_x = -0.5 * (jnp.sum(jnp.einsum("nkk->n", x.outer)) + x.value.size * _LOG_2PI)
         of_w = 0.5 * W.value.shape[0] * jnp.sum(alpha.log - _LOG_2PI)
         of_w -= 0.5 * jnp.sum(alpha.value * jnp.einsum("jkk->k", W.outer))
-        priors = self.alpha_prior.expected_log_prob(alpha) + self.tau_prior.expected_log_prob(moments["tau"])
+        priors = self.alpha_prior.expected_log_prob(alpha) + self.tau_prior.expected_log_prob(
+            moments["tau"]
+        )
         return scale * (likelihood + of_x) + of_w + priors + self.mean_prior.expected_log_prob(mu)
 
     def start(self, key: Any) -> Product:
-        """Loadings along the principal components (the sign and order of which nothing tells apart)."""
+        """Loadings along the principal components (the sign and order of which nothing tells
+        apart).
+        """
         centred = self.y - self.y.mean(axis=0)
         scores, sizes, axes = np.linalg.svd(centred, full_matrices=False)
         directions = self.family["alpha"].plate[0]
         loadings = np.zeros((self.y.shape[1], directions))
         kept = min(directions, len(sizes))
         loadings[:, :kept] = (axes[:kept] * sizes[:kept, None]).T / np.sqrt(len(self.y))
-        loadings += 1e-3 * np.abs(loadings).max() * host_rng(key, "loadings").standard_normal(loadings.shape)
+        loadings += (
+            1e-3
+            * np.abs(loadings).max()
+            * host_rng(key, "loadings").standard_normal(loadings.shape)
+        )
         spread = float(np.var(self.y, axis=0).mean()) + 1e-300
         scale = np.eye(directions) * (10.0 / spread)
         x = np.zeros((len(self.y), directions))
-        x[:, :kept] = scores[:, :kept] * np.sqrt(len(self.y))  # loadings and scores both: with either at zero nothing moves
+        # loadings and scores both: with either at zero nothing moves
+        x[:, :kept] = scores[:, :kept] * np.sqrt(len(self.y))
         start = self.family.with_factor("W", MultivariateNormal(loadings, scale))
         return start.with_factor("x", MultivariateNormal(x, 10.0 * np.eye(directions)))

@@ -21,10 +21,12 @@ from .base import AbstractCollapsedTarget, broadcast, check_rows, layout_of
 class GaussianMixture(AbstractCollapsedTarget):
     """x_n ~ sum_k weights_k N(mean_k, precision_k^-1), with conjugate priors.
 
-        weights ~ Dirichlet,   (mean_k, precision_k) ~ NormalWishart,   z_n ~ Categorical(weights),   x_n ~ N(component z_n)
+        weights ~ Dirichlet,   (mean_k, precision_k) ~ NormalWishart,   z_n ~ Categorical(weights),
+        x_n ~ N(component z_n)
 
-    Components that the data do not need keep their prior and small weights. Not for rows with missing entries; and its
-    posterior has K! modes, equal but for the names of the components, of which coordinate ascent finds one.
+    Components that the data do not need keep their prior and small weights. Not for rows with
+    missing entries; and its posterior has K! modes, equal but for the names of the components, of
+    which coordinate ascent finds one.
 
     Arguments:
         x: data, `[N, d]` (or `[N]`).
@@ -60,13 +62,24 @@ class GaussianMixture(AbstractCollapsedTarget):
         data = np.asarray(x, np.float64)
         self.x = data[:, None] if data.ndim == 1 else data
         if not isinstance(components, (int, np.integer)) or components < 1:
-            raise TargetError(f"GaussianMixture: `components` must be an integer of at least 1, got {components!r}.")
+            raise TargetError(
+                "GaussianMixture: `components` must be an integer of at least 1, got"
+                f" {components!r}."
+            )
         self.components, dim = int(components), self.x.shape[1]
-        concentration = np.full(self.components, 1.0 / components if weight_prior is None else weight_prior)
-        spread = np.atleast_2d(np.cov(self.x.T)) if inverse_scale is None else np.asarray(inverse_scale, np.float64)
+        concentration = np.full(
+            self.components, 1.0 / components if weight_prior is None else weight_prior
+        )
+        spread = (
+            np.atleast_2d(np.cov(self.x.T))
+            if inverse_scale is None
+            else np.asarray(inverse_scale, np.float64)
+        )
         centre = self.x.mean(axis=0) if mean_prior is None else np.asarray(mean_prior, np.float64)
         self.weight_prior = Dirichlet(concentration)
-        self.component_prior = NormalWishart(centre, mean_strength, float(dim if df is None else df), spread)
+        self.component_prior = NormalWishart(
+            centre, mean_strength, float(dim if df is None else df), spread
+        )
         self.family = self._factors(np.zeros((len(self.x), self.components)))
         self.layout = layout_of(self.family)
 
@@ -75,18 +88,34 @@ class GaussianMixture(AbstractCollapsedTarget):
         return self.x
 
     def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
-        x, components, weights = self.x if rows is None else rows, moments["components"], moments["weights"]
-        prior = self.weight_prior.expected_log_prob(weights) + self.component_prior.expected_log_prob(components)
-        return prior + scale * jnp.sum(moments["z"].probs * self._log_likelihood(x, components, weights))
+        x, components, weights = (
+            self.x if rows is None else rows,
+            moments["components"],
+            moments["weights"],
+        )
+        prior = self.weight_prior.expected_log_prob(
+            weights
+        ) + self.component_prior.expected_log_prob(components)
+        return prior + scale * jnp.sum(
+            moments["z"].probs * self._log_likelihood(x, components, weights)
+        )
 
     def _log_likelihood(self, x: Array, components: Any, weights: Any) -> jax.Array:
         """E[log weight_k + log N(x_n; component k)], `[N, K]`."""
-        quadratic = jnp.einsum("nd,kde,ne->nk", x, components.precision, x) - 2.0 * x @ components.precision_mean.T
-        constant = weights.log + 0.5 * (components.log_det - components.quadratic - x.shape[1] * np.log(2 * np.pi))
+        quadratic = (
+            jnp.einsum("nd,kde,ne->nk", x, components.precision, x)
+            - 2.0 * x @ components.precision_mean.T
+        )
+        constant = weights.log + 0.5 * (
+            components.log_det - components.quadratic - x.shape[1] * np.log(2 * np.pi)
+        )
         return constant[None, :] - 0.5 * quadratic
 
     def start(self, key: Any, responsibilities: Any = None) -> Product:
-        """Responsibilities `[N, K]`: given, or by distances to K points chosen apart (Arthur & Vassilvitskii 2007)."""
+        """Responsibilities `[N, K]`.
+
+        Given, or by distances to K points chosen apart (Arthur & Vassilvitskii 2007).
+        """
         resp = (
             _spread_out(np.asarray(self.x), self.components, key)
             if responsibilities is None
@@ -94,7 +123,8 @@ class GaussianMixture(AbstractCollapsedTarget):
         )
         if resp.shape != (len(self.x), self.components):
             raise TargetError(
-                f"GaussianMixture.start: `responsibilities` must be [{len(self.x)}, {self.components}], got {resp.shape}."
+                f"GaussianMixture.start: `responsibilities` must be [{len(self.x)},"
+                f" {self.components}], got {resp.shape}."
             )
         with np.errstate(divide="ignore"):
             return self._factors(np.maximum(np.log(resp), -700.0))
@@ -109,14 +139,18 @@ class GaussianMixture(AbstractCollapsedTarget):
 
 
 def _spread_out(x: np.ndarray, count: int, key: Any) -> np.ndarray:
-    """One-hot responsibilities of the nearest of `count` rows, drawn with probabilities like squared distances."""
+    """One-hot responsibilities of the nearest of `count` rows, drawn with probabilities like
+    squared distances.
+    """
     rng = host_rng(key, "mixture start")
     u = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-300)
     chosen = [int(rng.integers(len(u)))]
     nearest = np.sum((u - u[chosen[0]]) ** 2, axis=1)
     for _ in range(count - 1):
         total = nearest.sum()
-        chosen.append(int(rng.choice(len(u), p=nearest / total) if total > 0 else rng.integers(len(u))))
+        chosen.append(
+            int(rng.choice(len(u), p=nearest / total) if total > 0 else rng.integers(len(u)))
+        )
         nearest = np.minimum(nearest, np.sum((u - u[chosen[-1]]) ** 2, axis=1))
     distances = np.sum((u[:, None] - u[None, chosen]) ** 2, axis=2)
     return np.eye(count)[distances.argmin(axis=1)]

@@ -23,8 +23,9 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         initial ~ Dirichlet,  transition_i ~ Dirichlet,  emission_i ~ Dirichlet over V symbols
         z_1 ~ initial,  z_t+1 ~ transition_{z_t},  symbol_t ~ emission_{z_t}
 
-    The chain is one factor, updated by forward-backward. Sequences may differ in length: pad them with -1, which is a time
-    at which nothing was seen (at the end or anywhere else). Its posterior has K! modes, equal but for the names of states.
+    The chain is one factor, updated by forward-backward. Sequences may differ in length: pad them
+    with -1, which is a time at which nothing was seen (at the end or anywhere else). Its posterior
+    has K! modes, equal but for the names of states.
 
     Arguments:
         symbols: whole numbers in 0, ..., V - 1, or -1; one sequence `[T]`, or S of them `[S, T]`.
@@ -56,7 +57,11 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         emission_prior: Any = 1.0,
     ):
         name = "HiddenMarkovModel"
-        symbols = [list(row) for row in symbols] if isinstance(symbols, (list, tuple)) and np.ndim(symbols[0]) else symbols
+        symbols = (
+            [list(row) for row in symbols]
+            if isinstance(symbols, (list, tuple)) and np.ndim(symbols[0])
+            else symbols
+        )
         if isinstance(symbols, list) and symbols and isinstance(symbols[0], list):
             longest = max(map(len, symbols))
             symbols = np.array([row + [-1] * (longest - len(row)) for row in symbols])
@@ -67,9 +72,15 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         if not isinstance(states, (int, np.integer)) or states < 1:
             raise TargetError(f"{name}: `states` must be an integer of at least 1, got {states!r}.")
         self.states = count = int(states)
-        self.initial_prior = Dirichlet(np.broadcast_to(np.asarray(initial_prior, float), (count,)).copy())
-        self.transition_prior = Dirichlet(np.broadcast_to(np.asarray(transition_prior, float), (count, count)).copy())
-        self.emission_prior = Dirichlet(np.broadcast_to(np.asarray(emission_prior, float), (count, vocabulary)).copy())
+        self.initial_prior = Dirichlet(
+            np.broadcast_to(np.asarray(initial_prior, float), (count,)).copy()
+        )
+        self.transition_prior = Dirichlet(
+            np.broadcast_to(np.asarray(transition_prior, float), (count, count)).copy()
+        )
+        self.emission_prior = Dirichlet(
+            np.broadcast_to(np.asarray(emission_prior, float), (count, vocabulary)).copy()
+        )
         self.family = Product(
             initial=self.initial_prior,
             transition=self.transition_prior,
@@ -85,7 +96,8 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
 
     def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
         symbols, chain = self.symbols if rows is None else rows, moments["chain"]
-        emission = jnp.concatenate([moments["emission"].log, jnp.zeros((self.states, 1))], axis=1)  # -1: nothing was seen
+        # -1: nothing was seen
+        emission = jnp.concatenate([moments["emission"].log, jnp.zeros((self.states, 1))], axis=1)
         of_symbols = jnp.sum(chain.marginals * jnp.moveaxis(emission[:, symbols], 0, -1))
         of_chain = jnp.sum(chain.marginals[:, 0].sum(axis=0) * moments["initial"].log)
         of_chain += jnp.sum(chain.pairs.sum(axis=(0, 1)) * moments["transition"].log)
@@ -104,7 +116,9 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         unary = np.concatenate([emission, np.zeros((count, 1))], axis=1)[:, self.symbols]
         stay = np.where(np.eye(count, dtype=bool), 1.0, 0.0)
         pair = broadcast_pair(stay, (len(self.symbols), steps - 1))
-        return self.family.with_factor("chain", DiscreteMarkovChain(np.moveaxis(unary, 0, -1), pair))
+        return self.family.with_factor(
+            "chain", DiscreteMarkovChain(np.moveaxis(unary, 0, -1), pair)
+        )
 
 
 def broadcast_pair(table: np.ndarray, lead: tuple[int, int]) -> np.ndarray:

@@ -22,18 +22,21 @@ class HierarchicalNormal(AbstractCollapsedTarget):
 
         mu ~ Normal,   lam ~ Gamma (between groups),   tau ~ Gamma (within groups)
 
-    Mean field ignores that theta and mu, lam move together, so their sds come out too small where groups are few or have
-    few observations: the certificate says by how much. tb.fit of the same model by tb.from_log_density does not.
+    Mean field ignores that theta and mu, lam move together, so their sds come out too small where
+    groups are few or have few observations: the certificate says by how much. tb.fit of the same
+    model by tb.from_log_density does not.
 
     Arguments:
         y: observations, `[N]`.
         group: the group of each, whole numbers in 0, ..., J - 1, `[N]`.
-        groups: J; one more than the largest group by default. A group without observations keeps the population's law.
+        groups: J; one more than the largest group by default. A group without observations keeps
+            the population's law.
         mu: prior of the population mean.
         lam: prior of the precision between groups.
         tau: prior of the precision within groups.
 
-    Source: Gelman et al. 2013, section 11.6; Blei et al. 2017, section 2.4 for the updates' derivation.
+    Source: Gelman et al. 2013, section 11.6; Blei et al. 2017, section 2.4 for the updates'
+    derivation.
     """
 
     y: Array

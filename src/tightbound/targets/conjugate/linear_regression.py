@@ -21,8 +21,8 @@ class LinearRegressionARD(AbstractCollapsedTarget):
 
         alpha_j ~ Gamma,   tau ~ Gamma;   factors: beta (one multivariate normal), alpha, tau
 
-    Coefficients that the data do not need are shrunk to zero. Not for heavy-tailed noise, nor for more than some thousand
-    columns (beta has a full covariance).
+    Coefficients that the data do not need are shrunk to zero. Not for heavy-tailed noise, nor for
+    more than some thousand columns (beta has a full covariance).
 
     Arguments:
         X: design, `[N, p]`; include a column of ones for an intercept.
@@ -44,7 +44,10 @@ class LinearRegressionARD(AbstractCollapsedTarget):
         check_rows("LinearRegressionARD", X=X, y=y)
         self.X, self.y = np.asarray(X, np.float64), np.asarray(y, np.float64)
         if self.X.ndim != 2 or self.y.ndim != 1:
-            raise TargetError(f"LinearRegressionARD: `X` must be [N, p] and `y` [N], got {self.X.shape} and {self.y.shape}.")
+            raise TargetError(
+                f"LinearRegressionARD: `X` must be [N, p] and `y` [N], got {self.X.shape} and"
+                f" {self.y.shape}."
+            )
         columns = self.X.shape[1]
         self.alpha_prior = Gamma(1e-3, 1e-3) if alpha is None else alpha
         self.tau_prior = Gamma(1e-3, 1e-3) if tau is None else tau
@@ -65,6 +68,8 @@ class LinearRegressionARD(AbstractCollapsedTarget):
         X, y = data["X"], data["y"]
         squares = jnp.sum(y**2) - 2.0 * (y @ X) @ beta.value + jnp.sum((X.T @ X) * beta.outer)
         likelihood = 0.5 * (len(y) * (tau.log - math.log(2 * math.pi)) - tau.value * squares)
-        shrinkage = 0.5 * jnp.sum(alpha.log - math.log(2 * math.pi) - alpha.value * jnp.diagonal(beta.outer))
+        shrinkage = 0.5 * jnp.sum(
+            alpha.log - math.log(2 * math.pi) - alpha.value * jnp.diagonal(beta.outer)
+        )
         priors = self.alpha_prior.expected_log_prob(alpha) + self.tau_prior.expected_log_prob(tau)
         return scale * likelihood + shrinkage + priors

@@ -16,7 +16,8 @@ from .base import AbstractCollapsedTarget, check_rows, layout_of
 
 
 class NormalSample(AbstractCollapsedTarget):
-    """x_n ~ N(mu, 1/tau) with independent priors mu ~ Normal and tau ~ Gamma, which no closed form serves jointly.
+    """x_n ~ N(mu, 1/tau) with independent priors mu ~ Normal and tau ~ Gamma, which no closed form
+    serves jointly.
 
     Not for outliers: a Student-t likelihood (tb.from_log_density) is.
 
@@ -51,4 +52,8 @@ class NormalSample(AbstractCollapsedTarget):
         x, mu, tau = self.x if rows is None else rows, moments["mu"], moments["tau"]
         squares = jnp.sum(x**2) - 2.0 * mu.value * jnp.sum(x) + len(x) * mu.square
         likelihood = 0.5 * (len(x) * (tau.log - math.log(2 * math.pi)) - tau.value * squares)
-        return scale * likelihood + self.mean_prior.expected_log_prob(mu) + self.precision_prior.expected_log_prob(tau)
+        return (
+            scale * likelihood
+            + self.mean_prior.expected_log_prob(mu)
+            + self.precision_prior.expected_log_prob(tau)
+        )

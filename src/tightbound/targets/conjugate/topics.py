@@ -21,11 +21,13 @@ from .base import AbstractConjugateTarget, broadcast, check_categories, check_ro
 class LatentDirichletAllocation(AbstractConjugateTarget):
     """Words of documents from a mixture of K topics, in proportions of each document's own.
 
-        topics_k ~ Dirichlet(topic_prior) over V words,   proportions_d ~ Dirichlet(proportion_prior) over K topics
-        z_dn ~ Categorical(proportions_d),   w_dn ~ Categorical(topics_{z_dn})
+        topics_k ~ Dirichlet(topic_prior) over V words,   proportions_d ~
+        Dirichlet(proportion_prior) over K topics z_dn ~ Categorical(proportions_d),   w_dn ~
+        Categorical(topics_{z_dn})
 
-    Documents are padded to one length; a place that holds no word has a uniform assignment that adds nothing to the ELBO.
-    Not for correlated topics. Its posterior has many optima; compare runs by their ELBO.
+    Documents are padded to one length; a place that holds no word has a uniform assignment that
+    adds nothing to the ELBO. Not for correlated topics. Its posterior has many optima; compare runs
+    by their ELBO.
 
     Arguments:
         word: index of each token's word in 0, ..., V - 1, `[tokens]`.
@@ -76,9 +78,15 @@ class LatentDirichletAllocation(AbstractConjugateTarget):
 
     @staticmethod
     def from_documents(documents: Any, topics: int, **kwargs: Any) -> "LatentDirichletAllocation":
-        """From a list of documents, each a sequence of word indices, of any lengths (an empty one keeps its prior)."""
+        """From a list of documents, each a sequence of word indices, of any lengths (an empty one
+        keeps its prior).
+        """
         lengths = [len(document) for document in documents]
-        word = np.concatenate([np.asarray(document, np.int64) for document in documents]) if documents else np.empty(0, int)
+        word = (
+            np.concatenate([np.asarray(document, np.int64) for document in documents])
+            if documents
+            else np.empty(0, int)
+        )
         index = np.repeat(np.arange(len(documents)), lengths)
         return LatentDirichletAllocation(word, index, topics, documents=len(documents), **kwargs)
 
@@ -89,16 +97,27 @@ class LatentDirichletAllocation(AbstractConjugateTarget):
     def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
         data = self.data_rows if rows is None else rows
         topics, proportions, z = moments["topics"], moments["proportions"], moments["z"]
-        present, of_word = data["present"][..., None], jnp.moveaxis(topics.log[:, data["words"]], 0, -1)
-        log_joint = present * (of_word + proportions.log[:, None, :]) - (1.0 - present) * math.log(self.topics)
-        of_documents = jnp.sum(z.probs * log_joint) + self.proportion_prior.expected_log_prob(proportions)
+        present, of_word = (
+            data["present"][..., None],
+            jnp.moveaxis(topics.log[:, data["words"]], 0, -1),
+        )
+        log_joint = present * (of_word + proportions.log[:, None, :]) - (1.0 - present) * math.log(
+            self.topics
+        )
+        of_documents = jnp.sum(z.probs * log_joint) + self.proportion_prior.expected_log_prob(
+            proportions
+        )
         return self.topic_prior.expected_log_prob(topics) + scale * of_documents
 
     def start(self, key: Any) -> Product:
-        """Topics that are the words' frequencies with random weights, and assignments that follow from them."""
+        """Topics that are the words' frequencies with random weights, and assignments that follow
+        from them.
+        """
         rng = host_rng(key, "topics")
         vocabulary = self.topic_prior.concentration.shape[0]
-        frequency = np.bincount(self.words.ravel(), self.present.ravel(), vocabulary) / self.present.sum()
+        frequency = (
+            np.bincount(self.words.ravel(), self.present.ravel(), vocabulary) / self.present.sum()
+        )
         weights = rng.gamma(1.0, 1.0, (self.topics, vocabulary)) * (frequency + 1e-3 / vocabulary)
         weights *= self.present.sum() / self.topics / weights.sum(axis=1, keepdims=True)
         concentration = np.asarray(self.topic_prior.concentration) + weights
@@ -107,7 +126,11 @@ class LatentDirichletAllocation(AbstractConjugateTarget):
 
     def _factors(self, topics: Dirichlet, logits: np.ndarray | None = None) -> Product:
         documents, length = self.words.shape
-        logits = np.zeros((documents, length, self.topics)) if logits is None else logits * self.present[..., None]
+        logits = (
+            np.zeros((documents, length, self.topics))
+            if logits is None
+            else logits * self.present[..., None]
+        )
         return Product(
             topics=topics,
             proportions=broadcast(self.proportion_prior, (documents,)),
@@ -116,11 +139,17 @@ class LatentDirichletAllocation(AbstractConjugateTarget):
         )
 
 
-def _padded(word: np.ndarray, document: np.ndarray, documents: int) -> tuple[np.ndarray, np.ndarray]:
-    """The words of each document in a row of their own `[M, L]`, and which places are words rather than padding."""
+def _padded(
+    word: np.ndarray, document: np.ndarray, documents: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The words of each document in a row of their own `[M, L]`, and which places are words rather
+    than padding.
+    """
     order = np.argsort(document, kind="stable")
     lengths = np.bincount(document, minlength=documents)
     place = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    words, present = (np.zeros((documents, max(int(lengths.max()), 1)), kind) for kind in (np.int64, np.float64))
+    words, present = (
+        np.zeros((documents, max(int(lengths.max()), 1)), kind) for kind in (np.int64, np.float64)
+    )
     words[document[order], place], present[document[order], place] = word[order], 1.0
     return words, present

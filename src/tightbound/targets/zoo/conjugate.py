@@ -27,14 +27,20 @@ def beta_bernoulli(y: Array | None = None, *, a: float = 2.0, b: float = 3.0) ->
     variance = a_n * b_n / ((a_n + b_n) ** 2 * (a_n + b_n + 1))
 
     def log_prior(params):
-        return (a - 1) * jnp.log(params["theta"]) + (b - 1) * jnp.log1p(-params["theta"]) - betaln(a, b)
+        return (
+            (a - 1) * jnp.log(params["theta"])
+            + (b - 1) * jnp.log1p(-params["theta"])
+            - betaln(a, b)
+        )
 
     def log_likelihood(params, rows):
         return jnp.where(rows["y"] == 1, jnp.log(params["theta"]), jnp.log1p(-params["theta"]))
 
     return Known(
         name=f"beta_bernoulli(N={len(y)}, a={a:g}, b={b:g})",
-        target=from_rows(log_prior, log_likelihood, {"y": y}, {"theta": 0.5}, support={"theta": "unit_interval"}),
+        target=from_rows(
+            log_prior, log_likelihood, {"y": y}, {"theta": 0.5}, support={"theta": "unit_interval"}
+        ),
         mean={"theta": np.array(a_n / (a_n + b_n))},
         sd={"theta": np.array(math.sqrt(variance))},
         log_evidence=float(betaln(a_n, b_n) - betaln(a, b)),
@@ -44,7 +50,9 @@ def beta_bernoulli(y: Array | None = None, *, a: float = 2.0, b: float = 3.0) ->
 
 
 def gamma_poisson(y: Array | None = None, *, shape: float = 2.0, rate: float = 0.5) -> Known:
-    """lam ~ Gamma(shape, rate), y_i ~ Poisson(lam); the posterior is Gamma(shape + sum y, rate + N).
+    """lam ~ Gamma(shape, rate), y_i ~ Poisson(lam).
+
+    The posterior is Gamma(shape + sum y, rate + N).
 
     Arguments:
         y: counts, `[N]`; eight of them by default.
@@ -63,10 +71,14 @@ def gamma_poisson(y: Array | None = None, *, shape: float = 2.0, rate: float = 0
 
     return Known(
         name=f"gamma_poisson(N={len(y)}, shape={shape:g}, rate={rate:g})",
-        target=from_rows(log_prior, log_likelihood, {"y": y}, {"lam": 1.0}, support={"lam": "positive"}),
+        target=from_rows(
+            log_prior, log_likelihood, {"y": y}, {"lam": 1.0}, support={"lam": "positive"}
+        ),
         mean={"lam": np.array(shape_n / rate_n)},
         sd={"lam": np.array(math.sqrt(shape_n) / rate_n)},
-        log_evidence=float(log_prior_norm + gammaln(shape_n) - shape_n * math.log(rate_n) - gammaln(y + 1).sum()),
+        log_evidence=float(
+            log_prior_norm + gammaln(shape_n) - shape_n * math.log(rate_n) - gammaln(y + 1).sum()
+        ),
         cov=np.array([[shape_n / rate_n**2]]),
         draw=lambda n, rng: {"lam": rng.gamma(shape_n, 1 / rate_n, n)},
     )
@@ -102,10 +114,12 @@ def normal_normal(x: Array | None = None, *, noise: float = 1.0, prior_sd: float
 def linear_regression(
     num_rows: int = 50, dim: int = 3, *, noise: float = 0.7, prior_sd: float = 2.0, seed: int = 0
 ) -> Known:
-    """beta ~ N(0, prior_sd^2 I), y ~ N(X beta, noise^2 I) on simulated data: the posterior is Gaussian.
+    """beta ~ N(0, prior_sd^2 I), y ~ N(X beta, noise^2 I) on simulated data: the posterior is
+    Gaussian.
 
-    Precision P = I / prior_sd^2 + X'X / noise^2, mean P^-1 X'y / noise^2, evidence N(y; 0, noise^2 I + prior_sd^2 X X').
-    Source: Bishop (2006), Pattern Recognition and Machine Learning, eqs. 3.53-3.54.
+    Precision P = I / prior_sd^2 + X'X / noise^2, mean P^-1 X'y / noise^2, evidence N(y; 0, noise^2
+    I + prior_sd^2 X X'). Source: Bishop (2006), Pattern Recognition and Machine Learning, eqs.
+    3.53-3.54.
 
     Arguments:
         num_rows: N.
@@ -120,7 +134,10 @@ def linear_regression(
     cov = np.linalg.inv(np.eye(dim) / prior_sd**2 + design.T @ design / noise**2)
     mean = cov @ design.T @ y / noise**2
     return Known(
-        name=f"linear_regression({num_rows}, {dim}, noise={noise:g}, prior_sd={prior_sd:g}, seed={seed})",
+        name=(
+            f"linear_regression({num_rows}, {dim}, noise={noise:g}, prior_sd={prior_sd:g},"
+            f" seed={seed})"
+        ),
         target=from_rows(
             lambda params: jnp.sum(normal(params["beta"], 0.0, prior_sd)),
             lambda params, rows: normal(rows["y"], rows["X"] @ params["beta"], noise),
@@ -137,4 +154,6 @@ def linear_regression(
 
 def _log_normal(x: np.ndarray, cov: np.ndarray) -> float:
     """log N(x; 0, cov), nats."""
-    return float(-0.5 * (x @ np.linalg.solve(cov, x) + np.linalg.slogdet(cov)[1] + len(x) * LOG_2PI))
+    return float(
+        -0.5 * (x @ np.linalg.solve(cov, x) + np.linalg.slogdet(cov)[1] + len(x) * LOG_2PI)
+    )

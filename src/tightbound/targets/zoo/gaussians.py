@@ -58,7 +58,9 @@ def two_modes(dim: int = 2, *, separation: float = 6.0, weight: float = 0.5) -> 
     cov[0, 0] += weight * (1 - weight) * separation**2
 
     def log_density(params):
-        squares = jnp.stack([jnp.sum((params["x"] + centre) ** 2), jnp.sum((params["x"] - centre) ** 2)])
+        squares = jnp.stack(
+            [jnp.sum((params["x"] + centre) ** 2), jnp.sum((params["x"] - centre) ** 2)]
+        )
         return jsp.logsumexp(log_weights - 0.5 * squares) - 0.5 * dim * LOG_2PI
 
     def draw(n, rng):

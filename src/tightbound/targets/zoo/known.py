@@ -25,11 +25,14 @@ class Known:
     Attributes:
         name: the target with its arguments.
         target: what to fit.
-        mean: value name -> posterior mean, for everything that `target.constrain` returns; NaN where there is none.
+        mean: value name -> posterior mean, for everything that `target.constrain` returns; NaN
+            where there is none.
         sd: value name -> posterior standard deviation; infinite or NaN where there is none.
         log_evidence: log of the integral of exp(target.log_density) over R^d, nats.
-        cov: covariance of the values, flattened in the order of `jax.tree.leaves`; None where it is not written down.
-        draw: `draw(n, rng) -> value name -> [n, ...]`, independent exact draws; None where there are none.
+        cov: covariance of the values, flattened in the order of `jax.tree.leaves`; None where it is
+            not written down.
+        draw: `draw(n, rng) -> value name -> [n, ...]`, independent exact draws; None where there
+            are none.
     """
 
     name: str
@@ -47,7 +50,9 @@ class Known:
             TargetError: when this target has no exact sampler.
         """
         if self.draw is None:
-            raise TargetError(f"{self.name} has no exact sampler; draw from it with tb.solvers.NUTS().")
+            raise TargetError(
+                f"{self.name} has no exact sampler; draw from it with tb.solvers.NUTS()."
+            )
         return self.draw(n, host_rng(key, "zoo"))
 
 
@@ -56,18 +61,26 @@ def normal(x: Any, mean: Any, sd: Any) -> Any:
     return -0.5 * ((x - mean) / sd) ** 2 - jnp.log(sd) - 0.5 * LOG_2PI
 
 
-def moments_on_grid(log_weight: np.ndarray, means: Values, variances: Values | None = None) -> tuple[Values, Values]:
+def moments_on_grid(
+    log_weight: np.ndarray, means: Values, variances: Values | None = None
+) -> tuple[Values, Values]:
     """Mean and sd of values whose conditional moments are known at the nodes of a quadrature.
 
-    By the laws of total expectation and variance, with weights exp(log_weight) `[m]`, normalised here.
+    By the laws of total expectation and variance, with weights exp(log_weight) `[m]`, normalised
+    here.
 
     Arguments:
         log_weight: log of the unnormalised weights of the nodes, `[m]`.
         means: name -> conditional mean at each node, `[m, ...]`.
-        variances: name -> conditional variance at each node, `[m, ...]`; zero where a name is missing.
+        variances: name -> conditional variance at each node, `[m, ...]`; zero where a name is
+            missing.
     """
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     mean = {name: np.tensordot(weight, x, 1) for name, x in means.items()}
-    spread = {name: (x - mean[name]) ** 2 + (variances or {}).get(name, 0.0) for name, x in means.items()}
-    return mean, {name: np.asarray(np.sqrt(np.tensordot(weight, x, 1))) for name, x in spread.items()}
+    spread = {
+        name: (x - mean[name]) ** 2 + (variances or {}).get(name, 0.0) for name, x in means.items()
+    }
+    return mean, {
+        name: np.asarray(np.sqrt(np.tensordot(weight, x, 1))) for name, x in spread.items()
+    }

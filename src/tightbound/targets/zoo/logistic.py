@@ -8,13 +8,16 @@ from scipy.special import expit, logsumexp
 from ..rows import from_rows
 from .known import LOG_2PI, Known, moments_on_grid, normal
 
-_REACH, _STEP = 10.0, 0.1  # of the grid, in posterior sds: the trapezoid rule is then exact to rounding
+# of the grid, in posterior sds: the trapezoid rule is then exact to rounding
+_REACH, _STEP = 10.0, 0.1
 
 
 def logistic_regression(num_rows: int = 60, *, prior_sd: float = 2.5, seed: int = 0) -> Known:
-    """beta ~ N(0, prior_sd^2 I) in two dimensions, P(y_i = 1) = 1 / (1 + exp(-x_i' beta)), on simulated data.
+    """beta ~ N(0, prior_sd^2 I) in two dimensions, P(y_i = 1) = 1 / (1 + exp(-x_i' beta)), on
+    simulated data.
 
-    The truth comes from the trapezoid rule on a grid in coordinates in which the posterior is nearly N(0, I).
+    The truth comes from the trapezoid rule on a grid in coordinates in which the posterior is
+    nearly N(0, I).
 
     Arguments:
         num_rows: N.
@@ -52,7 +55,9 @@ def logistic_regression(num_rows: int = 60, *, prior_sd: float = 2.5, seed: int 
     )
 
 
-def _mode_and_root(design: np.ndarray, y: np.ndarray, prior_sd: float) -> tuple[np.ndarray, np.ndarray]:
+def _mode_and_root(
+    design: np.ndarray, y: np.ndarray, prior_sd: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The posterior mode by Newton's method, and a root of the inverse Hessian there."""
     beta = np.zeros(2)
     for _ in range(30):

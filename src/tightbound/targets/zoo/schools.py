@@ -15,15 +15,17 @@ STANDARD_ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 """Their standard errors, points."""
 
 _PRIOR_SD, _PRIOR_SCALE = 5.0, 5.0
-_LOG_TAU = np.arange(-40.0, 25.0, 0.02)  # the integrand falls off as tau on the left and tau^-8 on the right
+# the integrand falls off as tau on the left and tau^-8 on the right
+_LOG_TAU = np.arange(-40.0, 25.0, 0.02)
 
 
 def eight_schools(*, centered: bool = False) -> Known:
     """mu ~ N(0, 5^2), tau ~ HalfCauchy(5), theta_j ~ N(mu, tau^2), y_j ~ N(theta_j, sigma_j^2).
 
-    Centred, the values are mu, tau, theta and the posterior is a funnel that a Gaussian misses; non-centred, they are
-    mu, tau, theta_trans = (theta - mu) / tau, with theta derived. Given tau everything else is Gaussian, so that the truth
-    is one integral over log tau, by the trapezoid rule. Source: Gelman et al., Bayesian Data Analysis, section 5.5.
+    Centred, the values are mu, tau, theta and the posterior is a funnel that a Gaussian misses;
+    non-centred, they are mu, tau, theta_trans = (theta - mu) / tau, with theta derived. Given tau
+    everything else is Gaussian, so that the truth is one integral over log tau, by the trapezoid
+    rule. Source: Gelman et al., Bayesian Data Analysis, section 5.5.
 
     Arguments:
         centered: which parameterisation.
@@ -51,10 +53,14 @@ def _log_prior(params):
 def _centered():
     def log_density(params):
         theta = params["theta"]
-        schools = normal(theta, params["mu"], params["tau"]) + normal(EFFECTS, theta, STANDARD_ERRORS)
+        schools = normal(theta, params["mu"], params["tau"]) + normal(
+            EFFECTS, theta, STANDARD_ERRORS
+        )
         return _log_prior(params) + jnp.sum(schools)
 
-    return from_log_density(log_density, {"mu": 0.0, "tau": 1.0, "theta": np.zeros(8)}, support={"tau": "positive"})
+    return from_log_density(
+        log_density, {"mu": 0.0, "tau": 1.0, "theta": np.zeros(8)}, support={"tau": "positive"}
+    )
 
 
 def _noncentered():
@@ -62,7 +68,9 @@ def _noncentered():
         return {"theta": params["mu"] + params["tau"] * params["theta_trans"]}
 
     def log_density(params):
-        schools = normal(params["theta_trans"], 0.0, 1.0) + normal(EFFECTS, effects(params)["theta"], STANDARD_ERRORS)
+        schools = normal(params["theta_trans"], 0.0, 1.0) + normal(
+            EFFECTS, effects(params)["theta"], STANDARD_ERRORS
+        )
         return _log_prior(params) + jnp.sum(schools)
 
     example = {"mu": 0.0, "tau": 1.0, "theta_trans": np.zeros(8)}
@@ -70,14 +78,19 @@ def _noncentered():
 
 
 def _mu_given_tau(tau: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and variance of mu `[m]`, and the variances of y about mu `[m, 8]`: y_j | mu, tau ~ N(mu, sigma_j^2 + tau^2)."""
+    """Mean and variance of mu `[m]`, and the variances of y about mu `[m, 8]`.
+
+    Y_j | mu, tau ~ N(mu, sigma_j^2 + tau^2).
+    """
     variance = STANDARD_ERRORS**2 + tau[:, None] ** 2
     variance_mu = 1 / (1 / _PRIOR_SD**2 + np.sum(1 / variance, axis=1))
     return variance_mu * np.sum(EFFECTS / variance, axis=1), variance_mu, variance
 
 
 def _log_marginal(tau: np.ndarray) -> np.ndarray:
-    """log p(tau) + log p(y | tau) `[m]`, with mu and theta integrated out (matrix determinant lemma and Woodbury)."""
+    """log p(tau) + log p(y | tau) `[m]`, with mu and theta integrated out (matrix determinant lemma
+    and Woodbury).
+    """
     mean_mu, variance_mu, variance = _mu_given_tau(tau)
     log_det = np.sum(np.log(variance), axis=1) + np.log(_PRIOR_SD**2 / variance_mu)
     quadratic = np.sum(EFFECTS**2 / variance, axis=1) - mean_mu**2 / variance_mu
@@ -106,7 +119,8 @@ def _given_tau(tau: np.ndarray) -> tuple[Values, Values]:
 def _draw(n: int, rng: np.random.Generator, log_weight: np.ndarray, centered: bool) -> Values:
     """tau by its distribution function on the grid, then mu given tau, then the schools given both."""
     cdf = np.cumsum(np.exp(log_weight - np.logaddexp.reduce(log_weight)))
-    # A node stands for the interval around it, so that the function between two nodes belongs to their midpoint.
+    # A node stands for the interval around it, so that the function between two nodes belongs to
+    # their midpoint.
     tau = np.exp(np.interp(rng.random(n), cdf, _LOG_TAU + (_LOG_TAU[1] - _LOG_TAU[0]) / 2))
     mean_mu, variance_mu, variance = _mu_given_tau(tau)
     mu = mean_mu + np.sqrt(variance_mu) * rng.standard_normal(n)

@@ -22,7 +22,9 @@ def funnel(dim: int = 10, *, scale: float = 3.0) -> Known:
     width = dim - 1
 
     def log_density(params):
-        return normal(params["v"], 0.0, scale) + jnp.sum(normal(params["x"], 0.0, jnp.exp(params["v"] / 2)))
+        return normal(params["v"], 0.0, scale) + jnp.sum(
+            normal(params["x"], 0.0, jnp.exp(params["v"] / 2))
+        )
 
     def draw(n, rng):
         v = scale * rng.standard_normal(n)
@@ -43,7 +45,8 @@ def funnel(dim: int = 10, *, scale: float = 3.0) -> Known:
 def banana(*, curvature: float = 0.5, scale: float = 2.0) -> Known:
     """A bent Gaussian in the plane: x ~ N(0, scale^2), y ~ N(curvature (x^2 - scale^2), 1) given x.
 
-    x and y are uncorrelated, and Var[y] = 1 + 2 curvature^2 scale^4. Source: Haario, Saksman and Tamminen (1999).
+    x and y are uncorrelated, and Var[y] = 1 + 2 curvature^2 scale^4. Source: Haario, Saksman and
+    Tamminen (1999).
 
     Arguments:
         curvature: of the bend.
@@ -71,10 +74,12 @@ def banana(*, curvature: float = 0.5, scale: float = 2.0) -> Known:
 
 
 def ring(*, radius: float = 4.0, width: float = 0.5) -> Known:
-    """A ring in the plane, log p(x) = -(|x|^2 - r^2)^2 / (2 s^2) with s = 2 r w: near it, |x| is about N(r, w^2).
+    """A ring in the plane, log p(x) = -(|x|^2 - r^2)^2 / (2 s^2) with s = 2 r w: near it, |x| is
+    about N(r, w^2).
 
-    t = |x|^2 is a normal N(r^2, s^2) cut off at 0, and the angle is uniform, so that with a = r^2 / s
-    evidence = pi sqrt(2 pi) s Phi(a), E[x_i^2] = (r^2 + s phi(a) / Phi(a)) / 2. Smooth everywhere, unlike a density of |x|.
+    t = |x|^2 is a normal N(r^2, s^2) cut off at 0, and the angle is uniform, so that with a = r^2 /
+    s evidence = pi sqrt(2 pi) s Phi(a), E[x_i^2] = (r^2 + s phi(a) / Phi(a)) / 2. Smooth
+    everywhere, unlike a density of |x|.
 
     Arguments:
         radius: r.

@@ -1,0 +1,173 @@
+"""Gaussian heads in coordinates where minus the log density is convex, and stays well scaled as
+posteriors narrow.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import jax.scipy.linalg as jsl
+import numpy as np
+
+from ..._types import Array
+from ...families.head import AbstractHead
+
+FLOOR = 0.02
+"""Smallest diagonal of the precision's root: an sd of fifty prior sds.
+
+Below it the loss goes on as a parabola.
+"""
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class Gaussian(AbstractHead):
+    """u ~ N(mu, (L L')^-1) with eta = (L' mu, L), L lower triangular with a positive diagonal.
+
+        loss = |L' u - m|^2 / 2 - sum log L_ii + d/2 log 2 pi,   m = L' mu
+
+    Convex in (m, L) jointly: the square of something linear, and minus logarithms. The natural
+    parameters (L L' mu, -L L'/2) are convex too, but they grow as 1/sd^2 where these grow as 1/sd,
+    and their domain is a cone of matrices where this one is d half-lines. In (mean, log sd) the
+    loss is not convex away from the optimum. With the root fixed (`mean`) the natural parameter is
+    m up to a constant.
+
+    Not for several modes, or for a shape that is not elliptical: Mixture, Spline, Flow.
+
+    Attributes:
+        dim: d.
+        structure: "full"; "diagonal", independent coordinates; "mean", independent with the given
+            sds.
+        sd: `[d]`, for "mean": the sds that are kept.
+    """
+
+    dim: int = eqx.field(static=True)
+    structure: str = eqx.field(static=True, default="full")
+    sd: tuple[float, ...] | None = eqx.field(static=True, default=None)
+    convex: ClassVar[bool] = True
+    reparameterised: ClassVar[bool] = True
+
+    def __check_init__(self):
+        if self.structure not in ("mean", "diagonal", "full"):
+            raise ValueError(
+                "Gaussian head: `structure` must be 'mean', 'diagonal' or 'full', got"
+                f" {self.structure!r}."
+            )
+        if self.dim < 1:
+            raise ValueError(f"Gaussian head: `dim` must be at least 1, got {self.dim}.")
+        if (self.structure == "mean") != (self.sd is not None):
+            raise ValueError(
+                "Gaussian head: give `sd`, the sds to keep, with structure='mean', and only there."
+            )
+        if self.sd is not None and (len(self.sd) != self.dim or min(self.sd) <= 0):
+            raise ValueError(
+                f"Gaussian head: `sd` must hold {self.dim} positive numbers, got {self.sd}."
+            )
+
+    @property
+    def size(self) -> int:
+        return {
+            "mean": self.dim,
+            "diagonal": 2 * self.dim,
+            "full": self.dim + self.dim * (self.dim + 1) // 2,
+        }[self.structure]
+
+    def log_prob(self, eta: Array, u: Array) -> Array:
+        m, diagonal, below = self._parts(eta)
+        diagonal = jnp.maximum(diagonal, FLOOR)
+        return (
+            -0.5 * jnp.sum((self._times(diagonal, below, u) - m) ** 2)
+            + jnp.sum(jnp.log(diagonal))
+            - self._constant
+        )
+
+    def loss(self, eta: Array, u: Array) -> Array:
+        m, diagonal, below = self._parts(eta)
+        return (
+            0.5 * jnp.sum((self._times(diagonal, below, u) - m) ** 2)
+            + jnp.sum(barrier(diagonal))
+            + self._constant
+        )
+
+    def sample(self, eta: Array, key: Array) -> Array:
+        m, diagonal, below = self._parts(eta)
+        return self._solved(
+            jnp.maximum(diagonal, FLOOR), below, m + jr.normal(key, (self.dim,), m.dtype)
+        )
+
+    def moments(self, eta: Array) -> tuple[Array, Array]:
+        m, diagonal, below = self._parts(eta)
+        diagonal = jnp.maximum(diagonal, FLOOR)
+        if below is None:
+            return m / diagonal, 1 / diagonal
+        root = jsl.solve_triangular(
+            jnp.diag(diagonal) + below, jnp.eye(self.dim, dtype=m.dtype), lower=True
+        ).T
+        return root @ m, jnp.sqrt(jnp.sum(root**2, axis=1))
+
+    def start(self) -> np.ndarray:
+        return self._packed(np.zeros(self.dim), np.eye(self.dim))
+
+    def linear_start(
+        self, slope: np.ndarray, mean: np.ndarray, cov: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.structure != "full":
+            cov = np.diag(np.diag(cov))
+        root = (
+            np.diag(1 / np.array(self.sd))
+            if self.sd is not None
+            else np.linalg.cholesky(np.linalg.inv(cov))
+        )
+        weight = np.zeros((self.size, slope.shape[1]))
+        weight[: self.dim] = root.T @ slope
+        return weight, self._packed(root.T @ mean, root)
+
+    @property
+    def _constant(self) -> float:
+        return 0.5 * self.dim * _LOG_2PI
+
+    def _packed(self, m: np.ndarray, root: np.ndarray) -> np.ndarray:
+        rest = {
+            "mean": [],
+            "diagonal": [np.diag(root)],
+            "full": [np.diag(root), root[np.tril_indices(self.dim, -1)]],
+        }
+        return np.concatenate([m, *rest[self.structure]])
+
+    def _parts(self, eta: Array) -> tuple[Any, Any, Any]:
+        """m `[d]`, the diagonal of L `[d]`, and what lies below it `[d, d]` (None where nothing
+        does).
+        """
+        d = self.dim
+        if self.sd is not None:
+            return eta, 1 / jnp.asarray(self.sd, eta.dtype), None
+        if self.structure == "diagonal":
+            return eta[:d], eta[d:], None
+        rows, columns = np.tril_indices(d, -1)
+        below = jnp.zeros((d, d), eta.dtype).at[rows, columns].set(eta[2 * d :]) if d > 1 else None
+        return eta[:d], eta[d : 2 * d], below
+
+    def _times(self, diagonal: Array, below: Any, u: Array) -> Array:
+        """L' u."""
+        return diagonal * u if below is None else diagonal * u + below.T @ u
+
+    def _solved(self, diagonal: Array, below: Any, v: Array) -> Array:
+        """L'^-1 v."""
+        if below is None:
+            return v / diagonal
+        return jsl.solve_triangular(jnp.diag(diagonal) + below, v, trans=1, lower=True)
+
+
+def barrier(x: Array) -> Array:
+    """-log x, continued below FLOOR by its parabola there.
+
+    Convex, twice differentiable, finite everywhere.
+    """
+    inside = jnp.maximum(x, FLOOR)
+    t = (x - FLOOR) / FLOOR
+    return jnp.where(x > FLOOR, -jnp.log(inside), -math.log(FLOOR) - t + 0.5 * t**2)
+
+
+__all__ = ["FLOOR", "Gaussian", "barrier"]

@@ -1,0 +1,1 @@
+"""Many fits at once: `tb.fit_batch` and what it returns."""

@@ -1,0 +1,1 @@
+"""The findings of a certificate, a file for each kind of question."""

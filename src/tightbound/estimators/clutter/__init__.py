@@ -1,0 +1,4 @@
+"""Estimators of contaminated data.
+
+Closed forms and one-dimensional quadratures that only such targets have.
+"""

@@ -1,0 +1,85 @@
+"""An encoder: from one standardised data set x to a vector `[size]`."""
+
+import abc
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from .._types import PyTree
+
+
+class AbstractEncoder(eqx.Module):
+    """A network from one standardised data set to a vector.
+
+    Implementing one: `__call__`, for one data set.
+
+    Give its layers biases: without a constant input a ReLU network cannot tell x from -x but
+    linearly, and the kernel that governs its training is singular (`tb.certify.ntk`).
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: PyTree) -> Any:
+        """The output `[size]` for one x."""
+
+
+def flatten(x: PyTree) -> Any:
+    """All numbers of a pytree of arrays in one vector."""
+    return jnp.concatenate([jnp.reshape(leaf, (-1,)) for leaf in jax.tree.leaves(x)])
+
+
+def the_array(x: PyTree, part: str) -> Any:
+    """The one array that x consists of.
+
+    Raises:
+        ValueError: x holds several.
+    """
+    leaves = jax.tree.leaves(x)
+    if len(leaves) != 1:
+        raise ValueError(
+            f"{part} takes x as one array, but `simulate` returns {len(leaves)}. Return one array,"
+            " or use the encoder MLP, which flattens whatever it is given."
+        )
+    return leaves[0]
+
+
+def scaled(layer: Any, factor: float) -> eqx.nn.Linear:
+    """A linear layer with its weights multiplied and its bias at zero.
+
+    A last layer that starts out small.
+    """
+    weight = layer.weight * jnp.asarray(factor, layer.weight.dtype)
+    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, 0 * layer.bias))
+
+
+def he(layer: Any) -> Any:
+    """A linear layer or convolution with the variance 2 / inputs of its weights, which keeps the
+    size of ReLU signals.
+
+    Equinox draws them from U(-1/sqrt(n), 1/sqrt(n)), whose signals shrink by 2.4 per layer. Source:
+    He et al. 2015, eq. 10.
+    """
+    weight = layer.weight * jnp.asarray(6**0.5, layer.weight.dtype)
+    return eqx.tree_at(lambda n: (n.weight, n.bias), layer, (weight, 0 * layer.bias))
+
+
+def stack(widths: list[int], key: Any, dtype: Any = float) -> tuple[eqx.nn.Linear, ...]:
+    """Linear layers from each width to the next."""
+    pairs = list(itertools.pairwise(widths))
+    return tuple(
+        eqx.nn.Linear(*pair, dtype=dtype, key=jr.fold_in(key, i)) for i, pair in enumerate(pairs)
+    )
+
+
+def through(layers: tuple[eqx.nn.Linear, ...], h: Any, activation: Callable[[Any], Any]) -> Any:
+    """The layers one after the other, the activation after each."""
+    for layer in layers:
+        h = activation(layer(h))
+    return h
+
+
+__all__ = ["AbstractEncoder", "flatten", "he", "scaled", "stack", "the_array", "through"]

@@ -1,0 +1,55 @@
+"""The conjugate form of a target: its own, or the one that is found in a NumPyro model."""
+
+import weakref
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .._numerics import to_device, to_host, x64
+from ..families.exponential.product import Product
+from ..targets.base import Conjugate, require
+from ..targets.conjugate.discovery import FoundModel, find, tabulated
+from ..targets.numpyro_model import AbstractNumPyroTarget
+from .factor_rule import order, sweep, valid
+
+_SWEEPS = 30  # of the first solution, around which the tables are made anew
+_ROUNDS = 2
+
+_found: dict[int, tuple[Any, FoundModel]] = {}
+
+
+def as_conjugate(target: Any) -> Any:
+    """`target` itself where it has the ability, else the conjugate form of its NumPyro model, found
+    once per target.
+
+    Raises:
+        PairingError: neither; for a NumPyro model the message says which site is not conjugate, and
+            why.
+    """
+    if not isinstance(target, AbstractNumPyroTarget):
+        require("CoordinateAscent", target, Conjugate)
+        return target
+    entry = _found.get(id(target))
+    if entry is not None and entry[0]() is target:
+        return entry[1]
+    key = id(target)
+    with x64():
+        found = find(target)
+        # anchors far from the posterior lose digits: they move to where it is
+        for _ in range(_ROUNDS):
+            q, inside = _settled(to_device(found), to_device(found.family))
+            if not bool(inside):
+                break
+            found = tabulated(target, to_host(q).factors)
+    _found[key] = (weakref.ref(target, lambda _: _found.pop(key, None)), found)
+    return found
+
+
+@eqx.filter_jit
+def _settled(target: Any, q: Product) -> tuple[Product, jax.Array]:
+    q = jax.lax.fori_loop(0, _SWEEPS, lambda _, q: sweep(target, q, order(q)), q)
+    return q, valid(q)
+
+
+__all__ = ["as_conjugate"]

@@ -1,0 +1,122 @@
+"""Natural-gradient steps for a product of factors that need not be conjugate.
+
+The rule, shortened until the ELBO climbs.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._numerics import to_device, to_host
+from ..families.exponential.product import Product
+from ..results import Result
+from ..solvers.base import Info
+from .factor_rule import (
+    best_natural,
+    check_product,
+    distance,
+    elbo,
+    moments_of,
+    moved,
+    order,
+    valid,
+)
+
+_HALVINGS = 30
+_SHARE = 0.1  # of tol that the way still to go may amount to
+
+
+@dataclasses.dataclass(frozen=True)
+class DampedState:
+    """The target and q on the device, one step size for each factor, and the last moves."""
+
+    target: Any
+    q: Product
+    rhos: Any
+    tol: float
+    elbo: float
+    changes: tuple[float, ...] = ()
+    result: Result | None = None
+
+
+def check(target: Any, q: Any) -> None:
+    """Refuse a q that is not a product of the target's factors."""
+    check_product("NaturalGradient", target, q)
+
+
+def init(target: Any, q: Product, tol: float) -> DampedState:
+    """The state before the first step."""
+    on_device, start = to_device(target), to_device(q)
+    value = float(_elbo(on_device, start))
+    result = None if np.isfinite(value) else Result.nonfinite
+    return DampedState(on_device, start, jnp.ones(len(q.factors)), tol, value, (), result)
+
+
+def step(q: Any, state: DampedState) -> tuple[Any, DampedState, Info]:
+    """One damped step in every factor."""
+    new, value, rhos, change, tried = _stepped(
+        state.target, state.q, state.rhos, np.float64(state.elbo)
+    )
+    change, value = float(change), float(value)
+    changes = (*state.changes[-2:], change)
+    result = _ended(changes, np.asarray(rhos), state.tol)
+    state = DampedState(state.target, new, rhos, state.tol, value, changes, result)
+    return to_host(new), state, Info(np.float64(-value), np.float64(change), int(tried))
+
+
+def _ended(changes: tuple[float, ...], rhos: np.ndarray, tol: float) -> Result | None:
+    """Converged when the last moves, continued as a geometric series, lead nowhere far with steps
+    of a fair size.
+    """
+    if changes[-1] < 1e-9:
+        return Result.converged if rhos.min() > 1e-3 else Result.stalled
+    if len(changes) < 3:
+        return None
+    ratio = max(changes[-1] / changes[-2], changes[-2] / changes[-3])
+    return (
+        Result.converged
+        if ratio < 1.0 and changes[-1] * ratio / (1.0 - ratio) < _SHARE * tol
+        else None
+    )
+
+
+@eqx.filter_jit
+def _elbo(target: Any, q: Product) -> jax.Array:
+    return elbo(target, q)
+
+
+@eqx.filter_jit
+def _stepped(
+    target: Any, q: Product, rhos: jax.Array, value: Any
+) -> tuple[Product, jax.Array, jax.Array, jax.Array, jax.Array]:
+    start, new_rhos, tried = q, [], jnp.asarray(0)
+    value = jnp.asarray(value)
+    for i, name in enumerate(order(q)):
+        towards = best_natural(target, q, name, moments_of(q), None, 1.0)
+
+        def attempt(rho, q=q, name=name, towards=towards):
+            new = moved(q, name, towards, rho)
+            return new, jnp.where(valid(new), elbo(target, new), -jnp.inf)
+
+        def short_of(state, value=value):
+            _, new_value, count = state
+            # rounding of a sum of many terms may hide the last of the climb
+            return (count < _HALVINGS) & ~(new_value >= value - 1e-12 * jnp.abs(value))
+
+        def halved(state, attempt=attempt):
+            rho, _, count = state
+            return 0.5 * rho, attempt(0.5 * rho)[1], count + 1
+
+        rho, new_value, count = jax.lax.while_loop(
+            short_of, halved, (rhos[i], attempt(rhos[i])[1], jnp.asarray(0))
+        )
+        climbs = new_value >= value - 1e-12 * jnp.abs(value)
+        rho = jnp.where(climbs, rho, 0.0)
+        q, value = attempt(rho)[0], jnp.where(climbs, new_value, value)
+        new_rhos.append(jnp.minimum(1.0, jnp.where(climbs, 1.8 * rho, 1e-6)))
+        tried = tried + count + 1
+    return q, value, jnp.stack(new_rhos), distance(q, start), tried

@@ -1,0 +1,268 @@
+"""Where a Gaussian fit starts: the point along L-BFGS paths whose local Gaussian has the largest
+ELBO.
+
+The mode may not exist: centred hierarchical models, Gaussian processes and item response models
+have densities that grow without bound as a scale shrinks, so the end of a path is no place to start
+from. Pathfinder's idea (Zhang et al. 2022, Algorithm 1), with the local curvature from differences
+of scores (2 d of them) instead of the quasi-Newton matrix.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ..results import TargetError
+from ..search.lbfgs import Evaluate, Path, ascend
+
+_FRACTIONS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+_MAX_ITERATIONS = 250
+_EARLY = (0, 3, 6, 12)
+_SCALES = (1.0, 0.3)
+_AT_MODE = 0.1  # rms whitened gradient below which a point counts as a mode
+# nats of spread per sqrt(dim) of the log weights at a mode that needs no look at the rest of its
+# path
+_CLEAN = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalGaussian:
+    """N(mean, root root') with the ELBO of a small antithetic design, and the spread of log p - log
+    q over it (nats).
+    """
+
+    mean: np.ndarray
+    root: np.ndarray
+    elbo: float
+    spread: float
+
+
+def find_start(
+    evaluate: Evaluate,
+    points: np.ndarray,
+    design: np.ndarray,
+    broad: Callable[[], LocalGaussian | None] = lambda: None,
+) -> list[LocalGaussian]:
+    """Local Gaussians at the distinct ends of L-BFGS paths from `points [starts, d]`, best ELBO
+    first.
+
+    The ends are polished by Newton steps. Where none looks like a Gaussian, `broad` is asked for a
+    start that no path finds (`solvers/broad.py`), and where that does not look like one either, the
+    best paths are searched for an earlier iterate that does (at scales 1 and 0.3). `design [m, d]`:
+    standardised draws, some tens of them.
+    """
+    paths = ascend(evaluate, points, max_iterations=_MAX_ITERATIONS)
+    if not paths:
+        return []
+    ends = _distinct_ends(paths)
+    guess = np.stack([np.sqrt(p.inverse_hessian_diagonal) for p in ends])
+    tips = np.stack([p.points[-1] for p in ends])
+    roots = local_roots(evaluate, tips, guess)
+    tips, pull = _polished(evaluate, tips, roots)
+    found = with_elbo(evaluate, tips, roots, design, (1.0,))
+    best = max(found, key=lambda g: g.elbo, default=None)
+    if not _is_clean(best) or np.min(pull) > _AT_MODE:
+        wide = broad()
+        found += [] if wide is None else [wide]
+        for path in ends[:2] if not _is_clean(wide) else ():
+            iterates = _iterates(path)
+            roots = local_roots(evaluate, iterates, passes=1)
+            tried = with_elbo(evaluate, iterates, roots, design, _SCALES)
+            found += sorted(tried, key=lambda g: -g.elbo)[:1]
+    return sorted(found, key=lambda g: -g.elbo) or [_last_resort(ends[0])]
+
+
+def _is_clean(found: LocalGaussian | None) -> bool:
+    """Whether it looks like the posterior.
+
+    The log weights on its design spread by at most a nat per sqrt(dim).
+    """
+    return found is not None and bool(found.spread <= _CLEAN * np.sqrt(len(found.mean)))
+
+
+def _last_resort(path: Path) -> LocalGaussian:
+    """A small Gaussian at the end of a path, where no local Gaussian stays within the region of
+    finite density.
+    """
+    root = np.diag(1e-2 * np.sqrt(path.inverse_hessian_diagonal))
+    return LocalGaussian(path.points[-1], root, -np.inf, np.inf)
+
+
+def _distinct_ends(paths: list[Path], most: int = 3) -> list[Path]:
+    """One path per distinct end, highest log density first.
+
+    Ends within 0.1 nats of each other count as one.
+    """
+    ranked = sorted(paths, key=lambda p: (-p.converged, -p.values[-1]))
+    kept: list[Path] = []
+    for path in ranked:
+        if all(abs(path.values[-1] - other.values[-1]) > 0.1 for other in kept):
+            kept.append(path)
+    return kept[:most]
+
+
+def _iterates(path: Path) -> np.ndarray:
+    count = len(path.values)
+    index = {min(count - 1, i) for i in _EARLY} | {int(count * f) for f in _FRACTIONS} | {count - 1}
+    return path.points[sorted(index)]
+
+
+def _polished(
+    evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Up to three Newton steps from each point, with the curvature found there.
+
+    Only steps that climb are taken.
+
+    Returns the points and how far each still wants to move, in local sds (rms): small at a mode,
+    and only there.
+    """
+    points = points.copy()
+    values, scores = evaluate(points)
+    for _ in range(3):
+        steps = np.stack(
+            [
+                np.zeros_like(s) if r is None else r @ (r.T @ s)
+                for r, s in zip(roots, scores, strict=True)
+            ]
+        )
+        new_values, new_scores = evaluate(points + steps)
+        better = (new_values > values) & np.all(np.isfinite(new_scores), axis=1)
+        if not better.any():
+            break
+        points[better] += steps[better]
+        values, scores = (
+            np.where(better, new_values, values),
+            np.where(better[:, None], new_scores, scores),
+        )
+    whitened = [
+        np.full_like(s, np.inf) if r is None else r.T @ s
+        for r, s in zip(roots, scores, strict=True)
+    ]
+    return points, np.sqrt(np.mean(np.stack(whitened) ** 2, axis=1))
+
+
+def local_gaussians(
+    evaluate: Evaluate, points: np.ndarray, design: np.ndarray, scales: tuple[float, ...]
+) -> list[LocalGaussian]:
+    """Laplace-like Gaussians at `points [n, d]`, each at all `scales`.
+
+    Those with a finite ELBO on the design.
+    """
+    return with_elbo(evaluate, points, local_roots(evaluate, points), design, scales)
+
+
+def with_elbo(
+    evaluate: Evaluate,
+    points: np.ndarray,
+    roots: list[np.ndarray | None],
+    design: np.ndarray,
+    scales: tuple[float, ...],
+) -> list[LocalGaussian]:
+    """Those of N(point, (scale root)(scale root)') that have a finite ELBO on the design."""
+    candidates = [
+        (x, s * r) for x, r in zip(points, roots, strict=True) if r is not None for s in scales
+    ]
+    if not candidates:
+        return []
+    values, _ = evaluate(np.concatenate([_antithetic(x, r, design) for x, r in candidates]))
+    half_squares, out = 0.5 * np.tile(np.sum(design**2, axis=1), 2), []
+    for (x, root), value in zip(candidates, values.reshape(len(candidates), -1), strict=True):
+        if np.all(np.isfinite(value)):
+            elbo = (
+                value.mean() + np.linalg.slogdet(root)[1] + 0.5 * len(x) * (1 + np.log(2 * np.pi))
+            )
+            out.append(LocalGaussian(x, root, float(elbo), float(np.std(value + half_squares))))
+    return out
+
+
+def _antithetic(mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> np.ndarray:
+    moves = design @ root.T
+    return np.concatenate([mean + moves, mean - moves])
+
+
+def local_roots(
+    evaluate: Evaluate,
+    points: np.ndarray,
+    scale_guess: np.ndarray | None = None,
+    passes: int = 2,
+    floor: float = 1e-2,
+    flattest: float = 1e-2,
+) -> list[np.ndarray | None]:
+    """A square root of the inverse of |-Hessian| at each point, from differences of scores.
+
+    None where not finite.
+
+    Two passes: the first finds the scale of each coordinate, the second differences over 1e-3 of
+    it. Eigenvalues of the negative Hessian, scaled to unit diagonal, are made positive and kept
+    above `floor`: at a point that need not be a mode a small one says little, at a mode it is a
+    strong correlation. `flattest`: least curvature along one coordinate.
+    """
+    count, dim = points.shape
+    scale = np.full((count, dim), 0.3) if scale_guess is None else np.clip(scale_guess, 1e-8, 1e3)
+    roots: list[np.ndarray | None] = [None] * count
+    for _ in range(passes):
+        step = 1e-3 * np.clip(scale, 1e-8, 1e3)
+        moves = step[:, :, None] * np.eye(dim)
+        batch = np.concatenate([points[:, None, :] + moves, points[:, None, :] - moves], axis=1)
+        scores = evaluate(batch.reshape(-1, dim))[1].reshape(count, 2, dim, dim)
+        for i in range(count):
+            roots[i] = _inverse_root(
+                (scores[i, 0] - scores[i, 1]) / (2 * step[i][:, None]), floor, flattest
+            )
+            root = roots[i]
+            if root is not None:
+                scale[i] = np.sqrt(np.sum(root**2, axis=1))
+    return roots
+
+
+def _inverse_root(hessian: np.ndarray, floor: float, flattest: float) -> np.ndarray | None:
+    if not np.all(np.isfinite(hessian)):
+        return None
+    precision = -0.5 * (hessian + hessian.T)
+    unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(precision)), flattest))
+    eigenvalues, vectors = np.linalg.eigh(unit[:, None] * precision * unit)
+    return unit[:, None] * (vectors / np.sqrt(np.maximum(np.abs(eigenvalues), floor)))
+
+
+def dispersed_points(rng: np.random.Generator, starts: int, dim: int) -> np.ndarray:
+    """Uniform(-2, 2) on the unconstrained scale, Stan's and NumPyro's habit: `[starts, dim]`."""
+    return rng.uniform(-2.0, 2.0, (starts, dim))
+
+
+def explain_no_start(evaluate: Evaluate, points: np.ndarray, names: tuple[str, ...]) -> TargetError:
+    """The error for a target that was finite at none of `points`.
+
+    It names the parameter that decides, where one does.
+    """
+    value, score = evaluate(points)
+    if np.any(np.isfinite(value)):
+        bad = [names[j] for j in np.flatnonzero(~np.isfinite(score).all(axis=0))]
+        return TargetError(
+            "The log density is finite at the start but its gradient is not, in:"
+            f" {', '.join(bad[:5])}. Look for a square root, log or power at zero;"
+            " `jax.numpy.where` needs both its branches to be differentiable."
+        )
+    origin, _ = evaluate(np.zeros((1, points.shape[1])))
+    kind = "NaN" if np.isnan(value).all() else "-inf or NaN"
+    culprit = _culprit(evaluate, points, names) if not np.isfinite(origin[0]) else ""
+    return TargetError(
+        f"The log density is {kind} at all {len(points)} start points (unconstrained values drawn"
+        f" from -2 to 2).{culprit} Check the data for NaN, declare constrained parameters with"
+        " `support`, or give an `example` at which the density is finite."
+    )
+
+
+def _culprit(evaluate: Evaluate, points: np.ndarray, names: tuple[str, ...]) -> str:
+    """The single coordinate whose change makes the density finite, if there is one."""
+    base = points[0]
+    for value in (0.0, 1.0, -1.0, 10.0, 100.0):
+        trial = np.tile(base, (len(base), 1))
+        np.fill_diagonal(trial, value)
+        good = np.flatnonzero(np.isfinite(evaluate(trial)[0]))
+        if len(good):
+            return (
+                f" It becomes finite when `{names[good[0]]}` is moved to {value:g}: does that"
+                " parameter need a `support`?"
+            )
+    return ""

@@ -1,0 +1,88 @@
+"""The default against targets built to fool it.
+
+A false "pass" is the worst bug that this library can have.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+import tightbound as tb
+from tightbound.targets import zoo
+from tightbound.targets.values import flatten_values
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+SEEDS = (0, 1, 2)
+
+PASSES = {
+    "gaussian, condition 1e6": lambda: zoo.gaussian(20, condition=1e6),
+    "beta": lambda: zoo.beta_bernoulli(),
+    "gamma": lambda: zoo.gamma_poisson(),
+    "normal": lambda: zoo.normal_normal(),
+    "linear regression": lambda: zoo.linear_regression(),
+    "logistic regression": lambda: zoo.logistic_regression(),
+    "eight schools, centred (a funnel)": lambda: zoo.eight_schools(centered=True),
+    "eight schools": lambda: zoo.eight_schools(),
+    "two modes": lambda: zoo.two_modes(2),
+    "two modes in ten dimensions": lambda: zoo.two_modes(10),
+}
+FOOLS = {
+    "a mode with a tenth of the mass": lambda: zoo.two_modes(3, weight=0.1),
+    "banana": lambda: zoo.banana(),
+    "ring": lambda: zoo.ring(),
+    "t with three degrees of freedom": lambda: zoo.student_t(2, df=3.0),
+    "t with five": lambda: zoo.student_t(5, df=5.0),
+    "Neal's funnel": lambda: zoo.funnel(5, scale=1.5),
+}
+
+
+def errors(fit, known):
+    """Largest error of a mean in sds, and the sd ratios, of what `summary` prints."""
+    table = fit.summary()
+    names, mean = flatten_values(jax.tree.map(lambda leaf: np.asarray(leaf)[None], known.mean))
+    _, sd = flatten_values(jax.tree.map(lambda leaf: np.asarray(leaf)[None], known.sd))
+    rows = table.loc[list(names)]
+    return np.max(np.abs(rows["mean"] - mean[0]) / sd[0]), rows["sd"] / sd[0]
+
+
+def is_right(fit, known):
+    """The bar of the default: means within 0.1 sd, sds within a fifth to a quarter."""
+    error, ratio = errors(fit, known)
+    return error <= 0.1 and ratio.min() >= 0.8 and ratio.max() <= 1.25
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_well_behaved_targets_pass_and_are_right(name, seed):
+    known = PASSES[name]()
+    fit = tb.fit(known.target, key=seed)
+    assert fit.certificate.verdict == "pass", str(fit.certificate)
+    assert is_right(fit, known)
+    lower, upper = fit.certificate.log_evidence
+    # quadrature of that evidence is good to 1e-3
+    assert lower <= known.log_evidence <= upper or "schools" in name
+
+
+@pytest.mark.parametrize("name", FOOLS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_targets_built_to_fool_it_never_pass_when_wrong(name, seed):
+    known = FOOLS[name]()
+    fit = tb.fit(known.target, key=seed, throw=False)
+    assert fit.certificate.verdict != "pass" or is_right(fit, known), str(fit.certificate)
+
+
+def test_a_missed_mode_becomes_part_of_a_mixture():
+    known = zoo.two_modes(10)
+    fit = tb.fit(known.target, key=1)
+    assert isinstance(fit.q, tb.families.Mixture)
+    np.testing.assert_allclose(fit.q.weights, 0.5, atol=0.02)
+    assert "Mixture" in fit.rung
+
+
+def test_a_budget_stops_the_climb_with_what_it_has():
+    known = zoo.eight_schools(centered=True)
+    fit = tb.fit(known.target, budget=tb.Budget(evaluations=8_000))
+    assert isinstance(fit.q, tb.families.Gaussian)
+    assert fit.certificate.verdict != "pass"
+    assert "budget" in fit.rung or fit.result is tb.Result.budget
