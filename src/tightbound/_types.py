@@ -1,30 +1,45 @@
-"""Types that every layer shares.
+"""Types that every layer shares: arrays, keys, pytrees, estimates and budgets.
 
-Arrays, estimates, and what a finished fit looks like to its judges.
+Shapes are written with jaxtyping on every array: `Float[Array, "n dim"]`. The names of axes are
+those of docs/notation.md: `dim` (coordinates), `n` (draws), `rows` (of data), `m` (pairs of a
+design), `noise` (standard normals of one draw).
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from jaxtyping import Float, PyTree
 
 if TYPE_CHECKING:
-    Array = jax.Array | np.ndarray
-else:  # NumPy's scalars (np.float64) are arrays to everyone but the type checkers
-    Array = jax.Array | np.ndarray | np.generic
-"""A JAX array inside compiled code, a NumPy array or scalar on the host; all hold float64 in a fit.
-"""
+    from typing import Annotated as Validated
 
-PyTree = Any
-Key = Any
-"""An int, a typed JAX key (`jax.random.key`) or a legacy `jax.random.PRNGKey` array."""
+    Array: TypeAlias = jax.Array | np.ndarray
+    Key: TypeAlias = int | np.integer | jax.Array | np.ndarray
+else:
+    # NumPy's scalars (np.float64) are arrays to everyone but the type checkers.
+    Array = jax.Array | np.ndarray | np.generic
+    # `_numerics.key_words` refuses a wrong key with a sentence that says more than a type error.
+    Key = object
+
+    class Validated:
+        """`Validated[T, "who says what is wrong"]`: T to type checkers, anything at run time.
+
+        For arguments of public functions that check them themselves: the run-time type checks of
+        the tests would otherwise answer first, and say less.
+        """
+
+        def __class_getitem__(cls, item: object) -> type:
+            return object
+
+
+Scalar: TypeAlias = Float[Array, ""] | float | np.floating
+"""One real number: 0-d under JAX, a NumPy or Python float on the host."""
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate with its standard error, both in the unit of the quantity (nats for an
-    ELBO).
-    """
+    """A Monte Carlo estimate with its standard error, both in the quantity's unit (nats: an ELBO)."""
 
     value: float
     stderr: float
@@ -42,10 +57,10 @@ class Budget:
         evaluations: gradients of the log density, checked between blocks of steps.
     """
 
-    seconds: float | None = None
-    evaluations: int | None = None
+    seconds: Validated[float | None, "__post_init__"] = None
+    evaluations: Validated[int | None, "__post_init__"] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("seconds", "evaluations"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
@@ -54,16 +69,4 @@ class Budget:
                 )
 
 
-@runtime_checkable
-class Fitted(Protocol):
-    """All that a check or a report may know of a fit: the approximation and what it approximates."""
-
-    @property
-    def q(self) -> Any:
-        """The approximation: a member of a family."""
-        ...
-
-    @property
-    def target(self) -> Any:
-        """What it approximates."""
-        ...
+__all__ = ["Array", "Budget", "Estimate", "Key", "PyTree", "Scalar", "Validated"]

@@ -3,7 +3,6 @@
 From an amortised answer at one data set to a closer one, where prior and likelihood are known.
 """
 
-import dataclasses
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from ._numerics import host_algebra, key_words, x64
 from .certify.draws import fresh_draws
+from .certify.fitted import Pair
 from .families.gaussian import Gaussian
 from .fit import Fit, fit
 from .loop import Trace
@@ -84,14 +84,6 @@ def _matched(fitted: Any, key: Any) -> Gaussian:
     return Gaussian.from_root(mean, centred.T)
 
 
-@dataclasses.dataclass(frozen=True)
-class _At:
-    """A q and its target, to draw from."""
-
-    q: Any
-    target: Any
-
-
 def _wake(posterior: Any, q: Gaussian, key: Any) -> Fit:
     """q <- N(E_p z, Cov_p z), expectations by importance sampling from q, until they move by less
     than their noise.
@@ -99,7 +91,7 @@ def _wake(posterior: Any, q: Gaussian, key: Any) -> Fit:
     started, steps, changes, result = time.perf_counter(), 0, [], Result.max_steps
     seed = int(np.random.SeedSequence(list(key_words(key))).generate_state(1)[0])
     for steps in range(1, _ROUNDS + 1):
-        new = _matched(_At(q, posterior.target), seed + steps)
+        new = _matched(Pair(q, posterior.target), seed + steps)
         change = max(
             np.max(np.abs(new.mean - q.mean) / q.sd), np.max(np.abs(np.log(new.sd / q.sd)))
         )

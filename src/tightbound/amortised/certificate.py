@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .._types import Budget, Estimate, Fitted
+from .._types import Budget, Estimate
 from ..certify.calibration import calibrate, learns
 from ..certify.certificate import CERTIFIERS
 from ..certify.finding import Certificate, Finding, Verdict
+from ..certify.fitted import Fitted
 from ..certify.simulations import simulations
 from ..targets.base import Simulator
 from ..targets.simulator import has_density

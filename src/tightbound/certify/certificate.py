@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from .._numerics import host_algebra, key_words, x64
-from .._types import Fitted
 from ..families.base import AbstractFamily
 from ..results import Result
 from ..targets.base import Density, require
@@ -25,6 +24,7 @@ from .findings.coverage import coverage
 from .findings.optima import optima
 from .findings.proper import improper, widest
 from .findings.stein import stein
+from .fitted import Fitted
 
 _DRAWS = 4000
 _MAX_DRAWS = 16_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._types import Estimate, Fitted
+from .._types import Estimate
 from ..families.gaussian import Gaussian
 from ..search.chain_statistics import ess_bulk, ess_mean, ess_tail, rhat
 from ..solvers.sampling import ESS_PER_CHAIN, RHAT
@@ -20,6 +20,7 @@ from .draws import FreshDraws
 from .finding import Certificate, Finding, Verdict
 from .findings import weights as findings
 from .findings.optima import optima
+from .fitted import Fitted
 
 _POOR_RHAT = 1.1
 _POOR_ESS = 100.0

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .._types import Estimate, Fitted
+from .._types import Estimate
 from ..targets.base import Density
 from ..targets.batched import batched
 from ..targets.values import constrain_batch, flatten_values
+from .fitted import Fitted
 from .psis import SmoothedWeights, smooth
 
 

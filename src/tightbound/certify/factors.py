@@ -3,7 +3,6 @@
 Exact where it can be, and silent where nothing is known.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,36 +12,25 @@ import jax
 import numpy as np
 
 from .._numerics import to_device, x64
-from .._types import Estimate, Fitted
+from .._types import Estimate
 from ..families.exponential.product import Product
 from ..search.conjugate_form import as_conjugate
 from ..search.factor_rule import distance, elbo, order, sweep
 from ..targets.base import Density
 from ..targets.conjugate.base import judged
 from .finding import Certificate, Finding, Verdict
+from .fitted import Fitted, Pair
 
 _MOVE = 0.05  # sds that the updates may still move a member of a factor
 # unconstrained coordinates up to which importance weights of the whole posterior say anything
 _MOST_DIMENSIONS = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-    """A fit of native factors as a fit on the unconstrained scale.
-
-    What draws and weights are made of.
-    """
-
-    q: Any
-    target: Any
-    seed: int = 0
-
-
 def viewed(fitted: Any) -> Any:
     """`fitted` itself, or the view of its shown factors where q is a product on native values."""
     if fitted.q.space != "native":
         return fitted
-    return View(judged(fitted.target, fitted.q), fitted.target, getattr(fitted, "seed", 0))
+    return Pair(judged(fitted.target, fitted.q), fitted.target, getattr(fitted, "seed", 0))
 
 
 def check_factors(fitted: Fitted, check_view: Callable[[Any], Certificate]) -> Certificate:
@@ -117,4 +105,4 @@ def _bound_and_move(target: Any, q: Product) -> tuple[jax.Array, jax.Array]:
     return elbo(target, q), distance(sweep(target, q, order(q)), q)
 
 
-__all__ = ["View", "check_factors", "exact_findings", "viewed"]
+__all__ = ["check_factors", "exact_findings", "viewed"]

@@ -23,12 +23,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .._numerics import host_rng, to_device, x64
-from .._types import Fitted, PyTree
+from .._types import PyTree
 from ..families.base import AbstractFamily
 from ..results import PairingError
 from ..targets.base import Density, require
 from ..targets.batched import chunk_size, compiled, hoisted
 from ..targets.layout import value_names
+from .fitted import Fitted
 
 _MOST_VALUES = 200  # by default; each takes a solve of its own
 _TOGETHER = 8  # solves at a time: they share the draws, and what is computed there once

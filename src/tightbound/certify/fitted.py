@@ -1,0 +1,37 @@
+"""What a certificate, a summary or a report may know of a fit: the approximation and its target."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+from ..families.base import AbstractFamily
+from ..targets.base import AbstractTarget
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """Anything with a `q` and a `target`: a Fit, a Posterior, a Run, a Pair."""
+
+    @property
+    def q(self) -> AbstractFamily:
+        """The approximation: a member of a family."""
+        ...
+
+    @property
+    def target(self) -> AbstractTarget:
+        """What it approximates."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A q and its target, and nothing else: for what is judged before it is a fit.
+
+    `seed`: what summaries derive their keys from, as in a Fit.
+    """
+
+    q: AbstractFamily
+    target: AbstractTarget
+    seed: int = 0
+
+
+__all__ = ["Fitted", "Pair"]
