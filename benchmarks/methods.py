@@ -5,7 +5,6 @@ A method is `run(name, seed) -> Answer`; only what happens between its call and 
 timed, and `diagnose` (the k-hat of the importance weights) afterwards is not.
 """
 
-import dataclasses
 import importlib
 from collections.abc import Callable
 from functools import partial
@@ -13,25 +12,8 @@ from typing import Any
 
 import numpy as np
 import posteriors
+from answers import DRAWS, Answer, columns, khat, summarise
 from pymc_methods import PyMC
-
-DRAWS = 4000
-_QUANTILES = {"5%": 0.05, "50%": 0.5, "95%": 0.95}
-
-
-@dataclasses.dataclass
-class Answer:
-    """Summary per value, gradients of the fit and of what certifies it, and what the method says of
-    itself.
-    """
-
-    summary: dict[str, dict[str, float]]
-    evaluations: int | None
-    certificate_evaluations: int | None = None
-    verdict: str | None = None
-    khat: float | None = None
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-    diagnose: Callable[[], float] | None = None  # k-hat, computed after the clock has stopped
 
 
 class Tightbound:
@@ -59,8 +41,9 @@ class Tightbound:
         certificate = fit.certificate
         doubts = {f.name: f.value for f in certificate.findings if f.verdict != "pass"}
         extra = {
-            "rung": fit.rung, "result": fit.result.name, "doubts": doubts, "ess": certificate["khat"].detail["ess"],
-            "family": type(fit.q).__name__, "fit_seconds": fit.seconds, "certificate_seconds": certificate.seconds,
+            "rung": fit.rung, "result": fit.result.name, "doubts": doubts,
+            "ess": certificate["khat"].detail["ess"], "family": type(fit.q).__name__,
+            "fit_seconds": fit.seconds, "certificate_seconds": certificate.seconds,
         }  # fmt: skip
         return Answer(
             summary,
@@ -73,7 +56,7 @@ class Tightbound:
 
 
 class NumPyro:
-    """An autoguide by SVI: Adam(0.01), one particle, `steps` steps in one compiled scan, float64."""
+    """An autoguide by SVI: Adam(0.01), one particle, `steps` steps in one scan, float64."""
 
     def __init__(self, guide: str, steps: int) -> None:
         import jax
@@ -203,35 +186,6 @@ class BlackJAX:
         )
         z, log_q = blackjax.vi.pathfinder.sample(keys[1], state, DRAWS)
         return z, lambda _: log_q, None
-
-
-def khat(log_weights: Any) -> float:
-    """The same estimate for every method."""
-    from tightbound.certify.psis import smooth
-
-    return smooth(np.asarray(log_weights)).khat
-
-
-def columns(x: np.ndarray) -> list[dict[str, float]]:
-    """Mean, sd and quantiles of each column of `x [S, P]`."""
-    table = {"mean": x.mean(axis=0), "sd": x.std(axis=0)}
-    table |= {label: np.quantile(x, level, axis=0) for label, level in _QUANTILES.items()}
-    return [{label: float(values[j]) for label, values in table.items()} for j in range(x.shape[1])]
-
-
-def summarise(draws: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Columns of named draws `[S, *shape]`, called `name` or `name[i, j]` (from 0)."""
-    out = {}
-    for name, value in draws.items():
-        array = np.asarray(value)
-        shape = array.shape[1:]
-        labels = (
-            [f"{name}[{', '.join(map(str, index))}]" for index in np.ndindex(shape)]
-            if shape
-            else [name]
-        )
-        out |= dict(zip(labels, columns(array.reshape(len(array), -1)), strict=True))
-    return out
 
 
 METHODS: dict[str, Callable[[], Any]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import posteriors
+from answers import DRAWS, Answer, columns, khat
 
 
 class PyMC:
@@ -42,9 +43,8 @@ class PyMC:
         posterior = self.models.POSTERIORS[name]
         return posterior, data, lambda z: posterior.log_density(z, data)
 
-    def run(self, name: str, target: Any, seed: int) -> Any:
+    def run(self, name: str, target: Any, seed: int) -> Answer:
         import jax
-        import methods
         import pymc as pm
 
         posterior, data, log_density = target
@@ -55,8 +55,8 @@ class PyMC:
             draws, gaussian = self._draws(seed)
         flat = np.asarray(jax.jit(jax.vmap(lambda point: posterior.flat(point, data)))(draws))
         named = [posteriors.python_name(n) for n in posterior.names]
-        summary = dict(zip(named, methods.columns(flat), strict=True))
-        return methods.Answer(
+        summary = dict(zip(named, columns(flat), strict=True))
+        return Answer(
             summary, counter[0], diagnose=gaussian and (lambda: _khat(log_density, draws, gaussian))
         )
 
@@ -65,7 +65,6 @@ class PyMC:
 
         Called inside the model.
         """
-        import methods
         import pymc as pm
 
         approximation = None
@@ -74,7 +73,7 @@ class PyMC:
 
             # one process, as for everybody else (its default spreads four paths over processes)
             quiet = {"display_summary": False, "progressbar": False, "concurrent": None}
-            found = pmx.fit(method="pathfinder", num_draws=methods.DRAWS, random_seed=seed, **quiet)
+            found = pmx.fit(method="pathfinder", num_draws=DRAWS, random_seed=seed, **quiet)
         else:
             chosen = (
                 {} if self.adam is None else {"obj_optimizer": pm.adam(learning_rate=self.adam)}
@@ -82,7 +81,7 @@ class PyMC:
             approximation = pm.fit(
                 self.steps, method=self.method, random_seed=seed, progressbar=False, **chosen
             )
-            found = approximation.sample(methods.DRAWS, random_seed=seed)
+            found = approximation.sample(DRAWS, random_seed=seed)
         values = np.asarray(found.posterior["z"])
         return values.reshape(-1, values.shape[-1]), approximation
 
@@ -90,15 +89,12 @@ class PyMC:
 def _khat(log_density: Callable[[Any], Any], draws: np.ndarray, approximation: Any) -> float:
     """Of a Gaussian approximation: its mean and covariance say its density at the draws."""
     import jax
-    import methods
     from scipy.stats import multivariate_normal
 
     log_q = multivariate_normal(
         approximation.mean.eval(), approximation.cov.eval(), allow_singular=True
     ).logpdf(draws)
-    return methods.khat(
-        jax.jit(lambda z: jax.lax.map(log_density, z, batch_size=50))(draws) - log_q
-    )
+    return khat(jax.jit(lambda z: jax.lax.map(log_density, z, batch_size=50))(draws) - log_q)
 
 
 def potential(log_density: Callable[[Any], Any]) -> tuple[Any, list[int]]:

@@ -17,7 +17,8 @@ from typing import Any
 
 import posteriors
 import record
-from methods import METHODS, Answer
+from answers import Answer
+from methods import METHODS
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",

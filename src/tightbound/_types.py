@@ -6,7 +6,7 @@ design), `noise` (standard normals of one draw).
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -36,6 +36,9 @@ else:
 
 Scalar: TypeAlias = Float[Array, ""] | float | np.floating
 """One real number: 0-d under JAX, a NumPy or Python float on the host."""
+
+CovarianceStructure: TypeAlias = Literal["full", "diagonal", "low_rank", "none"]
+"""How a Gaussian stores its covariance; "none" for a family that is no Gaussian."""
 
 
 class Estimate(NamedTuple):
@@ -69,4 +72,13 @@ class Budget:
                 )
 
 
-__all__ = ["Array", "Budget", "Estimate", "Key", "PyTree", "Scalar", "Validated"]
+__all__ = [
+    "Array",
+    "Budget",
+    "CovarianceStructure",
+    "Estimate",
+    "Key",
+    "PyTree",
+    "Scalar",
+    "Validated",
+]

@@ -15,7 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .._numerics import as_key, host_rng, scoped, to_device, to_host
-from .._types import Array, Key, PyTree
+from .._types import Array, CovarianceStructure, Key, PyTree
 from ..results import PairingError
 
 Nats = Array | float | np.floating
@@ -50,6 +50,11 @@ class AbstractFamily(eqx.Module):
     @abc.abstractmethod
     def dim(self) -> int:
         """Number of coordinates of one draw."""
+
+    @property
+    def covariance_structure(self) -> CovarianceStructure:
+        """How a Gaussian stores its covariance; "none" for every family that is no Gaussian."""
+        return "none"
 
     @abc.abstractmethod
     def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._numerics import scoped
-from .._types import Array, Key, PyTree
+from .._types import Array, CovarianceStructure, Key, PyTree
 from .base import AbstractFamily, Nats, standard_normals
 from .low_rank import LowRank
 from .scales import AbstractScale, Diagonal, Full, as_floating, namespace
@@ -44,6 +44,10 @@ class Gaussian(AbstractFamily):
                 f"Gaussian: `mean` must have shape [{self.scale.dim}] as its scale has, got"
                 f" {np.shape(self.mean)}."
             )
+
+    @property
+    def covariance_structure(self) -> CovarianceStructure:
+        return self.scale.structure
 
     @staticmethod
     def diagonal(dim: int) -> "Gaussian":

@@ -9,7 +9,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from .._types import Array
+from .._types import Array, CovarianceStructure
 from .scales import AbstractScale, as_floating, namespace, solve_lower
 
 
@@ -29,7 +29,7 @@ class LowRank(AbstractScale):
 
     factor: Float[Array, "d r"] = eqx.field(converter=as_floating)
     log_diagonal: Float[Array, " d"] = eqx.field(converter=as_floating)
-    structure: ClassVar[str] = "low_rank"
+    structure: ClassVar[CovarianceStructure] = "low_rank"
 
     def __check_init__(self):
         shapes = np.shape(self.factor), np.shape(self.log_diagonal)

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from .._types import Array
+from .._types import Array, CovarianceStructure
 
 
 class AbstractScale(eqx.Module):
@@ -27,7 +27,7 @@ class AbstractScale(eqx.Module):
     tables of solvers.
     """
 
-    structure: eqx.AbstractClassVar[str]
+    structure: eqx.AbstractClassVar[CovarianceStructure]
 
     @property
     @abc.abstractmethod
@@ -136,7 +136,7 @@ class Diagonal(AbstractScale):
     """
 
     log_sd: Float[Array, " d"] = eqx.field(converter=as_floating)
-    structure: ClassVar[str] = "diagonal"
+    structure: ClassVar[CovarianceStructure] = "diagonal"
 
     @staticmethod
     def from_root(root: Any) -> "Diagonal":
@@ -202,7 +202,7 @@ class Full(AbstractScale):
     """
 
     raw: Float[Array, "d d"] = eqx.field(converter=as_floating)
-    structure: ClassVar[str] = "full"
+    structure: ClassVar[CovarianceStructure] = "full"
 
     @staticmethod
     def from_root(root: Any) -> "Full":

@@ -209,7 +209,7 @@ def _attempt(name: str, run: Run, key: Any) -> Attempt:
     sample = fresh_sample(run, key, extend=False)
     found = judge(run.q, sample, key)
     used = batched(run.target).evaluations - before
-    full = getattr(getattr(run.q, "scale", None), "structure", None) == "full" and run.result.usable
+    full = run.q.covariance_structure == "full" and run.result.usable
     attempt = Attempt(
         name, run, sample, found, time.perf_counter() - began, used, run.q if full else None
     )

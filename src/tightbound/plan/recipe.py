@@ -112,7 +112,7 @@ def continue_from(q: Any) -> Plan:
     if not q.reparameterised:
         z, _ = q.draw(max(4000, 4 * q.dim), 0)
         q = Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
-    structure = getattr(getattr(q, "scale", None), "structure", "none")
+    structure = q.covariance_structure
     if structure == "diagonal" and q.dim > FULL_RANK_UP_TO:
         structure = "low_rank"
     return Plan(q, ELBO(), _CONTINUE.get(structure, StochasticGradient)())

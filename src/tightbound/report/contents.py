@@ -94,7 +94,7 @@ def worst_first(table: MomentTable) -> np.ndarray:
 def facts(fit: Any) -> tuple[tuple[str, str], ...]:
     """How the fit was run, as pairs of words."""
     certificate = fit.certificate
-    structure = getattr(getattr(fit.q, "scale", None), "structure", None)
+    structure = fit.q.covariance_structure
     family = type(fit.q).__name__ + (f" ({structure.replace('_', ' ')})" if structure else "")
     rows = [
         ("How it ended", str(fit.result)),

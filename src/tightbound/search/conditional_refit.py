@@ -34,7 +34,7 @@ def check_start(solver: Any, target: Any, q: Any, objective: Any) -> None:
     """
     require(solver, target, Density)
     name = type(solver).__name__
-    if getattr(getattr(q, "scale", None), "structure", None) != "full":
+    if q.covariance_structure != "full":
         raise PairingError(
             f"{name} starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
             f"tb.fit(target, gaussian_fit.q, solver=tb.solvers.{name}())."

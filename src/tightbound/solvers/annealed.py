@@ -80,7 +80,7 @@ class Annealed(AbstractSolver):
                 "Annealed follows the paper's own fixed point and takes no objective, got"
                 f" {type(objective).__name__}."
             )
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+        if q.covariance_structure != "full":
             raise PairingError(
                 "Annealed returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or"
                 " no q."

@@ -72,7 +72,7 @@ class BatchAndMatch(AbstractSolver):
                 "BatchAndMatch matches scores and takes no objective, got"
                 f" {type(objective).__name__}; leave it out, or use tb.solvers.StochasticGradient."
             )
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+        if q.covariance_structure != "full":
             raise PairingError(
                 "BatchAndMatch moves a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim)."
             )

@@ -84,7 +84,7 @@ class EP(AbstractSolver):
                 "EP matches moments site by site and takes no objective, got"
                 f" {type(objective).__name__}; leave it out."
             )
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+        if q.covariance_structure != "full":
             raise PairingError(
                 "EP returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q at"
                 " all."

@@ -177,7 +177,7 @@ class FixedDraws(AbstractSolver):
                 f"FixedDraws maximises the ELBO and nothing else, got {type(objective).__name__};"
                 " leave it out."
             )
-        if getattr(getattr(q, "scale", None), "structure", None) not in ("diagonal", "low_rank"):
+        if q.covariance_structure not in ("diagonal", "low_rank"):
             raise PairingError(
                 "FixedDraws moves a Gaussian with a diagonal or low-rank scale; use"
                 " tb.families.Gaussian.diagonal(dim) or .low_rank(dim, rank), or the solver"

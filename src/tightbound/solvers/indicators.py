@@ -58,7 +58,7 @@ class IndicatorMeanField(AbstractSolver):
                 "IndicatorMeanField climbs its own bound and takes no objective, got"
                 f" {type(objective).__name__}."
             )
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+        if q.covariance_structure != "full":
             raise PairingError(
                 "IndicatorMeanField returns a full-rank Gaussian; pass"
                 " q=tb.families.Gaussian.full(dim), or no q at all."

@@ -54,7 +54,7 @@ class Laplace(AbstractSolver):
                 "Laplace matches the curvature at the mode and takes no objective, got"
                 f" {type(objective).__name__}."
             )
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+        if q.covariance_structure != "full":
             raise PairingError(
                 "Laplace returns a full-rank Gaussian; start it from"
                 " tb.families.Gaussian.full(dim)."

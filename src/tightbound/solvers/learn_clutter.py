@@ -94,7 +94,7 @@ class LearnClutter(AbstractSolver):
                 "LearnClutter climbs the ELBO and takes no objective, got"
                 f" {type(objective).__name__}."
             )
-        if getattr(getattr(q, "scale", None), "structure", None) != "full":
+        if q.covariance_structure != "full":
             raise PairingError(
                 "LearnClutter returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim),"
                 " or none."

@@ -425,7 +425,7 @@ def _has_factors(q: Any) -> bool:
 
 
 def _structure(q: Any) -> str:
-    return getattr(getattr(q, "scale", None), "structure", "none")
+    return q.covariance_structure
 
 
 def _describe_family(q: Any) -> str:
