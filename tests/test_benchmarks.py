@@ -1,5 +1,7 @@
 """The benchmarks' own truths and bookkeeping; what they measure is in docs/benchmarks.md."""
 
+import ast
+import graphlib
 import importlib
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from scipy.special import logsumexp
 from tightbound.targets.zoo.known import moments_on_grid
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
+
+SCRIPTS = {path.stem: path for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py")}
 
 
 @pytest.fixture
@@ -148,21 +152,86 @@ def test_seconds_are_compared_within_a_run(script):
     assert ratios == {"numpyro-full-10k": 1.0, "other": 0.5, "tightbound": 0.125}
 
 
+def measured(regression, **changed):
+    usual = {"imports": 1.0, "cold": 2.0, "warm": 0.5, "evaluations": 100}
+    return regression.Measured(**{**usual, "verdicts": "pass, pass", "bits": "a", **changed})
+
+
+def test_two_checkouts_are_compared_by_ratios_within_a_pair(script):
+    regression = script("regression")
+    # Each pair ran on a busier machine than the pair before it.
+    pairs = [
+        (
+            measured(regression, cold=busy * 2.0, warm=busy * 0.5),
+            measured(regression, cold=busy * 2.0 * slower, warm=busy * 0.5, evaluations=150),
+        )
+        for busy, slower in ((1.0, 2.0), (10.0, 1.0), (100.0, 1.5))
+    ]
+    row = dict(zip(regression.HEAD, regression.row("a case", pairs), strict=True))
+    assert row == {
+        "case": "a case",
+        "cold fit": "1.500 (1.000–2.000)",
+        "warm fit": "1.000 (1.000–1.000)",
+        "import": "1.000 (1.000–1.000)",
+        "evaluations": "1.500",
+        "verdicts of base": "pass, pass",
+        "verdicts of head": "pass, pass",
+        "bits of q": "equal",
+    }
+
+
+@pytest.mark.parametrize("kind", ["cold", "warm"])
+def test_a_regression_is_a_median_ratio_above_the_limit(script, kind):
+    regression = script("regression")
+    seconds = (1.0, 1.2, 9.0)
+    pairs = [
+        (measured(regression, **{kind: 1.0}), measured(regression, **{kind: s})) for s in seconds
+    ]
+    assert regression.faults("a case", pairs, limit=1.3) == []
+    assert regression.faults("a case", pairs, limit=1.1) == [
+        f"a case: the {kind} fit takes 1.200 times as long; the limit is 1.100."
+    ]
+
+
+def test_another_verdict_is_a_regression_and_other_bits_are_not(script):
+    regression = script("regression")
+    base, head = measured(regression), measured(regression, bits="b", imports=9.0, evaluations=900)
+    assert regression.faults("a case", [(base, head)], limit=1.05) == []
+    assert regression.row("a case", [(base, base)])[-1] == "equal"
+    assert regression.row("a case", [(base, base), (base, head)])[-1] == "differ"
+    other = measured(regression, verdicts="pass, fail")
+    assert regression.faults("a case", [(base, base), (base, other)], limit=1.05) == [
+        'a case: base says "pass, pass"; head says "pass, fail or pass, pass".'
+    ]
+
+
+def test_the_digest_of_q_is_of_every_bit(script):
+    digest = script("regression_worker").digest
+    x = np.array([0.1, 0.2])
+    assert digest([{"x": x}]) == digest([{"x": x.copy()}])
+    changed = np.array([0.1, np.nextafter(0.2, 1.0)])
+    assert digest([{"x": x}]) != digest([{"x": changed}])
+    assert digest([{"x": x}]) != digest([{"x": x[:, None]}])
+
+
+def benchmark_imports(path):
+    """The files of benchmarks/ that a file imports, inside its functions too."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    return names & SCRIPTS.keys()
+
+
+def test_no_benchmark_imports_itself_by_way_of_others():
+    graph = {name: benchmark_imports(path) for name, path in SCRIPTS.items()}
+    assert graph["methods"] >= {"answers", "pymc_methods"}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
 @pytest.fixture(autouse=True)
-def _forget(monkeypatch):
+def _forget():
     """The scripts' modules have plain names: none is to stay for other tests."""
     before = set(sys.modules)
     yield
-    for name in set(sys.modules) - before:
-        if name in (
-            "fools",
-            "fooled",
-            "page",
-            "record",
-            "tables",
-            "figures",
-            "methods",
-            "posteriors",
-            "evidence",
-        ):
-            del sys.modules[name]
+    for name in (set(sys.modules) - before) & SCRIPTS.keys():
+        del sys.modules[name]
