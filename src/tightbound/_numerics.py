@@ -4,11 +4,12 @@ Nothing here knows what a posterior is.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -20,6 +21,7 @@ import numpy as np
 import threadpoolctl
 
 F = TypeVar("F", bound=Callable)
+C = TypeVar("C")
 
 # jaxlib 0.10.2 and 0.11.0 add up wrongly on a CPU: sum(y * (x @ b)) over some 20,000 rows, for a
 # few b at a time, is off by hundreds (https://github.com/jax-ml/jax/issues/39103). This turns off
@@ -162,6 +164,27 @@ def to_host(tree: Any) -> Any:
 
 def _is_numeric_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def pytree(cls: type[C]) -> type[C]:
+    """Make a frozen dataclass a pytree, all of whose fields are children.
+
+    It is rebuilt without its `__init__`: JAX fills pytrees with shapes, with None and with batches,
+    which the annotations of the fields, checked in the tests, need not allow.
+    """
+    names = tuple(field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
+
+    def children(node: C) -> tuple[tuple[object, ...], None]:
+        return tuple(getattr(node, name) for name in names), None
+
+    def rebuilt(_: None, values: Iterable[object]) -> C:
+        node = object.__new__(cls)
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_node(cls, children, rebuilt)
+    return cls
 
 
 def logmeanexp(log_values: np.ndarray) -> float:

@@ -15,9 +15,14 @@ from jaxtyping import Float, PyTree
 if TYPE_CHECKING:
     from typing import Annotated as Validated
 
+    from typing import Self as Self
+
     Array: TypeAlias = jax.Array | np.ndarray
     Key: TypeAlias = int | np.integer | jax.Array | np.ndarray
 else:
+    # beartype knows what Self is only in a class that it decorates as a whole; the tests' hook
+    # decorates one function at a time.
+    Self = object
     # NumPy's scalars (np.float64) are arrays to everyone but the type checkers.
     Array = jax.Array | np.ndarray | np.generic
     # `_numerics.key_words` refuses a wrong key with a sentence that says more than a type error.
@@ -36,6 +41,9 @@ else:
 
 Scalar: TypeAlias = Float[Array, ""] | float | np.floating
 """One real number: 0-d under JAX, a NumPy or Python float on the host."""
+
+Flag: TypeAlias = Array | bool | np.bool_
+"""One truth value, or one for each lane."""
 
 CovarianceStructure: TypeAlias = Literal["full", "diagonal", "low_rank", "none"]
 """How a Gaussian stores its covariance; "none" for a family that is no Gaussian."""
@@ -80,5 +88,6 @@ __all__ = [
     "Key",
     "PyTree",
     "Scalar",
+    "Self",
     "Validated",
 ]

@@ -1,13 +1,17 @@
-"""The compiled twin: the host's algebra to 1e-10, and an ELBO that never falls."""
+"""Lanes: the host's algebra to 1e-10, its results to 1e-8, and an ELBO that never falls."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import tightbound as tb
 from tightbound.batch import natural as lanes
 from tightbound.batch import newton as lanes_start
 from tightbound.estimators.fixed_design import moment_matched, whitened_moments
-from tightbound.solvers.natural import arrived, design_error, natural_step, newton_model
+from tightbound.families.gaussian import Gaussian
+from tightbound.search import natural_search
+from tightbound.search.natural_rule import arrived, design_error, natural_step, newton_model
 from tightbound.starts.paths import local_roots
 
 DIM = 3
@@ -50,25 +54,19 @@ def test_the_algebra_under_jax_is_that_of_numpy():
 
 
 def test_the_elbo_of_a_lane_never_falls_and_the_gradient_vanishes():
-    start = lanes.Lane.start(
+    lane = natural_search.begun(
         np.full((5, DIM), 2.0), np.tile(3.0 * np.eye(DIM), (5, 1, 1)), np.full(5, DIM * np.log(3.0))
     )
-    step = jax.jit(
-        jax.vmap(
-            lambda lane, row: lanes.advance(
-                lambda z: density(row, z), lane, jnp.asarray(DESIGN), jnp.asarray(1e-3)
-            )
-        )
-    )
-    lane, elbos = jax.tree.map(jnp.asarray, start), []
-    for _ in range(60):
-        lane = step(lane, ROWS)
+    step = jax.jit(lambda lane: lanes.run_lanes(density, lane, ROWS, DESIGN, 1e-3, 1))
+    elbos = []
+    for _ in range(80):
+        lane = step(lane)
         elbos.append(np.asarray(lane.elbo))
     elbos = np.stack(elbos)
     known = np.isfinite(elbos)
     assert known[-1].all()
     assert np.all(np.diff(np.where(known, elbos, -1e300), axis=0) >= -1e-9)
-    assert np.all(np.asarray(lane.status) == lanes.SETTLED)
+    assert np.all(np.asarray(lane.status) == natural_search.SETTLED)
     # the log determinant is carried along by its changes
     np.testing.assert_allclose(
         lane.log_det, np.linalg.slogdet(np.asarray(lane.root))[1], atol=1e-10
@@ -78,6 +76,99 @@ def test_the_elbo_of_a_lane_never_falls_and_the_gradient_vanishes():
         np.sqrt(np.mean(np.asarray(lane.model.gradient) ** 2, axis=1))
         < 0.3 * np.asarray(lane.error) + 1e-3
     )
+
+
+# -- one rule: the same results on the host and in lanes
+# ---------------------------------------------------------------------------------------------
+
+
+def gaussian(sds, correlation=0.0):
+    """N(0, S) with these sds and one correlation between all coordinates."""
+    sds = np.array(sds)
+    cov = np.outer(sds, sds) * (correlation + (1.0 - correlation) * np.eye(len(sds)))
+    precision = np.linalg.inv(cov)
+    return len(sds), lambda z: -0.5 * z @ precision @ z
+
+
+X = np.random.default_rng(4).standard_normal((40, 3))
+TARGETS = {
+    "N(0, 5e8)": gaussian([5e8]),
+    "N(0, 1e-6)": gaussian([1e-6]),
+    "condition 1e8": gaussian([1e-4, 1.0, 1e4], 0.5),
+    "log of an exponential": (1, lambda z: z[0] - jnp.exp(z[0])),
+    "quartic": (2, lambda z: -jnp.sum(z**4) - 0.5 * z[0] * z[1]),
+    "t(5)": (2, lambda z: -3.5 * jnp.log1p(jnp.sum(z**2) / 5.0)),
+    "logistic": (3, lambda z: -jnp.sum(jnp.logaddexp(0.0, X @ z)) - 0.05 * z @ z + z[0]),
+    "bent": (2, lambda z: -0.5 * z[0] ** 2 - 2.0 * (z[1] - 0.3 * z[0] ** 2) ** 2),
+    "scale of a group": (4, lambda z: -0.5 * z[0] ** 2 - 3 * z[0] - 0.5 * jnp.sum(z[1:] ** 2)
+                         * jnp.exp(-2 * z[0])),
+    "thousands of sds away": (2, lambda z: -0.5 * jnp.sum((z - jnp.array([3e3, -5e3])) ** 2)),
+    "half a line": (1, lambda z: jnp.where(z[0] > -2.0, jnp.log(z[0] + 2.0) - z[0], -jnp.inf)),
+    "flat": (2, lambda z: -0.5 * z[0] ** 2 + 0.0 * z[1]),
+    "nowhere finite": (1, lambda z: jnp.nan * z[0]),
+}  # fmt: skip
+
+
+def target_of(dim, log_density):
+    return tb.from_log_density(lambda p: log_density(p["z"]), {"z": np.zeros(dim)})
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(("dim", "log_density"), TARGETS.values(), ids=TARGETS)
+def test_lanes_give_the_results_of_the_host(dim, log_density):
+    """From the same start on the same design: ends, means and sds to 1e-8 of an sd."""
+    host = tb.fit(
+        target_of(dim, log_density),
+        Gaussian.full(dim),
+        solver=tb.solvers.NaturalGradient(max_doublings=0),
+        throw=False,
+    )
+    batch = tb.fit_batch(
+        lambda row: target_of(dim, lambda z: log_density(z) + 0.0 * row),
+        np.zeros(1),
+        max_doublings=0,
+        start=lambda target: Gaussian.full(dim),
+        throw=False,
+    )
+    assert batch.results == (host.result,)
+    if not host.result.usable:
+        assert np.isnan(batch.mean).all()
+        return
+    np.testing.assert_allclose((batch.mean[0] - host.q.mean) / host.q.sd, 0.0, atol=1e-8)
+    np.testing.assert_allclose(batch.sd[0] / host.q.sd, 1.0, atol=1e-8)
+    spread = np.outer(host.q.sd, host.q.sd)
+    np.testing.assert_allclose(
+        batch.root[0] @ batch.root[0].T / spread, host.q.cov / spread, atol=1e-8
+    )
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_lanes_grow_their_design_as_the_host_does():
+    """An error of more than twice `tol` makes the next design four times as large, on both."""
+    dim, log_density = TARGETS["log of an exponential"]
+    solver = tb.solvers.NaturalGradient(max_doublings=2)
+    host = tb.fit(target_of(dim, log_density), Gaussian.full(1), solver=solver, tol=1e-3)
+    batch = tb.fit_batch(
+        lambda row: target_of(dim, lambda z: log_density(z) + 0.0 * row),
+        np.zeros(1),
+        tol=1e-3,
+        max_doublings=2,
+        start=lambda target: Gaussian.full(1),
+    )
+    assert batch.results == (host.result,)
+    np.testing.assert_allclose((batch.mean[0] - host.q.mean) / host.q.sd, 0.0, atol=1e-8)
+
+
+def test_the_comparison_can_fail():
+    """Negative control: another step size is another answer, by far more than 1e-8."""
+    dim, log_density = TARGETS["bent"]
+    ends = []
+    for tol in (0.02, 0.2):
+        solver = tb.solvers.NaturalGradient(max_doublings=0)
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            fit = tb.fit(target_of(dim, log_density), Gaussian.full(2), solver=solver, tol=tol)
+        ends.append(fit.q.mean)
+    assert np.abs(ends[0] - ends[1]).max() > 1e-7
 
 
 def test_walks_end_at_the_mode():

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from .._numerics import host_algebra, host_rng, key_words, x64
 from .._types import PyTree
@@ -19,10 +20,11 @@ from ..certify.psis import smooth_many
 from ..estimators.fixed_design import moment_matched
 from ..families.base import standard_normals
 from ..results import FitError, Result, TargetError
+from ..search.natural_rule import is_far, larger_size
+from ..search.natural_search import RUNNING, NaturalSearch, begun, conclusion, on_new_design
 from ..starts.paths import dispersed_points
 from ..targets.base import Density
 from ..targets.layout import named_leaves
-from .natural import NONFINITE, RUNNING, SETTLED, STALLED, UNBOUNDED, Lane
 from .programs import LanePrograms, programs_of, put, take
 from .result import BatchFit
 
@@ -32,9 +34,6 @@ _CLEAN = 1.0
 _EARLIER = (1, 4, 10)  # tries after which the path is looked at where its end is not clean
 # of the Laplace sds, then: far from Gaussian, the best Gaussian is narrower than the curvature says
 _SMALLER = 0.4
-_GROWTH = 4  # how many times larger the next design is
-_FAR, _ENOUGH_PAIRS = 0.3, 96  # nats of spread over pairs beyond which no larger design is worth it
-_MOST_TRIES = 60  # per design
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _rows(data_batch: PyTree) -> tuple[PyTree, int]:
     return jax.tree.map(convert, data_batch), next(iter(lengths.values()))
 
 
-def _searched(job: _Job, starts: int) -> tuple[Lane, np.ndarray]:
+def _searched(job: _Job, starts: int) -> tuple[NaturalSearch, np.ndarray]:
     """Lanes at the best local Gaussians that Newton searches from dispersed points find, and the
     gradients used.
     """
@@ -174,7 +173,7 @@ def _searched(job: _Job, starts: int) -> tuple[Lane, np.ndarray]:
     for found in walks if len(unclean) else ():
         for points in (found.point, *(found.path[:, tries] for tries in _EARLIER)):
             used[unclean] += best.offer(unclean, points[unclean], _SMALLER)
-    return Lane.start(best.mean, best.root, best.log_det), used
+    return begun(best.mean, best.root, best.log_det), used
 
 
 class _Best:
@@ -210,10 +209,10 @@ class _Best:
         return 2 * len(self.design) + 1 + len(self.design[0])
 
 
-def _given(job: _Job, make_target: Callable, start: Callable) -> tuple[Lane, np.ndarray]:
+def _given(job: _Job, make_target: Callable, start: Callable) -> tuple[NaturalSearch, np.ndarray]:
     """Lanes at the caller's own start."""
     mean, root = (np.asarray(leaf) for leaf in _starts_at(make_target, start, job.rows))
-    return Lane.start(mean, root, np.linalg.slogdet(root)[1]), np.zeros(job.count)
+    return begun(mean, root, np.linalg.slogdet(root)[1]), np.zeros(job.count)
 
 
 @eqx.filter_jit
@@ -231,73 +230,61 @@ def _starts_at(make_target: Callable, start: Callable, rows: PyTree) -> tuple[An
 
 
 def _climbed(
-    job: _Job, lanes: Lane, pairs: int | None, max_doublings: int
-) -> tuple[Lane, tuple[Result, ...], np.ndarray]:
+    job: _Job, lanes: NaturalSearch, pairs: int | None, max_doublings: int
+) -> tuple[NaturalSearch, tuple[Result, ...], np.ndarray]:
     """Natural gradient on designs that grow for the lanes that need it.
 
     How each lane ended, and the gradients used.
     """
-    dim, rng = job.programs.dim, host_rng(job.key, "design")
+    dim, first = job.programs.dim, host_rng(job.key, "design")
+    larger = host_rng(job.key, "larger designs")
     size = max(dim, 32) if pairs is None else int(pairs)
     lanes = jax.tree.map(np.array, lanes)
     active, used = np.arange(job.count), np.zeros(job.count)
+    design: Float[np.ndarray, "m dim"] = moment_matched(first, size, dim)
     for doubling in range(max_doublings + 1):
-        design = moment_matched(rng, size, dim)
         before = lanes.tries[active].copy()
         _on_design(job, lanes, active, design)
         used[active] += 2 * size * (lanes.tries[active] - before)
-        finished = lanes.status != NONFINITE
-        far = (size >= _ENOUGH_PAIRS) & (lanes.spread > _FAR)
-        again = active[
-            (lanes.status == SETTLED)[active]
-            & (lanes.error >= job.tol)[active]
-            & ~far[active]
-            & finished[active]
-        ]
-        if len(again) == 0 or doubling == max_doublings:
+        # One design serves all lanes, and a second call with other data must find its programs
+        # compiled: so it always grows as far as the rule lets it, whatever the lanes' errors are.
+        grown = larger_size(size, dim, np.inf)
+        open_ = np.array([ended is None for ended in _conclusions(job, lanes, active)])
+        again = active[open_ & ~is_far(lanes.spread[active], size, dim)]
+        if len(again) == 0 or doubling == max_doublings or grown is None:
             break
-        restarted = Lane.start(*(leaf[again] for leaf in (lanes.mean, lanes.root, lanes.log_det)))
-        restarted = dataclasses.replace(
-            restarted, steps=lanes.steps[again], tries=lanes.tries[again]
-        )
-        put(lanes, again, restarted)
-        active, size = again, _GROWTH * size
-    return (
-        lanes,
-        tuple(
-            _result(status, error, job.tol)
-            for status, error in zip(lanes.status, lanes.error, strict=True)
-        ),
-        used,
-    )
+        put(lanes, again, on_new_design(take(lanes, again)))
+        active, size = again, grown
+        design = moment_matched(larger, size, dim)
+    ends = _conclusions(job, lanes, np.arange(job.count))
+    return lanes, tuple(Result.noisy if ended is None else ended for ended in ends), used
 
 
-def _on_design(job: _Job, lanes: Lane, active: np.ndarray, design: np.ndarray) -> None:
+def _conclusions(
+    job: _Job, lanes: NaturalSearch, index: Int[np.ndarray, "lanes"]
+) -> list[Result | None]:
+    """How the lanes at `index` ended; None where a larger design is wanted."""
+    pairs = zip(lanes.status[index], lanes.error[index], strict=True)
+    return [conclusion(int(status), float(error), job.tol) for status, error in pairs]
+
+
+def _on_design(
+    job: _Job,
+    lanes: NaturalSearch,
+    active: Int[np.ndarray, "lanes"],
+    design: Float[np.ndarray, "m dim"],
+) -> None:
     """Run the lanes at `active` until they end, in place.
 
     Those that still run are gathered into full chunks anew.
     """
-    last = lanes.tries + _MOST_TRIES
     while len(active):
-        put(
-            lanes,
-            active,
-            job.programs.advance(take(job.rows, active), take(lanes, active), design, job.tol),
-        )
-        late = active[(lanes.status[active] == RUNNING) & (lanes.tries >= last)[active]]
-        lanes.status[late] = STALLED
+        rows, running = take(job.rows, active), take(lanes, active)
+        put(lanes, active, job.programs.advance(rows, running, design, job.tol))
         active = active[lanes.status[active] == RUNNING]
 
 
-def _result(status: np.integer, error: np.floating, tol: float) -> Result:
-    if status == SETTLED:
-        return Result.converged if error < tol else Result.noisy
-    return {STALLED: Result.stalled, NONFINITE: Result.nonfinite, UNBOUNDED: Result.unbounded}[
-        int(status)
-    ]
-
-
-def _without_lost(lanes: Lane, results: tuple[Result, ...]) -> Lane:
+def _without_lost(lanes: NaturalSearch, results: tuple[Result, ...]) -> NaturalSearch:
     """NaN for the lanes without an approximation: nobody shall take a start for an answer."""
     lost = np.array([not result.usable for result in results])
     lanes.mean[lost], lanes.root[lost] = np.nan, np.nan
@@ -317,7 +304,7 @@ def _stderr(log_w: np.ndarray) -> np.ndarray:
     )
 
 
-def _log_weights(job: _Job, lanes: Lane, noise: np.ndarray) -> np.ndarray:
+def _log_weights(job: _Job, lanes: NaturalSearch, noise: np.ndarray) -> np.ndarray:
     """log p - log q at mean + root u for the rows u of `noise [S, d]`.
 
     `[B, S]`, -inf where p is not finite.

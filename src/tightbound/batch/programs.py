@@ -18,9 +18,10 @@ import numpy as np
 
 from .._numerics import to_host
 from .._types import PyTree
+from ..search.natural_search import NaturalSearch
 from ..targets.base import Density, require
 from ..targets.batched import compiled, equations
-from .natural import Lane, run_lanes
+from .natural import run_lanes
 from .newton import Walk, local_gaussian, run_walks
 
 WALK = 40  # tries of the search for a mode
@@ -137,7 +138,9 @@ class LanePrograms:
 
         return self._in_chunks("local", program, 2 * len(design), (rows, points, scales), (design,))
 
-    def advance(self, rows: PyTree, lanes: Lane, design: np.ndarray, tol: float) -> Lane:
+    def advance(
+        self, rows: PyTree, lanes: NaturalSearch, design: np.ndarray, tol: float
+    ) -> NaturalSearch:
         """At most PATIENCE more tries of each lane that runs, on the design `[m, d]`."""
 
         def program(constants, rows, lanes, design, tol):

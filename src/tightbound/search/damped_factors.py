@@ -4,17 +4,19 @@ The rule, shortened until the ELBO climbs.
 """
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from .._numerics import to_device, to_host
+from .._types import Scalar
+from ..families.base import AbstractFamily
 from ..families.exponential.product import Product
 from ..results import Result
-from ..solvers.base import Info
+from ..targets.base import AbstractTarget, Conjugate
 from .factor_rule import (
     best_natural,
     check_product,
@@ -34,21 +36,21 @@ _SHARE = 0.1  # of tol that the way still to go may amount to
 class DampedState:
     """The target and q on the device, one step size for each factor, and the last moves."""
 
-    target: Any
+    target: Conjugate
     q: Product
-    rhos: Any
+    rhos: Float[jax.Array, "factors"]
     tol: float
     elbo: float
     changes: tuple[float, ...] = ()
     result: Result | None = None
 
 
-def check(target: Any, q: Any) -> None:
+def check(target: AbstractTarget, q: AbstractFamily) -> None:
     """Refuse a q that is not a product of the target's factors."""
     check_product("NaturalGradient", target, q)
 
 
-def init(target: Any, q: Product, tol: float) -> DampedState:
+def init(target: Conjugate, q: Product, tol: float) -> DampedState:
     """The state before the first step."""
     on_device, start = to_device(target), to_device(q)
     value = float(_elbo(on_device, start))
@@ -56,8 +58,8 @@ def init(target: Any, q: Product, tol: float) -> DampedState:
     return DampedState(on_device, start, jnp.ones(len(q.factors)), tol, value, (), result)
 
 
-def step(q: Any, state: DampedState) -> tuple[Any, DampedState, Info]:
-    """One damped step in every factor."""
+def step(state: DampedState) -> tuple[Product, DampedState, float, float, int]:
+    """One damped step in every factor: q, the state, the loss (nats), the move and the tries."""
     new, value, rhos, change, tried = _stepped(
         state.target, state.q, state.rhos, np.float64(state.elbo)
     )
@@ -65,7 +67,7 @@ def step(q: Any, state: DampedState) -> tuple[Any, DampedState, Info]:
     changes = (*state.changes[-2:], change)
     result = _ended(changes, np.asarray(rhos), state.tol)
     state = DampedState(state.target, new, rhos, state.tol, value, changes, result)
-    return to_host(new), state, Info(np.float64(-value), np.float64(change), int(tried))
+    return to_host(new), state, -value, change, int(tried)
 
 
 def _ended(changes: tuple[float, ...], rhos: np.ndarray, tol: float) -> Result | None:
@@ -85,14 +87,20 @@ def _ended(changes: tuple[float, ...], rhos: np.ndarray, tol: float) -> Result |
 
 
 @eqx.filter_jit
-def _elbo(target: Any, q: Product) -> jax.Array:
+def _elbo(target: Conjugate, q: Product) -> jax.Array:
     return elbo(target, q)
 
 
 @eqx.filter_jit
 def _stepped(
-    target: Any, q: Product, rhos: jax.Array, value: Any
-) -> tuple[Product, jax.Array, jax.Array, jax.Array, jax.Array]:
+    target: Conjugate, q: Product, rhos: Float[jax.Array, "factors"], value: Scalar
+) -> tuple[
+    Product,
+    Float[jax.Array, ""],
+    Float[jax.Array, "factors"],
+    Float[jax.Array, ""],
+    Int[jax.Array, ""],
+]:
     start, new_rhos, tried = q, [], jnp.asarray(0)
     value = jnp.asarray(value)
     for i, name in enumerate(order(q)):

@@ -9,7 +9,6 @@ import itertools
 import numpy as np
 
 from ..families.gaussian import Gaussian
-from ..solvers.nested import coupling_of
 from .conditional_refit import regression
 
 _CANDIDATES = 4  # of each of the two kinds of coupling
@@ -64,6 +63,14 @@ def explained(
     return Explained(first, second, alone[first], together[second])
 
 
+def coupling_of(u: np.ndarray, s: np.ndarray, v: np.ndarray | None = None) -> np.ndarray:
+    """T[j, k], the mean of u_j s_k v_k over draws.
+
+    Coordinates `u` and `v [S, d]` (u if left out), scores `s` in v.
+    """
+    return u.T @ (s * (u if v is None else v)) / max(len(u), 1)
+
+
 def _candidates(u: np.ndarray, s: np.ndarray, unit: np.ndarray) -> list[int]:
     """The most strongly coupled coordinates.
 
@@ -102,4 +109,4 @@ def _share(u: np.ndarray, log_w: np.ndarray, unit: np.ndarray, held: list[int]) 
     return float(1.0 - np.var(residual) / max(np.var(log_w), 1e-300) * len(u) / freedom)
 
 
-__all__ = ["Explained", "explained"]
+__all__ = ["Explained", "coupling_of", "explained"]

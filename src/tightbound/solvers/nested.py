@@ -10,11 +10,14 @@ import numpy as np
 
 from .._numerics import host_rng
 from ..estimators.fixed_design import moment_matched
+from ..families.base import AbstractFamily
 from ..families.nested import NestedGaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..search.conditional_refit import Knot, check_start, refit, regression
+from ..search.conditional_refit import Knot, refit, regression
+from ..search.explained import coupling_of
 from ..search.lbfgs import Evaluate
+from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
 
@@ -68,7 +71,7 @@ class Nested(AbstractSolver):
     compiled: ClassVar[bool] = False
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        check_start(self, target, q, objective)
+        check_nested_start(self, target, q, objective)
         if self.coordinate is not None and not 0 <= self.coordinate < q.dim:
             raise PairingError(
                 f"Nested: `coordinate` must lie in 0..{q.dim - 1}, got {self.coordinate}."
@@ -128,6 +131,31 @@ class Nested(AbstractSolver):
         return state.result
 
 
+def check_nested_start(
+    solver: AbstractSolver,
+    target: AbstractTarget,
+    q: AbstractFamily,
+    objective: AbstractObjective | None,
+) -> None:
+    """Refuse what solvers that refit a Gaussian at knots cannot start from.
+
+    Raises:
+        PairingError: q is no full-rank Gaussian, or an objective is given.
+    """
+    require(solver, target, Density)
+    name = type(solver).__name__
+    if q.covariance_structure != "full":
+        raise PairingError(
+            f"{name} starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
+            f"tb.fit(target, gaussian_fit.q, solver=tb.solvers.{name}())."
+        )
+    if objective is not None:
+        raise PairingError(
+            f"{name} maximises the ELBO at each knot and takes no other objective; leave"
+            " `objective` out."
+        )
+
+
 def third_order_coupling(
     evaluate: Evaluate, mean: np.ndarray, root: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
@@ -144,14 +172,6 @@ def third_order_coupling(
         good = np.isfinite(values) & np.all(np.isfinite(scores), axis=1)
         total += coupling_of(np.concatenate([moves, -moves])[good] / sd, scores[good] * sd)
     return total / _REPEATS
-
-
-def coupling_of(u: np.ndarray, s: np.ndarray, v: np.ndarray | None = None) -> np.ndarray:
-    """T[j, k], the mean of u_j s_k v_k over draws.
-
-    Coordinates `u` and `v [S, d]` (u if left out), scores `s` in v.
-    """
-    return u.T @ (s * (u if v is None else v)) / max(len(u), 1)
 
 
 def _extended(state: NestedState, side: int, knot: Knot) -> NestedState:

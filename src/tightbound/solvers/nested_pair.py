@@ -15,10 +15,10 @@ from ..estimators.fixed_design import moment_matched
 from ..families.nested_pair import NestedGaussianPair
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..search.conditional_refit import Knot, check_start, refit, regression
+from ..search.conditional_refit import Knot, refit, regression
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
-from .nested import third_order_coupling
+from .nested import check_nested_start, third_order_coupling
 
 # nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
 _FALL = 6.5
@@ -88,7 +88,7 @@ class NestedPair(AbstractSolver):
     compiled: ClassVar[bool] = False
 
     def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        check_start(self, target, q, objective)
+        check_nested_start(self, target, q, objective)
         if q.dim < 2:
             raise PairingError(
                 "NestedPair needs two coordinates, and the target has one; use Nested."

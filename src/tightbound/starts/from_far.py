@@ -6,44 +6,48 @@ one. The entropy of a q that is as wide as the search region keeps it out, and s
 while they climb bring it home in some thirty steps.
 """
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import host_rng
-from ..estimators.fixed_design import moment_matched
+from .._types import Key
+from ..estimators.base import Moments
+from ..estimators.fixed_design import FixedDesign, moment_matched
 from ..families.gaussian import Gaussian
-from ..objectives.classic import ELBO
-from ..solvers.natural import NaturalGradient
+from ..search.natural_rule import FULL
+from ..search.natural_search import begun, whole_step
+from ..targets.base import Density
 from ..targets.batched import batched
 from .paths import LocalGaussian, with_elbo
 
 _STEPS = 40
-# up to 100 dimensions sds of 3 (at 1 a collapsed optimum attracts half of the starts), above it 1:
-_WIDE = (100, 3.0, 1.0)
-# the farther out, the more steps, and the design grows with the dimension
+_MANY = 100  # dimensions
+# At sds of 1 a collapsed optimum attracts half of the starts; but the farther out, the more steps,
+# and the design grows with the dimension: above _MANY dimensions sds of 1 must do.
+_WIDE, _NARROW = 3.0, 1.0
 _TOL = 0.1  # posterior sds: a start, not an answer
 
 
-def broad_start(target: Any, key: Any, steps: int = _STEPS) -> LocalGaussian | None:
-    """The Gaussian that natural gradients reach from far out on one small design, converged or not.
+def broad_start(target: Density, key: Key, steps: int = _STEPS) -> LocalGaussian | None:
+    """The Gaussian that natural gradients reach from far out, converged or not.
 
-    Its ELBO on another.
-
-    None where the density is finite on no Gaussian around the origin, however small. Cost: twice
-    the design (the dimension, or 32) in gradients for each of at most `steps` steps.
+    Found on one small design; its ELBO is that of another. None where the density is finite on no
+    Gaussian around the origin, however small. Cost: twice the design (the dimension, or 32) in
+    gradients for each of at most `steps` steps.
     """
-    solver, objective, q = NaturalGradient(max_doublings=0), ELBO(), Gaussian.full(target.dim)
-    few, wide, narrow = _WIDE
-    q = q.moved(np.zeros(target.dim), np.full(target.dim, wide if target.dim <= few else narrow))
+    estimator, dim = FixedDesign(), target.dim
+    q = Gaussian.full(dim).moved(np.zeros(dim), np.full(dim, _WIDE if dim <= _MANY else _NARROW))
+    design, root = estimator.prepare(target, q, key), np.array(q.root, dtype=np.float64)
+
+    def moments_at(mean: Float[np.ndarray, "dim"], root: Float[np.ndarray, "dim dim"]) -> Moments:
+        return estimator.moments(target, mean, root, design)
+
+    search = begun(np.zeros(dim), root, float(np.linalg.slogdet(root)[1]))
     with np.errstate(all="ignore"):
-        state = solver.init(target, q, objective, key, _TOL)
-        for _ in range(steps):
-            if solver.done(state) is not None:
-                break
-            _, q, state, _ = solver.step(target, q, objective, state, key)
-    fresh = moment_matched(host_rng(key, "broad start"), max(target.dim, 32), target.dim)
-    found = with_elbo(batched(target), state.mean[None], [state.root], fresh, (1.0,))
+        for _ in range(steps + 1):  # its start is one of them
+            search, _ = whole_step(search, moments_at, FULL, _TOL)
+    fresh = moment_matched(host_rng(key, "broad start"), max(dim, 32), dim)
+    found = with_elbo(batched(target), search.mean[None], [search.root], fresh, (1.0,))
     return found[0] if found else None
 
 
