@@ -64,7 +64,7 @@ def measured(
             known,
             lower <= known.log_evidence <= upper,
             upper - lower,
-            certificate["khat"].detail["ess"] / draws,
+            certificate["khat"].detail.ess / draws,
         )
 
 
@@ -94,10 +94,17 @@ def main() -> int:
         wide = float(widths[good].max(initial=0.0))
         widest = max(widest, wide)
         seconds, typical = time.perf_counter() - started, np.median(widths)
-        rows.append({
-            "family": family, "replicates": len(found), "contained": int(contained.sum()), "effective": int(good.sum()),
-            "widest": wide, "median": typical, "seconds": seconds,
-        })  # fmt: skip
+        rows.append(
+            {
+                "family": family,
+                "replicates": len(found),
+                "contained": int(contained.sum()),
+                "effective": int(good.sum()),
+                "widest": wide,
+                "median": typical,
+                "seconds": seconds,
+            }
+        )
         print(
             f"| {family} | {contained.sum()} of {len(found)} | {wide:.3f} | {typical:.4f} |"
             f" {seconds:.0f} |",

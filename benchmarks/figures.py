@@ -45,7 +45,7 @@ def clipped(error: Any) -> float:
 
 
 def verdicts(axes: Any, seeds: Rows, race: Rows) -> None:
-    """Per posterior the error of every seed, coloured by what the certificate says, and NumPyro's."""
+    """Per posterior the error of every seed, coloured by its verdict, and NumPyro's."""
     names = sorted({row["posterior"] for row in seeds}, reverse=True)
     for row in race:
         if row["method"] == "numpyro-full-10k" and "max_error" in row and row["posterior"] in names:
@@ -74,7 +74,7 @@ def verdicts(axes: Any, seeds: Rows, race: Rows) -> None:
 
 
 def accuracy(left: Any, right: Any, rows: Rows) -> None:
-    """Error against gradients, and against cold seconds relative to the baseline of the same run."""
+    """Error against gradients, and against cold seconds over the baseline of the same run."""
     rng = np.random.default_rng(0)
     for method, (label, colour, marker) in STYLE.items():
         own = [

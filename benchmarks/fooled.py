@@ -25,7 +25,7 @@ import tables
 from fools import FOOLS, LIMITS, MODES, SOUND
 
 import tightbound as tb
-from tightbound.targets.values import flatten_values
+from tightbound.targets.layout import flatten_values
 from tightbound.targets.zoo import Known
 
 GROUPS = {"well-behaved": SOUND, "built to fool": FOOLS, "out of reach": LIMITS}
@@ -47,7 +47,7 @@ def errors(fit: Any, known: Known) -> dict[str, Any]:
 
 
 def runs(seeds: int, parts: list[str]) -> Iterator[dict[str, Any]]:
-    """One row per target and seed; the first seed of a target compiles, and is warm for the next."""
+    """One row per target and seed; the first seed of a target compiles for the next."""
     for group, targets in GROUPS.items():
         for name, make in targets.items():
             if parts and not any(part in name for part in parts):
@@ -59,7 +59,7 @@ def runs(seeds: int, parts: list[str]) -> Iterator[dict[str, Any]]:
 
 def unseen(name: str, fit: Any) -> bool:
     """Whether the target has a mode that no draw of q and no end of a search is near."""
-    ends = [*fit.q.draw(4000, 0)[0], *fit.certificate["optima"].detail.get("ends", [])]
+    ends = [*fit.q.draw(4000, 0)[0], *getattr(fit.certificate["optima"].detail, "ends", ())]
     near = [
         np.min(np.linalg.norm(np.stack(ends) - place, axis=1)) < 3 * sd * len(place) ** 0.5
         for place, sd in MODES[name]
@@ -75,21 +75,41 @@ def one(name: str, known: Known, seed: int) -> dict[str, Any]:
     score = errors(fit, known)
     seconds = time.perf_counter() - started
     return {
-        "verdict": str(certificate.verdict.value), **score, "seconds": seconds,
+        "verdict": str(certificate.verdict.value),
+        **score,
+        "seconds": seconds,
         "unseen": name in MODES and not score["right"] and unseen(name, fit),
-        "holds": bool(lower - _QUADRATURE <= known.log_evidence <= upper + _QUADRATURE), "width": upper - lower,
-        "khat": certificate.khat, "family": type(fit.q).__name__, "rung": fit.rung, "result": fit.result.name,
-        "evaluations": fit.evaluations, "certificate_evaluations": certificate.evaluations,
-        "doubts": sorted(finding.name for finding in certificate.findings if finding.verdict != "pass"),
-    }  # fmt: skip
+        "holds": bool(lower - _QUADRATURE <= known.log_evidence <= upper + _QUADRATURE),
+        "width": upper - lower,
+        "khat": certificate.khat,
+        "family": type(fit.q).__name__,
+        "rung": fit.rung,
+        "result": fit.result.name,
+        "evaluations": fit.evaluations,
+        "certificate_evaluations": certificate.evaluations,
+        "doubts": sorted(
+            finding.name for finding in certificate.findings if finding.verdict != "pass"
+        ),
+    }
 
 
 def table(rows: list[dict[str, Any]], groups: tuple[str, ...] = tuple(GROUPS)) -> str:
     """One line per target."""
     head = (
-        "target", "right", "pass", "caution", "fail", "wrong passes", "passes with an unseen mode",
-        "evidence in its bracket", "max error", "sd ratios", "family", "gradients", "s",
-    )  # fmt: skip
+        "target",
+        "right",
+        "pass",
+        "caution",
+        "fail",
+        "wrong passes",
+        "passes with an unseen mode",
+        "evidence in its bracket",
+        "max error",
+        "sd ratios",
+        "family",
+        "gradients",
+        "s",
+    )
     lines = []
     for name in dict.fromkeys(row["target"] for row in rows if row["group"] in groups):
         own = [row for row in rows if row["target"] == name]
@@ -108,12 +128,21 @@ def table(rows: list[dict[str, Any]], groups: tuple[str, ...] = tuple(GROUPS)) -
             min(float(row["sd_low"]) for row in own),
             max(float(row["sd_high"]) for row in own),
         )
-        lines.append([
-            name, f"{sum(row['right'] for row in own)} of {len(own)}", *map(str, verdicts),
-            f"**{wrong}**" if wrong else "0", str(hidden), f"{sum(row['holds'] for row in own)} of {len(own)}",
-            tables.spread(own, "max_error"), f"{tables.number(low, '.2f')}–{tables.number(high, '.2f')}",
-            ", ".join(families), tables.count(median(row["evaluations"] for row in own)), tables.middle(own, "seconds"),
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                f"{sum(row['right'] for row in own)} of {len(own)}",
+                *map(str, verdicts),
+                f"**{wrong}**" if wrong else "0",
+                str(hidden),
+                f"{sum(row['holds'] for row in own)} of {len(own)}",
+                tables.spread(own, "max_error"),
+                f"{tables.number(low, '.2f')}–{tables.number(high, '.2f')}",
+                ", ".join(families),
+                tables.count(median(row["evaluations"] for row in own)),
+                tables.middle(own, "seconds"),
+            ]
+        )
     return tables.markdown(head, lines)
 
 

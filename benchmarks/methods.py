@@ -41,10 +41,14 @@ class Tightbound:
         certificate = fit.certificate
         doubts = {f.name: f.value for f in certificate.findings if f.verdict != "pass"}
         extra = {
-            "rung": fit.rung, "result": fit.result.name, "doubts": doubts,
-            "ess": certificate["khat"].detail["ess"], "family": type(fit.q).__name__,
-            "fit_seconds": fit.seconds, "certificate_seconds": certificate.seconds,
-        }  # fmt: skip
+            "rung": fit.rung,
+            "result": fit.result.name,
+            "doubts": doubts,
+            "ess": certificate["khat"].detail.ess,
+            "family": type(fit.q).__name__,
+            "fit_seconds": fit.seconds,
+            "certificate_seconds": certificate.seconds,
+        }
         return Answer(
             summary,
             fit.evaluations,

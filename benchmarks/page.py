@@ -59,20 +59,40 @@ def race(records: Path) -> str:
     cold = {(row["method"], row["posterior"]): row for row in rows if row["cold"]}
     times = tables.ratios(rows, "tightbound", BASELINE)
     head = (
-        "posterior", "tightbound, s", "NumPyro, s", "ratio", "compiling: ours, theirs", "gradients with certificate",
-        "NumPyro's", "largest error: tightbound", "NumPyro", "sd ratios: tightbound", "NumPyro", "verdict",
-    )  # fmt: skip
+        "posterior",
+        "tightbound, s",
+        "NumPyro, s",
+        "ratio",
+        "compiling: ours, theirs",
+        "gradients with certificate",
+        "NumPyro's",
+        "largest error: tightbound",
+        "NumPyro",
+        "sd ratios: tightbound",
+        "NumPyro",
+        "verdict",
+    )
     lines = []
     for name, ratio in times.items():
         a, b = cold["tightbound", name], cold[BASELINE, name]
-        lines.append([
-            name, tables.number(a["seconds"], ".2f"), tables.number(b["seconds"], ".2f"), f"{ratio:.1f}",
-            ", ".join(f"{row['compile_seconds'] / row['seconds']:.0%}" for row in (a, b)),
-            tables.count(a["evaluations"] + a["certificate_evaluations"]), tables.count(b["evaluations"]),
-            tables.number(a["max_error"]), tables.number(b["max_error"]),
-            *(f"{tables.number(row['sd_low'], '.2f')}–{tables.number(row['sd_high'], '.2f')}" for row in (a, b)),
-            a["verdict"],
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                tables.number(a["seconds"], ".2f"),
+                tables.number(b["seconds"], ".2f"),
+                f"{ratio:.1f}",
+                ", ".join(f"{row['compile_seconds'] / row['seconds']:.0%}" for row in (a, b)),
+                tables.count(a["evaluations"] + a["certificate_evaluations"]),
+                tables.count(b["evaluations"]),
+                tables.number(a["max_error"]),
+                tables.number(b["max_error"]),
+                *(
+                    f"{tables.number(row['sd_low'], '.2f')}–{tables.number(row['sd_high'], '.2f')}"
+                    for row in (a, b)
+                ),
+                a["verdict"],
+            ]
+        )
     better = [
         cold[BASELINE, name]["rms_error"] / cold["tightbound", name]["rms_error"] for name in times
     ]
@@ -89,9 +109,15 @@ def peers(records: Path) -> str:
     """One line per method over all posteriors."""
     rows = runs(records, "peers", "race")
     head = (
-        "method", "right", "no answer", "largest error: median, worst", "median where scales are even", "gradients: median",
-        "cold seconds over NumPyro full rank's, median", "k-hat above 0.7",
-    )  # fmt: skip
+        "method",
+        "right",
+        "no answer",
+        "largest error: median, worst",
+        "median where scales are even",
+        "gradients: median",
+        "cold seconds over NumPyro full rank's, median",
+        "k-hat above 0.7",
+    )
     lines = []
     for method, (label, *_) in STYLE.items():
         own = [row for row in rows if row["method"] == method and row["cold"]]
@@ -111,12 +137,18 @@ def peers(records: Path) -> str:
         ]
         khats = [float(row["khat"]) for row in good if row.get("khat") is not None]
         relative = [row["relative_seconds"] for row in good if "relative_seconds" in row]
-        lines.append([
-            label, f"{sum(row['right'] for row in good)} of {len(own)}", str(len(own) - len(good)),
-            f"{figure(median(errors))}, {figure(errors[-1])}", figure(median(even)),
-            tables.count(median(spent)) if spent else "–", f"{median(relative):.2f}" if relative else "–",
-            f"{sum(not khat <= 0.7 for khat in khats)} of {len(khats)}" if khats else "–",
-        ])  # fmt: skip
+        lines.append(
+            [
+                label,
+                f"{sum(row['right'] for row in good)} of {len(own)}",
+                str(len(own) - len(good)),
+                f"{figure(median(errors))}, {figure(errors[-1])}",
+                figure(median(even)),
+                tables.count(median(spent)) if spent else "–",
+                f"{median(relative):.2f}" if relative else "–",
+                f"{sum(not khat <= 0.7 for khat in khats)} of {len(khats)}" if khats else "–",
+            ]
+        )
     return tables.markdown(head, lines)
 
 
@@ -166,11 +198,14 @@ def evidence_part(records: Path) -> str:
     rows = record.read(records / "evidence.json")[0]
     lines = [
         [
-            row["family"], f"{row['contained']} of {row['replicates']}", str(row["effective"]),
-            tables.number(row["widest"]), tables.number(row["median"], ".4f"),
+            row["family"],
+            f"{row['contained']} of {row['replicates']}",
+            str(row["effective"]),
+            tables.number(row["widest"]),
+            tables.number(row["median"], ".4f"),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     inside, total = sum(row["contained"] for row in rows), sum(row["replicates"] for row in rows)
     goal = (
         f"goal: {evidence.CONTAINED:.0%} and at most {evidence.WIDTH} nats where"
@@ -200,12 +235,17 @@ def scaling_part(records: Path) -> str:
     )
     lines = [
         [
-            row["by"], row["fit"], tables.count(row["size"]), tables.count(row["gradients"]),
-            tables.number(row["seconds"], ".2f"), tables.number(row["mean error"], ".4f"),
-            f"{tables.number(row['least sd'], '.2f')}–{tables.number(row['largest sd'], '.2f')}", row["result"],
+            row["by"],
+            row["fit"],
+            tables.count(row["size"]),
+            tables.count(row["gradients"]),
+            tables.number(row["seconds"], ".2f"),
+            tables.number(row["mean error"], ".4f"),
+            f"{tables.number(row['least sd'], '.2f')}–{tables.number(row['largest sd'], '.2f')}",
+            row["result"],
         ]
         for row in record.read(records / "scaling.json")[0]
-    ]  # fmt: skip
+    ]
     return tables.markdown(head, lines)
 
 

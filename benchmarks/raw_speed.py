@@ -58,9 +58,14 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
         fits.append(fit)
     best = min(bare, key=lambda size: bare[size])
     return {
-        "posterior": name, "dim": target.dim, "microseconds": 1e6 * bare[best], "batch": best, "share": median(shares),
-        "gradients": median(fit.evaluations for fit in fits), "seconds": median(fit.seconds for fit in fits),
-    }  # fmt: skip
+        "posterior": name,
+        "dim": target.dim,
+        "microseconds": 1e6 * bare[best],
+        "batch": best,
+        "share": median(shares),
+        "gradients": median(fit.evaluations for fit in fits),
+        "seconds": median(fit.seconds for fit in fits),
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -75,11 +80,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     lines = [
         [
-            row["posterior"], str(row["dim"]), tables.number(row["microseconds"], ".1f"), str(row["batch"]),
-            tables.count(row["gradients"]), tables.number(row["seconds"], ".3f"), f"{row['share']:.0%}",
+            row["posterior"],
+            str(row["dim"]),
+            tables.number(row["microseconds"], ".1f"),
+            str(row["batch"]),
+            tables.count(row["gradients"]),
+            tables.number(row["seconds"], ".3f"),
+            f"{row['share']:.0%}",
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return tables.markdown(head, lines)
 
 

@@ -8,9 +8,19 @@ from typing import Any
 Row = dict[str, Any]
 
 HEAD = (
-    "posterior", "method", "seconds", "compiling", "gradients", "certificate", "max error", "rms error", "sd ratios",
-    "k-hat", "verdict", "right",
-)  # fmt: skip
+    "posterior",
+    "method",
+    "seconds",
+    "compiling",
+    "gradients",
+    "certificate",
+    "max error",
+    "rms error",
+    "sd ratios",
+    "k-hat",
+    "verdict",
+    "right",
+)
 
 
 def number(value: Any, form: str = ".3f") -> str:
@@ -56,12 +66,19 @@ def _cells(row: Row) -> list[str]:
     if "right" not in row:  # it failed before there was an answer
         return [row["posterior"], row["method"], *["–"] * 9, f"failed: {row['error']}"]
     return [
-        row["posterior"], row["method"], number(row["seconds"], ".2f"), f"{row['compile_seconds'] / row['seconds']:.0%}",
-        count(row["evaluations"]), count(row["certificate_evaluations"]),
-        number(row["max_error"]) + (" (quantiles)" if row["by_quantiles"] else ""), number(row["rms_error"]),
-        f"{number(row['sd_low'], '.2f')}–{number(row['sd_high'], '.2f')}", number(row.get("khat"), ".2f"),
-        row["verdict"] or "–", _right(row),
-    ]  # fmt: skip
+        row["posterior"],
+        row["method"],
+        number(row["seconds"], ".2f"),
+        f"{row['compile_seconds'] / row['seconds']:.0%}",
+        count(row["evaluations"]),
+        count(row["certificate_evaluations"]),
+        number(row["max_error"]) + (" (quantiles)" if row["by_quantiles"] else ""),
+        number(row["rms_error"]),
+        f"{number(row['sd_low'], '.2f')}–{number(row['sd_high'], '.2f')}",
+        number(row.get("khat"), ".2f"),
+        row["verdict"] or "–",
+        _right(row),
+    ]
 
 
 def _right(row: Row) -> str:
@@ -77,9 +94,20 @@ def false_pass(row: Row) -> bool:
 def seeds_table(rows: list[Row], method: str = "tightbound") -> str:
     """One line per posterior over all seeds of a method that gives verdicts."""
     head = (
-        "posterior", "right", "pass", "caution", "fail", "max error", "sd ratios", "gradients: median, most",
-        "certificate", "k-hat", "cold s", "warm s: fit, all", "doubts",
-    )  # fmt: skip
+        "posterior",
+        "right",
+        "pass",
+        "caution",
+        "fail",
+        "max error",
+        "sd ratios",
+        "gradients: median, most",
+        "certificate",
+        "k-hat",
+        "cold s",
+        "warm s: fit, all",
+        "doubts",
+    )
     own = [row for row in rows if row["method"] == method]
     lines = []
     for name in dict.fromkeys(row["posterior"] for row in own):
@@ -92,15 +120,22 @@ def seeds_table(rows: list[Row], method: str = "tightbound") -> str:
         doubts = sorted({doubt for row in good for doubt in row["doubts"]})
         gradients = [row["evaluations"] for row in good]
         cold, warm = [row for row in good if row["cold"]], [row for row in good if not row["cold"]]
-        lines.append([
-            name, f"{sum(row['right'] for row in good)} of {len(runs)}", *map(str, verdicts),
-            spread(good, "max_error") + (" (quantiles)" if good[0]["by_quantiles"] else ""),
-            f"{number(min(_floats(good, 'sd_low')), '.2f')}–{number(max(_floats(good, 'sd_high')), '.2f')}",
-            f"{count(median(gradients))}, {count(max(gradients))}",
-            count(median(row["certificate_evaluations"] for row in good)),
-            spread(good, "khat", ".2f"), spread(cold, "seconds", ".2f"),
-            f"{middle(warm, 'fit_seconds')}, {middle(warm, 'seconds')}", ", ".join(doubts) or "none",
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                f"{sum(row['right'] for row in good)} of {len(runs)}",
+                *map(str, verdicts),
+                spread(good, "max_error") + (" (quantiles)" if good[0]["by_quantiles"] else ""),
+                f"{number(min(_floats(good, 'sd_low')), '.2f')}–"
+                f"{number(max(_floats(good, 'sd_high')), '.2f')}",
+                f"{count(median(gradients))}, {count(max(gradients))}",
+                count(median(row["certificate_evaluations"] for row in good)),
+                spread(good, "khat", ".2f"),
+                spread(cold, "seconds", ".2f"),
+                f"{middle(warm, 'fit_seconds')}, {middle(warm, 'seconds')}",
+                ", ".join(doubts) or "none",
+            ]
+        )
     return markdown(head, lines)
 
 

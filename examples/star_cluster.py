@@ -29,9 +29,14 @@ def regression(temperature: np.ndarray, light: np.ndarray) -> tuple[tb.Fit, np.n
     """
     centred = temperature - np.median(temperature)
     target = tb.targets.LinearClutter(
-        np.column_stack([np.ones_like(centred), centred]), light, w=0.2, vg=0.4**2, vc=2.0, prior_mean=[5.0, 0.0],
+        np.column_stack([np.ones_like(centred), centred]),
+        light,
+        w=0.2,
+        vg=0.4**2,
+        vc=2.0,
+        prior_mean=[5.0, 0.0],
         prior_var=np.diag([4.0, 25.0]),
-    )  # fmt: skip
+    )
     fit = tb.fit(target)
     return fit, target.inlier_probabilities(fit.q)
 

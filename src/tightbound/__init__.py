@@ -5,7 +5,7 @@ closeness measured, how is it computed and found, how far off is the answer.
 """
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from . import amortised as amortised
 from . import certify as certify
@@ -16,10 +16,11 @@ from . import solvers as solvers
 from . import targets as targets
 from ._types import Budget as Budget
 from ._types import Estimate as Estimate
+from .account import Spent as Spent
 from .batch.fit_batch import fit_batch as fit_batch
 from .batch.result import BatchFit as BatchFit
+from .certify.certificate import Certificate as Certificate
 from .certify.certificate import check as check
-from .certify.finding import Certificate as Certificate
 from .certify.finding import Finding as Finding
 from .certify.finding import Verdict as Verdict
 from .certify.linear_response import linear_response as linear_response
@@ -55,6 +56,7 @@ __all__ = [
     "FitError",
     "PairingError",
     "Result",
+    "Spent",
     "TargetError",
     "Verdict",
     "amortised",
@@ -82,7 +84,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> ModuleType:
     """`tb.experiments`, imported when it is first asked for."""
     if name == "experiments":
         return importlib.import_module(f"{__name__}.experiments")

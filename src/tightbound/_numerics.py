@@ -10,7 +10,8 @@ import importlib.metadata
 import os
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,8 +20,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import threadpoolctl
+from jax.typing import DTypeLike
+
+if TYPE_CHECKING:
+    from ._types import Key
+else:  # `key_words` refuses a wrong key with a sentence of its own
+    Key = object
 
 F = TypeVar("F", bound=Callable)
+T = TypeVar("T")
 C = TypeVar("C")
 
 # jaxlib 0.10.2 and 0.11.0 add up wrongly on a CPU: sum(y * (x @ b)) over some 20,000 rows, for a
@@ -42,9 +50,7 @@ def x64():
 
 @contextlib.contextmanager
 def standard_promotion():
-    """The scope of a library that mixes dtypes and ranks, whatever the user's (or the tests') rules
-    of promotion are.
-    """
+    """The scope of a library that mixes dtypes and ranks, whatever the user's rules are."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -65,7 +71,7 @@ def scoped(method: F) -> F:
 
 
 @functools.cache
-def _blas() -> Any:
+def _blas() -> threadpoolctl.ThreadpoolController:
     return threadpoolctl.ThreadpoolController()
 
 
@@ -81,7 +87,7 @@ def host_algebra():
         yield
 
 
-def key_words(key: Any) -> tuple[int, ...]:
+def key_words(key: Key) -> tuple[int, ...]:
     """The integer words of a key: of an int, a typed JAX key, or a legacy `PRNGKey` array.
 
     Raises:
@@ -110,7 +116,7 @@ def key_words(key: Any) -> tuple[int, ...]:
     )
 
 
-def as_key(key: Any) -> jax.Array:
+def as_key(key: Key) -> jax.Array:
     """A typed JAX key from whatever a user may pass as `key`.
 
     A key that is being traced passes through.
@@ -123,7 +129,7 @@ def as_key(key: Any) -> jax.Array:
     )
 
 
-def host_rng(key: Any, stream: str) -> np.random.Generator:
+def host_rng(key: Key, stream: str) -> np.random.Generator:
     """A NumPy generator that is a pure function of `key` and the name of its purpose.
 
     Host-side draws need no compilation, which is most of what a user waits for on small models.
@@ -132,7 +138,7 @@ def host_rng(key: Any, stream: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     shape = getattr(value, "shape", None)
     dtype = getattr(value, "dtype", None)
     return f"{type(value).__name__}" + (
@@ -140,7 +146,7 @@ def _describe(value: Any) -> str:
     )
 
 
-def to_device(tree: Any, dtype: Any = None) -> Any:
+def to_device(tree: T, dtype: DTypeLike | None = None) -> T:
     """NumPy and JAX array leaves as JAX arrays, floating ones in `dtype` (float64 unless told).
 
     Call in `x64()`.
@@ -157,12 +163,12 @@ def to_device(tree: Any, dtype: Any = None) -> Any:
     return jax.tree.map(convert, tree)
 
 
-def to_host(tree: Any) -> Any:
-    """JAX array leaves as NumPy arrays: immune to the user's precision flags, and plain to look at."""
+def to_host(tree: T) -> T:
+    """JAX array leaves as NumPy arrays: immune to the user's precision flags, plain to look at."""
     return jax.tree.map(lambda leaf: np.asarray(leaf) if _is_numeric_array(leaf) else leaf, tree)
 
 
-def _is_numeric_array(leaf: Any) -> bool:
+def _is_numeric_array(leaf: object) -> bool:
     return isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -185,6 +191,11 @@ def pytree(cls: type[C]) -> type[C]:
 
     jax.tree_util.register_pytree_node(cls, children, rebuilt)
     return cls
+
+
+def namespace(*arrays: object) -> ModuleType:
+    """numpy when no array is JAX's, else jax.numpy: for code that runs on the host and compiled."""
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
 def logmeanexp(log_values: np.ndarray) -> float:

@@ -14,7 +14,6 @@ from jaxtyping import Float, PyTree
 
 if TYPE_CHECKING:
     from typing import Annotated as Validated
-
     from typing import Self as Self
 
     Array: TypeAlias = jax.Array | np.ndarray
@@ -50,7 +49,7 @@ CovarianceStructure: TypeAlias = Literal["full", "diagonal", "low_rank", "none"]
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate with its standard error, both in the quantity's unit (nats: an ELBO)."""
+    """A Monte Carlo estimate with its standard error, both in the quantity's unit."""
 
     value: float
     stderr: float
@@ -63,9 +62,12 @@ class Estimate(NamedTuple):
 class Budget:
     """An upper bound on what a fit may use; reaching it is a result, not an error.
 
+    Start, solvers, ladder and certificate share it. Evaluations are exceeded by a tenth, or by 512,
+    at most: a certificate needs some draws, however small the budget.
+
     Arguments:
-        seconds: wall-clock seconds, checked between blocks of steps.
-        evaluations: gradients of the log density, checked between blocks of steps.
+        seconds: wall-clock seconds, checked at every evaluation outside compiled loops.
+        evaluations: values of the log density with their gradients.
     """
 
     seconds: Validated[float | None, "__post_init__"] = None

@@ -1,49 +1,69 @@
-"""`tb.compare([fit, ...])`.
-
-Several answers to one question in one table, against the truth or against one of them.
-"""
+"""`tb.compare([fit, ...])`: several fits of one target in one table, and how far they are apart."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from ._numerics import scoped, to_device
-from ._types import Estimate
-from .certify.certificate import fresh_sample
+from ._types import Array, Estimate, Key, PyTree, Validated
 from .certify.corrections import resample
-from .certify.factors import viewed
+from .certify.draws import fresh_sample, viewed
+from .certify.standards import EFFORT
+from .families.empirical import Empirical
 from .results import TargetError
 from .search.chain_statistics import ess_mean
-from .summary import summary_of, weights_usable
+from .storage import AnyPath
+from .summary import Reported, summary_of, weights_usable
+from .targets.base import AbstractTarget, Density
 from .targets.batched import batched
-from .targets.values import flatten_values
+from .targets.layout import flatten_values
 
-_DRAWS = 4000
+if TYPE_CHECKING:
+    import pandas  # half a second that `import tightbound` does without
+    import rich.table
+
+_DRAWS = EFFORT.draws  # of each fit, as many as a certificate uses, and of the truth
 _NOTHING = Estimate(np.nan, np.nan)
+
+Moments: TypeAlias = dict[str, tuple[float, float]]
+"""Name of a value -> its mean and its sd."""
+
+
+class PosteriorDraws(NamedTuple):
+    """Draws `z` of the posterior, its log density there, and how many independent ones they are."""
+
+    z: Float[np.ndarray, "n dim"]
+    log_p: Float[np.ndarray, " n"]
+    effective: float
 
 
 @runtime_checkable
 class Truth(Protocol):
-    """What is known of a posterior: `mean` and `sd` by value name, `log_evidence` in nats, exact
-    draws by `sample(n, key)`.
-
-    Everything in `tb.targets.zoo` is one.
-    """
+    """What is known of a posterior. Everything in `tb.targets.zoo` is one."""
 
     @property
-    def mean(self) -> dict[str, Any]: ...
+    def mean(self) -> Mapping[str, Array | float]:
+        """Posterior means by the name of the value."""
+        ...
 
     @property
-    def sd(self) -> dict[str, Any]: ...
+    def sd(self) -> Mapping[str, Array | float]:
+        """Posterior sds by the name of the value."""
+        ...
 
     @property
-    def log_evidence(self) -> float: ...
+    def log_evidence(self) -> float:
+        """The log evidence, nats."""
+        ...
 
-    def sample(self, n: int, key: Any) -> dict[str, Any]: ...
+    def sample(self, n: int, key: Key) -> PyTree:
+        """`n` exact draws of the named values; a TargetError where there are none."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Comparison:
     """What `tb.compare` returns; prints as two tables, in a notebook and with rich too.
 
     Attributes:
-        table: one row per fit (a pandas.DataFrame): `verdict`, `elbo` with its `stderr`, `KL(q||p)`
+        table: one row per fit: `verdict`, `elbo` with its `stderr`, `KL(q||p)`
             and `KL(p||q)` in nats where they can be had, `mean error` (the largest, in sds of the
             reference), `sd ratio low` and `high`, `seconds`, `gradients`.
         moments: per value, the mean and the sd that each fit's summary gives; columns (fit, "mean"
@@ -60,8 +80,8 @@ class Comparison:
         log_evidence: the log evidence that KLs were computed with, and its standard error, nats.
     """
 
-    table: Any
-    moments: Any
+    table: "pandas.DataFrame"
+    moments: "pandas.DataFrame"
     reference: str | None
     log_evidence: Estimate
 
@@ -71,26 +91,19 @@ class Comparison:
             if self.reference
             else "No reference: pass `reference` or `truth`."
         )
-        return f"{self.table.to_string(float_format=_short)}\n{against}\n\n{self.moments.to_string(float_format=_short)}"
+        table, moments = (
+            frame.to_string(float_format=_short) for frame in (self.table, self.moments)
+        )
+        return f"{table}\n{against}\n\n{moments}"
 
     def _repr_html_(self) -> str:
         return self.table.to_html(float_format=_short) + self.moments.to_html(float_format=_short)
 
-    def __rich__(self) -> Any:
-        from rich.table import Table  # only rich itself asks
+    def __rich__(self) -> "rich.table.Table":
+        title = f"against {self.reference}" if self.reference else None
+        return rich_table(self.table, "fit", title, _short)
 
-        made = Table(title=f"against {self.reference}" if self.reference else None)
-        made.add_column("fit")
-        for name in self.table.columns:
-            made.add_column(str(name), justify="right")
-        for name, row in self.table.iterrows():
-            made.add_row(
-                str(name),
-                *(_short(value) if isinstance(value, float) else str(value) for value in row),
-            )
-        return made
-
-    def plot(self, path: Any, *, most: int = 24) -> Path:
+    def plot(self, path: AnyPath, *, most: int = 24) -> Path:
         """Write a picture (SVG): mean and two sds of the first `most` values under each fit.
 
         Needs the `plots` extra.
@@ -101,14 +114,13 @@ class Comparison:
 
 
 def compare(
-    fits: Sequence[Any] | Mapping[str, Any],
+    fits: Sequence[Reported] | Mapping[str, Reported],
     *,
-    reference: Any = None,
+    reference: Validated[str | int | Reported | None, "_place"] = None,
     truth: Truth | None = None,
-    key: Any = 0,
+    key: Key = 0,
 ) -> Comparison:
-    """Several fits of one target in one table: what they say, how far apart they are, and what they
-    cost.
+    """Several fits of one target in one table: what they say, how far they differ, what they cost.
 
     Errors are measured against `truth` where the posterior is known, else against the fit called
     `reference` (one of NUTS, say). KL(q||p) = log Z - ELBO(q), and KL(p||q) = E_p[log p - log q] -
@@ -130,26 +142,26 @@ def compare(
     named = _named(fits)
     against = _place(named, reference)
     tables = {name: summary_of(fresh_sample(fit, key, _DRAWS)) for name, fit in named.items()}
-    log_z = (
-        Estimate(float(truth.log_evidence), 0.0)
-        if truth is not None
-        else _narrowest(named.values())
-    )
-    scale = (
-        _moments_of(truth)
-        if truth is not None
-        else None
-        if against is None
-        else _columns(tables[against])
-    )
-    draws = _reference_draws(
-        next(iter(named.values())).target, None if against is None else named[against], truth, key
-    )
+    # Errors are measured in sds of the truth where there is one, also beside a reference.
+    scale: Moments | None = None
+    if truth is not None:
+        log_z, scale = Estimate(float(truth.log_evidence), 0.0), _moments_of(truth)
+    else:
+        log_z = _narrowest(named.values())
+        scale = None if against is None else _columns(tables[against])
+    first = next(iter(named.values()))
+    draws = _reference_draws(first, None if against is None else named[against], truth, key)
     rows = {name: _row(fit, tables[name], scale, draws, log_z) for name, fit in named.items()}
     return _assembled(rows, tables, "the truth" if truth is not None else against, log_z)
 
 
-def _row(fit: Any, table: Any, scale: Any, draws: Any, log_z: Estimate) -> dict[str, Any]:
+def _row(
+    fit: Reported,
+    table: "pandas.DataFrame",
+    scale: Moments | None,
+    draws: PosteriorDraws | None,
+    log_z: Estimate,
+) -> dict[str, object]:
     certificate = fit.certificate
     error, low, high = _errors(table, scale)
     forward = _forward_kl(fit, draws, log_z)
@@ -169,9 +181,10 @@ def _row(fit: Any, table: Any, scale: Any, draws: Any, log_z: Estimate) -> dict[
     }
 
 
-def _errors(table: Any, scale: Any) -> tuple[float, float, float]:
-    """Largest error of a mean in reference sds, smallest and largest ratio of sds, over the values
-    that both have.
+def _errors(table: "pandas.DataFrame", scale: Moments | None) -> tuple[float, float, float]:
+    """Largest error of a mean in reference sds, smallest and largest ratio of sds.
+
+    Over the values that both have, and of which the reference is not certain.
     """
     if scale is None:
         return np.nan, np.nan, np.nan
@@ -191,7 +204,7 @@ def _errors(table: Any, scale: Any) -> tuple[float, float, float]:
     )
 
 
-def _forward_kl(fit: Any, draws: Any, log_z: Estimate) -> Estimate:
+def _forward_kl(fit: Reported, draws: PosteriorDraws | None, log_z: Estimate) -> Estimate:
     """KL(p||q) over draws of p; their weights are equal, their number the effective one."""
     if draws is None or not fit.q.has_density:
         return _NOTHING
@@ -203,35 +216,43 @@ def _forward_kl(fit: Any, draws: Any, log_z: Estimate) -> Estimate:
     )
 
 
-def _reference_draws(target: Any, fit: Any, truth: Truth | None, key: Any) -> Any:
-    """Draws of the posterior `[n, d]`, the target's log density there, and how many independent
-    ones they are worth.
+def _reference_draws(
+    any_fit: Reported, reference: Reported | None, truth: Truth | None, key: Key
+) -> PosteriorDraws | None:
+    """Draws of the posterior from the truth, else from the reference; None where neither has any.
+
+    Where a fit is weighted, its weights must be usable.
     """
+    target = any_fit.target
+    if not isinstance(target, Density):  # a simulator whose likelihood nobody knows
+        return None
     if truth is not None:
         try:
             values = truth.sample(_DRAWS, key)
         except TargetError:  # a truth of moments alone, without draws: KL(p || q) stays empty
             return None
         z, effective = _unconstrained(target, values), float(_DRAWS)
-    elif fit is None:
+    elif reference is None:
         return None
-    elif not fit.q.has_density:
-        z, effective = np.asarray(fit.q.flat), float(np.nanmin(ess_mean(np.asarray(fit.q.draws))))
+    elif not reference.q.has_density:
+        chains = cast(Empirical, reference.q)  # the one family without a density
+        z, effective = np.asarray(chains.flat), float(np.nanmin(ess_mean(np.asarray(chains.draws))))
     else:
-        pool = fresh_sample(fit, key, _DRAWS)
+        pool = fresh_sample(reference, key, _DRAWS)
         if not weights_usable(pool):
             return None
         weights, effective = pool.smoothed.weights, pool.smoothed.ess
+        # The generator of the resampling is always the same: the draws differ by `key`.
         z = pool.z[resample(np.random.default_rng(0), weights, len(weights))]
-    return z, batched(target)(z)[0], max(effective, 1.0)
+    return PosteriorDraws(z, batched(target)(z)[0], max(effective, 1.0))
 
 
 @scoped
-def _unconstrained(target: Any, values: Any) -> np.ndarray:
+def _unconstrained(target: AbstractTarget, values: PyTree) -> Float[np.ndarray, "n dim"]:
     return np.asarray(jax.vmap(target.unconstrain)(to_device(values)))
 
 
-def _narrowest(fits: Any) -> Estimate:
+def _narrowest(fits: Iterable[Reported]) -> Estimate:
     """The middle of the narrowest bounds on the log evidence, with half their width.
 
     NaN where no fit has bounds.
@@ -246,29 +267,42 @@ def _narrowest(fits: Any) -> Estimate:
     return Estimate(0.5 * (lower + upper), 0.5 * (upper - lower))
 
 
-def _moments_of(truth: Truth) -> dict[str, tuple[float, float]]:
-    one = {name: [flatten_values({k: np.asarray(v)[None] for k, v in part.items()})] for name, part in
-           (("mean", truth.mean), ("sd", truth.sd))}  # fmt: skip
-    (names, mean), (sd_names, sd) = one["mean"][0], one["sd"][0]
-    sds = dict(zip(sd_names, sd[0], strict=True))
+def _moments_of(truth: Truth) -> Moments:
+    names, mean = _flat(truth.mean)
+    sds = dict(zip(*_flat(truth.sd), strict=True))
+    # of a derived value, often the mean alone is known
     return {
-        name: (float(m), float(sds.get(name, np.nan)))
-        for name, m in zip(names, mean[0], strict=True)
+        name: (float(m), float(sds.get(name, np.nan))) for name, m in zip(names, mean, strict=True)
     }
 
 
-def _columns(table: Any) -> dict[str, tuple[float, float]]:
-    return {str(name): (float(row["mean"]), float(row["sd"])) for name, row in table.iterrows()}
+def _flat(values: Mapping[str, Array | float]) -> tuple[tuple[str, ...], Float[np.ndarray, " p"]]:
+    """Names such as `beta[0]`, and their numbers."""
+    names, columns = flatten_values({name: np.asarray(v)[None] for name, v in values.items()})
+    return names, columns[0]
 
 
-def _assembled(rows: Any, tables: Any, reference: str | None, log_z: Estimate) -> Comparison:
-    import pandas as pd  # comes with xarray; half a second that `import tightbound` does without
+def _columns(table: "pandas.DataFrame") -> Moments:
+    mean, sd = (table[what].to_numpy(float) for what in ("mean", "sd"))
+    return {
+        str(name): (float(m), float(s)) for name, m, s in zip(table.index, mean, sd, strict=True)
+    }
+
+
+def _assembled(
+    rows: dict[str, dict[str, object]],
+    tables: "dict[str, pandas.DataFrame]",
+    reference: str | None,
+    log_z: Estimate,
+) -> Comparison:
+    import pandas as pd
 
     moments = pd.concat({name: table[["mean", "sd"]] for name, table in tables.items()}, axis=1)
     return Comparison(pd.DataFrame.from_dict(rows, orient="index"), moments, reference, log_z)
 
 
-def _named(fits: Any) -> dict[str, Any]:
+def _named(fits: Sequence[Reported] | Mapping[str, Reported]) -> dict[str, Reported]:
+    """The fits by name: by family where they came without one, numbered where two are alike."""
     if isinstance(fits, Mapping):
         named = dict(fits)
     else:
@@ -292,26 +326,42 @@ def _named(fits: Any) -> dict[str, Any]:
     return named
 
 
-def _place(named: dict[str, Any], reference: Any) -> str | None:
+def _place(
+    named: dict[str, Reported], reference: str | int | np.integer | Reported | None
+) -> str | None:
     """The name of the reference."""
     if reference is None:
         return None
+    # True is an int to Python, and names no place
+    numbered = isinstance(reference, (int, np.integer)) and not isinstance(reference, bool)
     for place, (name, fit) in enumerate(named.items()):
         if reference is fit or (isinstance(reference, str) and reference == name):
             return name
-        if (
-            isinstance(reference, (int, np.integer))
-            and not isinstance(reference, bool)
-            and reference == place
-        ):
+        if numbered and reference == place:
             return name
     raise ValueError(
         f"compare: `reference` is none of the fits; they are called {', '.join(map(repr, named))}."
     )
 
 
+def rich_table(
+    frame: "pandas.DataFrame", first: str, title: str | None, shown: Callable[[float], str]
+) -> "rich.table.Table":
+    """The frame as rich prints tables; `first` is what its index is called."""
+    from rich.table import Table  # only rich itself asks
+
+    made = Table(title=title)
+    made.add_column(first)
+    for name in frame.columns:
+        made.add_column(str(name), justify="right")
+    for name, row in frame.iterrows():
+        cells = (shown(value) if isinstance(value, float) else str(value) for value in row)
+        made.add_row(str(name), *cells)
+    return made
+
+
 def _short(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.4g}"
 
 
-__all__ = ["Comparison", "Truth", "compare"]
+__all__ = ["Comparison", "Truth", "compare", "rich_table"]

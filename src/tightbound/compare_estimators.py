@@ -1,13 +1,10 @@
-"""`tb.compare_estimators`.
-
-Which gradient estimator is the best for this target, this q and this objective?
-"""
+"""`tb.compare_estimators`: which gradient estimator is best for this target, q and objective?"""
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -15,8 +12,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from ._numerics import as_key, scoped, to_device
+from ._types import Key, PyTree, Scalar, Validated
+from .compare import rich_table
 from .estimators.base import AbstractEstimator
 from .estimators.doubly import DoublyReparam
 from .estimators.enumerate import Enumerate
@@ -25,11 +25,21 @@ from .estimators.pathwise import Pathwise, StickTheLanding
 from .estimators.quadrature import Quadrature
 from .estimators.relaxed import Relaxed
 from .estimators.score import Score
+from .families.base import AbstractFamily
 from .objectives.base import AbstractObjective
-from .objectives.classic import ELBO
+from .objectives.classic import ELBO, IWELBO
 from .results import PairingError
+from .storage import AnyPath
+from .targets.base import AbstractTarget
+
+if TYPE_CHECKING:
+    import pandas  # half a second that `import tightbound` does without
+    import rich.table
 
 _RUNS = 3  # timings, of which the shortest counts
+_WARM_UP = 20  # steps in which baselines that learn have forgotten where they began
+# A variance of this share of the squared mean is rounding in float64: the estimator has no noise.
+_ROUNDING = 1e-24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +47,7 @@ class EstimatorComparison:
     """What `tb.compare_estimators` returns; prints as a table, in a notebook and with rich too.
 
     Attributes:
-        table: one row per estimator, best first (a pandas.DataFrame): `variance x cost`;
+        table: one row per estimator, best first: `variance x cost`;
             `variance`, the sum over the directions of q's parameters, and its `stderr`;
             `evaluations` of the log density and `seconds` per gradient; `signal to noise`, the
             length of the mean gradient over the root of the variance; `bias`, "none" or "1/n".
@@ -47,7 +57,7 @@ class EstimatorComparison:
         estimators: name -> the estimator, ready to be given to tb.solvers.StochasticGradient.
     """
 
-    table: Any
+    table: "pandas.DataFrame"
     refused: dict[str, str]
     objective: AbstractObjective
     cost: str
@@ -56,7 +66,7 @@ class EstimatorComparison:
     @property
     def best(self) -> AbstractEstimator:
         """The first of the table."""
-        return self.estimators[self.table.index[0]]
+        return self.estimators[str(self.table.index[0])]
 
     def __str__(self) -> str:
         head = f"Gradients of {type(self.objective).__name__}, best first by variance x {self.cost}"
@@ -67,23 +77,11 @@ class EstimatorComparison:
     def _repr_html_(self) -> str:
         return self.table.to_html(float_format=_short)
 
-    def __rich__(self) -> Any:
-        from rich.table import Table  # only rich itself asks
+    def __rich__(self) -> "rich.table.Table":
+        title = f"gradients of {type(self.objective).__name__}, by variance x {self.cost}"
+        return rich_table(self.table, "estimator", title, _short)
 
-        made = Table(
-            title=f"gradients of {type(self.objective).__name__}, by variance x {self.cost}"
-        )
-        made.add_column("estimator")
-        for name in self.table.columns:
-            made.add_column(str(name), justify="right")
-        for name, row in self.table.iterrows():
-            made.add_row(
-                str(name),
-                *(_short(value) if isinstance(value, float) else str(value) for value in row),
-            )
-        return made
-
-    def plot(self, path: Any) -> Path:
+    def plot(self, path: AnyPath) -> Path:
         """Write a picture (SVG) of variance against cost, both on log scales.
 
         Needs the `plots` extra.
@@ -95,17 +93,17 @@ class EstimatorComparison:
 
 @scoped
 def compare_estimators(
-    target: Any,
-    q: Any,
+    target: AbstractTarget,
+    q: AbstractFamily,
     objective: AbstractObjective | None = None,
     *,
-    key: Any = 0,
+    key: Key = 0,
     draws: int = 16,
-    repeats: int = 400,
+    repeats: Validated[int, "_check_arguments"] = 400,
     estimators: Mapping[str, AbstractEstimator] | None = None,
-    cost: str = "evaluations",
+    cost: Validated[str, "_check_arguments"] = "evaluations",
 ) -> EstimatorComparison:
-    """Measure variance times cost of every estimator that can serve the target, q and objective.
+    """Variance times cost of every estimator that can serve the target, q and objective.
 
     Best first.
 
@@ -133,14 +131,7 @@ def compare_estimators(
         PairingError: no estimator can serve; the message says why for each.
         ValueError: `cost` is neither, or `repeats` is below 2.
     """
-    if cost not in ("evaluations", "seconds"):
-        raise ValueError(
-            f'compare_estimators: `cost` must be "evaluations" or "seconds", got {cost!r}.'
-        )
-    if repeats < 2:
-        raise ValueError(
-            f"compare_estimators: `repeats` must be at least 2 to have a variance, got {repeats}."
-        )
+    _check_arguments(repeats, cost)
     objective = ELBO() if objective is None else objective
     named = candidates(draws, objective) if estimators is None else dict(estimators)
     refused = {
@@ -152,6 +143,7 @@ def compare_estimators(
         raise PairingError(
             f"compare_estimators: no estimator serves {type(q).__name__} here. {reasons}"
         )
+    # every estimator gets the same key: where two draw alike they are compared on the same draws
     rows = {
         name: _measured(e, target, q, objective, as_key(key), repeats, cost)
         for name, e in valid.items()
@@ -159,14 +151,28 @@ def compare_estimators(
     return EstimatorComparison(_sorted(rows), refused, objective, cost, valid)
 
 
+def _check_arguments(repeats: int, cost: str) -> None:
+    if cost not in ("evaluations", "seconds"):
+        raise ValueError(
+            f'compare_estimators: `cost` must be "evaluations" or "seconds", got {cost!r}.'
+        )
+    if repeats < 2:
+        raise ValueError(
+            f"compare_estimators: `repeats` must be at least 2 to have a variance, got {repeats}."
+        )
+
+
 def candidates(draws: int, objective: AbstractObjective) -> dict[str, AbstractEstimator]:
     """The library's estimators with their main switches.
 
     `draws` rounded up to a power of two times two groups.
     """
+    # Antithetic pairs ask for two groups, Sobol points for a power of two.
     unit = 2 * objective.group
     n = unit * 2 ** max(0, int(np.ceil(np.log2(max(draws, 1) / unit))))
     n = 1 << (n - 1).bit_length() if objective.group == 1 else n
+    # Measure-valued derivatives evaluate a pair for each parameter: an eighth of the draws keeps
+    # their cost of the order of the others' in a few dimensions.
     pairs = max(n // 8, objective.group)
     pairs = -(-pairs // objective.group) * objective.group
     return {
@@ -190,7 +196,10 @@ def candidates(draws: int, objective: AbstractObjective) -> dict[str, AbstractEs
 
 
 def refusal(
-    estimator: AbstractEstimator, target: Any, q: Any, objective: AbstractObjective
+    estimator: AbstractEstimator,
+    target: AbstractTarget,
+    q: AbstractFamily,
+    objective: AbstractObjective,
 ) -> str | None:
     """Why the estimator cannot serve, in a sentence; None where it can."""
     try:
@@ -202,20 +211,24 @@ def refusal(
         return "it is biased for every objective."
     if type(objective) in estimator.unbiased_for or estimator.exact:
         return None
-    if objective.averages or isinstance(estimator, StickTheLanding):
+    # A function of averages (a logarithm, a ratio) has a bias of order 1/n with any estimator that
+    # is unbiased for the averages. One that is not even right for the IWELBO holds for the ELBO
+    # alone (StickTheLanding leaves out a term whose mean is zero there): more draws do not help it.
+    if objective.averages or IWELBO not in estimator.unbiased_for:
         return f"its gradient of {name} is biased, and more draws do not mend that."
     return None
 
 
 def _measured(
-    estimator: Any,
-    target: Any,
-    q: Any,
+    estimator: AbstractEstimator,
+    target: AbstractTarget,
+    q: AbstractFamily,
     objective: AbstractObjective,
     key: jax.Array,
     repeats: int,
     cost: str,
-) -> dict[str, Any]:
+) -> dict[str, float | str]:
+    """One row of the table."""
     prepare, draw = jr.split(key)
     moving = to_device(q, q.dtype)
     state = to_device(estimator.prepare(target, q, prepare), q.dtype)
@@ -228,7 +241,9 @@ def _measured(
     )
     away = np.sum((sample - sample.mean(0)) ** 2, axis=1)
     variance = float(away.sum() / (repeats - 1))
-    variance = 0.0 if variance < 1e-24 * max(1.0, float(np.sum(sample.mean(0) ** 2))) else variance
+    variance = (
+        0.0 if variance < _ROUNDING * max(1.0, float(np.sum(sample.mean(0) ** 2))) else variance
+    )
     used = {
         "evaluations": float(estimator.evaluations_used(target, state)),
         "seconds": seconds / repeats,
@@ -244,7 +259,7 @@ def _measured(
     }
 
 
-def _seconds(run: Any) -> float:
+def _seconds(run: Callable[[], jax.Array]) -> float:
     started = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - started
@@ -252,33 +267,48 @@ def _seconds(run: Any) -> float:
 
 @eqx.filter_jit
 def _gradients(
-    estimator: Any, objective: Any, target: Any, q: Any, state: Any, keys: jax.Array
-) -> jax.Array:
-    """`[repeats, P]`, in the scale of q's own steps."""
+    estimator: AbstractEstimator,
+    objective: AbstractObjective,
+    target: AbstractTarget,
+    q: AbstractFamily,
+    state: PyTree,
+    keys: jax.Array,
+) -> Float[jax.Array, "repeats p"]:
+    """One gradient for each key, in the scale of q's own steps."""
     at_rest = jax.tree.map(jnp.zeros_like, eqx.filter(q, eqx.is_inexact_array))
 
-    def loss(step: Any, key: jax.Array) -> jax.Array:
+    def loss(step: AbstractFamily, key: jax.Array) -> Scalar:
         return estimator.surrogate(objective, target, q.retract(step), state, key)[0]
 
     return jax.vmap(lambda key: ravel_pytree(jax.grad(loss)(at_rest, key))[0])(keys)
 
 
 @eqx.filter_jit
-def _warmed(estimator: Any, objective: Any, target: Any, q: Any, state: Any, key: jax.Array) -> Any:
-    """The estimator's state after twenty steps at the same q: baselines that learn have learnt."""
+def _warmed(
+    estimator: AbstractEstimator,
+    objective: AbstractObjective,
+    target: AbstractTarget,
+    q: AbstractFamily,
+    state: PyTree,
+    key: jax.Array,
+) -> PyTree:
+    """The estimator's state after some steps at the same q: baselines that learn have learnt."""
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def step(dynamic: Any, key: jax.Array) -> tuple[Any, None]:
+    def step(dynamic: PyTree, key: jax.Array) -> tuple[PyTree, None]:
         new = estimator.surrogate(objective, target, q, eqx.combine(dynamic, static), key)[1]
         return eqx.filter(new, eqx.is_array), None
 
-    return eqx.combine(jax.lax.scan(step, dynamic, jr.split(jr.fold_in(key, 1), 20))[0], static)
+    # `key` is that of the gradients: folded, so that the warm-up draws others
+    keys = jr.split(jr.fold_in(key, 1), _WARM_UP)
+    return eqx.combine(jax.lax.scan(step, dynamic, keys)[0], static)
 
 
-def _sorted(rows: dict[str, dict[str, Any]]) -> Any:
+def _sorted(rows: dict[str, dict[str, float | str]]) -> "pandas.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame.from_dict(rows, orient="index")
+    # of two without noise the cheaper one comes first
     return table.sort_values(["variance x cost", "evaluations"], kind="stable")
 
 

@@ -1,26 +1,32 @@
-"""A fit as an ArviZ DataTree.
-
-What arviz-stats and arviz-plots, and anything that reads xarray, take.
-"""
+"""A fit as an ArviZ DataTree: what arviz-stats, arviz-plots and all that reads xarray take."""
 
 import importlib.metadata
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import jax
 import numpy as np
 
+from ._types import PyTree, Validated
+from .families.empirical import Empirical
+from .summary import Reported, sample
 from .targets.base import Observed, Predictive
-from .targets.values import constrain_batch, path_name
+from .targets.batched import constrain_batch
+from .targets.layout import path_name
+
+if TYPE_CHECKING:
+    import xarray  # a second that `import tightbound` does without
+
+Group: TypeAlias = dict[str, np.ndarray]
+"""Variables by name, with the axes of their kind: draws first, or (chain, draw)."""
 
 _MOST_NUMBERS = 50_000_000  # in a group with one number for each draw and observation: 400 MB
-_RESERVED = ("chain", "draw")
+_RESERVED = ("chain", "draw")  # dimensions of the ArviZ schema
 
 
-def to_datatree(fit: Any, n: int = 1000) -> Any:
-    """An xarray.DataTree with the groups of the ArviZ schema, in as far as the target knows what
-    belongs into them.
+def to_datatree(fit: Reported, n: Validated[int, "sample"] = 1000) -> "xarray.DataTree":
+    """An xarray.DataTree with those groups of the ArviZ schema that the target can fill.
 
     - `posterior`: `n` draws in one chain, corrected by the importance weights where these can be
       trusted. A value in a nested structure is called `outer.inner`. Of a sampler: all its draws,
@@ -43,11 +49,13 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
     import arviz_base
     import xarray as xr
 
-    chains = 1 if fit.q.has_density else fit.q.chains
+    statistics, chains = {}, 1
     if fit.q.has_density:
-        values = fit.sample(fit.seed, n, corrected=True)
+        values = sample(fit, fit.seed, n, corrected=True)
     else:
-        values = constrain_batch(fit.target, np.asarray(fit.q.flat))
+        drawn = cast(Empirical, fit.q)  # the one family without a density
+        values = constrain_batch(fit.target, np.asarray(drawn.flat))
+        statistics, chains = drawn.statistics, drawn.chains
     groups = {"posterior": _by_name(values), **_of_target(fit, values)}
     for name in _RESERVED:
         if name in groups["posterior"]:
@@ -56,18 +64,17 @@ def to_datatree(fit: Any, n: int = 1000) -> Any:
                 " tree. Rename it in the model; fit.sample(key, n) has the draws under any name."
             )
     groups = _with_chain(groups, chains)
-    if not fit.q.has_density and fit.q.statistics:
-        groups["sample_stats"] = {
-            name: np.asarray(value) for name, value in fit.q.statistics.items()
-        }
+    if statistics:
+        groups["sample_stats"] = {name: np.asarray(value) for name, value in statistics.items()}
     tree = arviz_base.from_dict(groups, attrs={"/": _attributes(fit)})
     tree["fit"] = xr.DataTree(_fit_group(fit))
     return tree
 
 
-def _of_target(fit: Any, values: Any) -> dict[str, dict[str, np.ndarray]]:
+def _of_target(fit: Reported, values: PyTree) -> dict[str, Group]:
     """The groups that only the target can fill; those without a variable are left out."""
-    target, groups = fit.target, {}
+    target = fit.target
+    groups: dict[str, Group] = {}
     observed = _by_name(target.observed()) if isinstance(target, Observed) else {}
     fits = _fits_memory(
         len(jax.tree.leaves(values)[0]), sum(value.size for value in observed.values())
@@ -88,16 +95,17 @@ def _fits_memory(draws: int, observations: int) -> bool:
     size = draws * observations
     if size <= _MOST_NUMBERS:
         return True
+    # stacklevel: the line of the user's code that called `Fit.to_datatree`
     warnings.warn(
         "to_datatree: the groups with a number for each draw and observation are left out, because"
         f" they would hold {size:,} numbers. Ask for fewer draws:"
         f" fit.to_datatree({max(1, _MOST_NUMBERS // observations)}).",
-        stacklevel=4,
+        stacklevel=5,
     )
     return False
 
 
-def _by_name(values: Any) -> dict[str, np.ndarray]:
+def _by_name(values: PyTree) -> Group:
     """The leaves of a pytree under dotted names."""
     return {
         path_name(path): np.asarray(leaf)
@@ -105,10 +113,8 @@ def _by_name(values: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _with_chain(
-    groups: Mapping[str, dict[str, np.ndarray]], chains: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """A leading axis `chain` in the groups that hold draws, of which each chain has made as many."""
+def _with_chain(groups: Mapping[str, Group], chains: int) -> dict[str, Group]:
+    """A leading axis `chain` in the groups that hold draws; all chains made equally many."""
 
     def split(value: np.ndarray) -> np.ndarray:
         return value.reshape(chains, len(value) // chains, *value.shape[1:])
@@ -123,9 +129,11 @@ def _with_chain(
     }
 
 
-def _fit_group(fit: Any) -> Any:
+def _fit_group(fit: Reported) -> "xarray.Dataset":
+    """The search by step, and the certificate by finding."""
     import xarray as xr
 
+    # text as NumPy strings, NaN for no threshold: NetCDF files keep neither objects nor None
     findings, trace = fit.certificate.findings, fit.trace
     columns = {
         name: ("step", np.asarray(getattr(trace, name)))
@@ -149,7 +157,7 @@ def _fit_group(fit: Any) -> Any:
     )
 
 
-def _attributes(fit: Any) -> dict[str, Any]:
+def _attributes(fit: Reported) -> dict[str, str | int | float]:
     """Plain numbers and strings, which every file format of xarray can keep."""
     certificate = fit.certificate
     return {

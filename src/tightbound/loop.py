@@ -6,23 +6,37 @@ Blocks of steps, finite guard, stopping, trace, progress, budget and interruptio
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.random as jr
 import numpy as np
+from jaxtyping import Float, Int, PyTree
 
 from ._numerics import as_key, to_device, to_host
-from ._types import Budget
+from ._types import Budget, Key
+from .account import BudgetSpent, open_account
+from .families.base import AbstractFamily
 from .objectives.base import AbstractObjective
 from .results import Result
 from .solvers.base import AbstractSolver, Info
+from .targets.base import AbstractTarget
 
-_BLOCK = 200  # compiled steps between two looks at the clock, the budget and the stopping rule
+# Compiled steps between two looks at the clock, the budget and the stopping rule: a look costs
+# about as much as one step of a small model.
+_BLOCK = 200
+# By whether the solver is compiled: a host solver takes few and large steps.
 _DEFAULT_MAX_STEPS = {True: 100_000, False: 1_000}
 
-Progress = Callable[[int, float, str], None]
+Progress: TypeAlias = Callable[[int, float, str], None]
+"""(steps so far, loss, note) -> nothing; shows it to the user."""
+
+Moved: TypeAlias = tuple[AbstractTarget, AbstractFamily, PyTree, Info]
+"""What a block of steps leaves: the target, q, the solver's state, and its Info."""
+
+Advance: TypeAlias = Callable[[AbstractTarget, AbstractFamily, PyTree, int], Moved]
+"""(target, q, state, number of steps) -> what they leave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +46,9 @@ class Trace:
     `loss` in nats (smaller is better), `change` of q, `evaluations` used so far.
     """
 
-    loss: np.ndarray
-    change: np.ndarray
-    evaluations: np.ndarray
+    loss: Float[np.ndarray, "steps"]
+    change: Float[np.ndarray, "steps"]
+    evaluations: Float[np.ndarray, "steps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +58,8 @@ class Run:
     The approximation, the (possibly learnt) target, how it ended, and the way there.
     """
 
-    q: Any
-    target: Any
+    q: AbstractFamily
+    target: AbstractTarget
     result: Result
     steps: int
     trace: Trace
@@ -61,7 +75,8 @@ class _Log:
         self.evaluations = 0.0
         self.progress = progress
 
-    def add(self, info: Info) -> None:
+    def add(self, info: Info) -> float:
+        """Keep an Info, of one step or stacked; the evaluations that it tells of."""
         loss, change, used = (
             np.atleast_1d(np.asarray(v, np.float64))
             for v in (info.loss, info.change, info.evaluations)
@@ -71,24 +86,34 @@ class _Log:
         self.evaluations += float(used.sum())
         if self.progress is not None:
             self.progress(self.steps, float(loss[-1]), f"{self.evaluations:,.0f} gradients")
+        return float(used.sum())
+
+    def affordable(self, budget: Budget) -> int:
+        """Steps of a block that the budget covers, by what those so far took; at least one."""
+        if budget.evaluations is None:
+            return _BLOCK
+        if not self.steps:  # what a step takes is not known yet
+            return 1
+        each = self.evaluations / self.steps
+        return int(np.clip((budget.evaluations - self.evaluations) / max(each, 1e-9), 1, _BLOCK))
 
     def trace(self) -> Trace:
         if not self.infos:
             return Trace(np.empty(0), np.empty(0), np.empty(0))
         columns = [
-            np.concatenate([getattr(i, name) for i in self.infos])
+            np.concatenate([np.asarray(getattr(i, name)) for i in self.infos])
             for name in ("loss", "change", "evaluations")
         ]
         return Trace(columns[0], columns[1], np.cumsum(columns[2]))
 
 
 def run(
-    target: Any,
-    q: Any,
+    target: AbstractTarget,
+    q: AbstractFamily,
     objective: AbstractObjective | None,
     solver: AbstractSolver,
     *,
-    key: Any,
+    key: Key,
     tol: float,
     budget: Budget,
     max_steps: int | None,
@@ -96,58 +121,73 @@ def run(
 ) -> Run:
     """Move q until the solver is done, the budget is spent, or the user presses Ctrl-C.
 
-    Call inside `x64()`.
-
-    The last state whose q is finite is what comes back, whatever happens after it.
+    Call inside `x64()`. The last state whose q is finite is what comes back, whatever happens after
+    it. The budget is looked at between steps here; the open account ends a step within, where it
+    does not cover what the step asks for.
     """
     started = time.perf_counter()
     log = _Log(progress)
     most = _DEFAULT_MAX_STEPS[solver.compiled] if max_steps is None else max_steps
-    advance = (
-        _compiled_blocks(objective, solver, key)
-        if solver.compiled
-        else _host_steps(objective, solver, key)
-    )
+    make = _compiled_blocks if solver.compiled else _host_steps
+    advance = make(objective, solver, key)
     dtype, given = q.dtype, target
     state, result, good = None, None, (target, q)
     try:
         if solver.compiled:
             target, q = to_device(target, dtype), to_device(q, dtype)
-        state = solver.init(target, q, objective, as_key(key) if solver.compiled else key, tol)
+        own_key = as_key(key) if solver.compiled else key
+        state = solver.init(target, q, objective, own_key, tol)
         good = (target, q)
         while result is None:
             result = solver.done(state) or _spent(log, budget, started, most)
             if result is not None:
                 break
-            target, q, state, info = advance(target, q, state, min(_BLOCK, most - log.steps))
-            log.add(info)
+            steps = min(_BLOCK, most - log.steps, log.affordable(budget))
+            target, q, state, info = advance(target, q, state, steps)
+            used = log.add(info)
+            if solver.compiled:
+                _book(used)
             if is_finite(q):
                 good = (target, q)
             elif not solver.compiled:
                 result = Result.nonfinite
     except KeyboardInterrupt:
         result = Result.interrupted
+    except BudgetSpent:
+        result = Result.budget
     except np.linalg.LinAlgError:  # NumPy's algebra on a matrix that holds NaN, or is singular
         result = Result.nonfinite
     target, q = good
-    if state is not None and is_finite(q):
+    if state is not None:
+        q = _finished(solver, state, target, q)
+    target = _unless_learnt(given, target)
+    return Run(to_host(q), target, result, log.steps, log.trace(), time.perf_counter() - started)
+
+
+def _finished(
+    solver: AbstractSolver, state: PyTree, target: AbstractTarget, q: AbstractFamily
+) -> AbstractFamily:
+    """The q that the solver returns of its last good state, such as an average of iterates."""
+    if not is_finite(q):
+        return q
+    try:
         finished = solver.finish(target, q, state)
-        q = finished if is_finite(finished) else q
-    assert result is not None
-    return Run(
-        to_host(q),
-        _unless_learnt(given, target),
-        result,
-        log.steps,
-        log.trace(),
-        time.perf_counter() - started,
-    )
+    except BudgetSpent:  # what the last step left is an answer too
+        return q
+    return finished if is_finite(finished) else q
 
 
-def _unless_learnt(given: Any, target: Any) -> Any:
+def _book(evaluations: float) -> None:
+    """Tell the open account what a compiled block has used: its evaluator was not asked."""
+    account = open_account()
+    if account is not None:
+        account.add(evaluations)
+
+
+def _unless_learnt(given: AbstractTarget, target: AbstractTarget) -> AbstractTarget:
     """The very target that was given, where the run moved none of its leaves.
 
-    What is compiled for it is found again.
+    What is compiled for it is then found again.
     """
     if target is given:
         return given
@@ -168,31 +208,27 @@ def _spent(log: _Log, budget: Budget, started: float, most: int) -> Result | Non
     return Result.max_steps if log.steps >= most else None
 
 
-def _host_steps(objective: Any, solver: Any, key: Any) -> Callable:
-    def advance(target, q, state, _):
+def _host_steps(objective: AbstractObjective | None, solver: AbstractSolver, key: Key) -> Advance:
+    def advance(target: AbstractTarget, q: AbstractFamily, state: PyTree, _: int) -> Moved:
         return solver.step(target, q, objective, state, key)
 
     return advance
 
 
-def _compiled_blocks(objective: Any, solver: Any, key: Any) -> Callable:
+def _compiled_blocks(
+    objective: AbstractObjective | None, solver: AbstractSolver, key: Key
+) -> Advance:
     """A block of steps in one compiled scan.
 
-    The last block is cut short step by step only when `max_steps` asks for it.
+    A block is cut short only where `max_steps` or the budget asks for it.
     """
     position = 0
 
-    def advance(target, q, state, steps):
+    def advance(target: AbstractTarget, q: AbstractFamily, state: PyTree, steps: int) -> Moved:
         nonlocal position
+        place, count = jax.numpy.asarray(position), jax.numpy.asarray(steps)
         target, q, state, info = _scan(
-            target,
-            q,
-            objective,
-            solver,
-            state,
-            as_key(key),
-            jax.numpy.asarray(position),
-            jax.numpy.asarray(steps),
+            target, q, objective, solver, state, as_key(key), place, count
         )
         position += steps
         return target, q, state, jax.tree.map(lambda leaf: np.asarray(leaf)[:steps], info)
@@ -201,32 +237,41 @@ def _compiled_blocks(objective: Any, solver: Any, key: Any) -> Callable:
 
 
 @eqx.filter_jit
-def _scan(target, q, objective, solver, state, key, position, steps):
+def _scan(
+    target: AbstractTarget,
+    q: AbstractFamily,
+    objective: AbstractObjective | None,
+    solver: AbstractSolver,
+    state: PyTree,
+    key: jax.Array,
+    position: Int[jax.Array, ""],
+    steps: Int[jax.Array, ""],
+) -> Moved:
     """`steps` of at most _BLOCK steps.
 
-    The rest of the block leaves everything as it is, so one program serves all.
+    The rest of the block leaves everything as it is, so that one program serves all lengths.
     """
     dynamic, static = eqx.partition((target, q, state), eqx.is_array)
 
-    def take(dynamic, i):
+    def take(dynamic: PyTree, i: Int[jax.Array, ""]) -> tuple[PyTree, Info]:
         target, q, state = eqx.combine(dynamic, static)
         target, q, state, info = solver.step(
             target, q, objective, state, jr.fold_in(key, position + i)
         )
         return eqx.filter((target, q, state), eqx.is_array), info
 
-    def skip(dynamic, i):
+    def skip(dynamic: PyTree, i: Int[jax.Array, ""]) -> tuple[PyTree, Info]:
         shapes = eqx.filter_eval_shape(take, dynamic, i)[1]
         return dynamic, jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shapes)
 
-    def body(dynamic, i):
+    def body(dynamic: PyTree, i: Int[jax.Array, ""]) -> tuple[PyTree, Info]:
         return jax.lax.cond(i < steps, take, skip, dynamic, i)
 
     dynamic, info = jax.lax.scan(body, dynamic, jax.numpy.arange(_BLOCK))
     return *eqx.combine(dynamic, static), info
 
 
-def is_finite(q: Any) -> bool:
+def is_finite(q: AbstractFamily) -> bool:
     """Whether every number of q is finite."""
     leaves = jax.tree.leaves(eqx.filter(q, eqx.is_inexact_array_like))
     return all(bool(np.all(np.isfinite(np.asarray(leaf)))) for leaf in leaves)

@@ -4,9 +4,12 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .results import MissingExtraError
+
+if TYPE_CHECKING:
+    import rich.progress  # an extra, and a tenth of a second
 
 PATIENCE = 2.0
 """Seconds before a run counts as long."""
@@ -16,8 +19,7 @@ PATIENCE = 2.0
 def display(
     progress: bool | None, title: str, max_steps: int | None
 ) -> Iterator[Callable[[int, float, str], None] | None]:
-    """A callback `(steps, loss, note)` that shows where a run is, or None where nothing is to be
-    shown.
+    """A callback `(steps, loss, note)` that shows where a run is; None where nothing is shown.
 
     What is shown goes to stderr, below anything that the user's code prints meanwhile, and is wiped
     away at the end.
@@ -51,7 +53,7 @@ def display(
         yield show
 
 
-def _bar() -> Any:
+def _bar() -> "rich.progress.Progress | None":
     """A line with a spinner, what runs and the time; None where rich is not installed."""
     try:
         from rich.console import Console
@@ -63,11 +65,13 @@ def _bar() -> Any:
 
 
 @contextlib.contextmanager
-def _after(seconds: float, bar: Any) -> Iterator[None]:
+def _after(seconds: float, bar: "rich.progress.Progress") -> Iterator[None]:
     """Start the display after some seconds, unless the block is left before.
 
     Stop it when the block is left.
     """
+    # A timer's thread, since the block may be inside a compilation that calls nothing of ours. The
+    # lock keeps it from starting the display just after the block was left.
     lock, over, started = threading.Lock(), False, False
 
     def start() -> None:

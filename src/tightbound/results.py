@@ -5,7 +5,6 @@ A result is data, not an exception: nothing that was computed is lost. `fit(thro
 """
 
 import enum
-from typing import Any
 
 
 class Result(enum.Enum):
@@ -70,9 +69,7 @@ class Result(enum.Enum):
 
     @property
     def usable(self) -> bool:
-        """Whether the returned q is an approximation at all (finite, from at least one good
-        evaluation).
-        """
+        """Whether q is an approximation at all: finite, from at least one good evaluation."""
         return self is not Result.nonfinite
 
     def __str__(self) -> str:
@@ -82,7 +79,7 @@ class Result(enum.Enum):
 class FitError(RuntimeError):
     """No usable approximation exists; `.fit` holds what the run had (or None)."""
 
-    def __init__(self, message: str, fit: Any = None):
+    def __init__(self, message: str, fit: object = None):
         super().__init__(message)
         self.fit = fit
 

@@ -1,89 +1,169 @@
-"""Draws and summary tables in the user's terms, corrected where the certificate believes the
-correction.
-"""
+"""Draws and summary tables in the user's terms, corrected where a correction can be believed."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 from ._numerics import host_rng, key_words, to_host, x64
-from .certify.certificate import fresh_sample
-from .certify.corrections import (
-    MomentTable,
-    expectations,
-    resample,
-    value_table,
-    weighted_quantiles,
-)
-from .certify.draws import FreshDraws
-from .certify.factors import viewed
-from .targets.values import constrain_batch, flatten_values
+from ._types import Estimate, Key, PyTree, Validated
+from .certify.certificate import Certificate
+from .certify.corrections import expectations, resample, weighted_quantiles
+from .certify.draws import FreshDraws, MomentTable, fresh_sample, viewed
+from .certify.fitted import Fitted
+from .certify.standards import EFFORT, STANDARDS
+from .loop import Trace
+from .results import Result
+from .targets.batched import constrain_batch
+from .targets.layout import flatten_values
+
+if TYPE_CHECKING:
+    import pandas  # half a second that `import tightbound` does without
 
 QUANTILES = (0.05, 0.5, 0.95)
+_POOL_PER_DRAW = 4  # more of them where more are asked for, so that few are repeated
 
 
-def sample(fit: Any, key: Any, n: int, *, corrected: bool, replace: bool = True) -> Any:
+@runtime_checkable
+class Summarised(Fitted, Protocol):
+    """What a summary must know of a fit: q, its target, and where its keys come from."""
+
+    @property
+    def seed(self) -> int:
+        """The integer that the keys of fresh draws are derived from."""
+        ...
+
+
+@runtime_checkable
+class Reported(Summarised, Protocol):
+    """What a report, a table of fits or a file for ArviZ must know: a Fit and a Posterior do."""
+
+    @property
+    def result(self) -> Result:
+        """How the run ended."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Solver steps taken."""
+        ...
+
+    @property
+    def trace(self) -> Trace:
+        """Loss, change of q and evaluations, step by step."""
+        ...
+
+    @property
+    def evaluations(self) -> int:
+        """Gradients of the log density that the fit used."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the fit."""
+        ...
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The words of the key that the fit was run with."""
+        ...
+
+    def summary(self) -> "pandas.DataFrame":
+        """The table of the posterior."""
+        ...
+
+    # Python 3.11 asks for the value of each member when an object is tested against a Protocol,
+    # and these two are computed when they are first asked for.
+    if TYPE_CHECKING:
+
+        @functools.cached_property  # as in Fit: pyright does not take a property for the same
+        def certificate(self) -> Certificate:
+            """What is known of how far off q is."""
+            ...
+
+        @property
+        def elbo(self) -> Estimate:
+            """The evidence lower bound on fresh draws, nats."""
+            ...
+
+
+def sample(
+    fitted: Summarised,
+    key: Key,
+    n: Validated[int, "below"],
+    *,
+    corrected: bool,
+    replace: bool = True,
+) -> PyTree:
     """`n` named draws; see `Fit.sample`."""
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"sample: `n` must be a positive integer, got {n!r}.")
-    key_words(key)
+    key_words(key)  # a wrong key is refused before anything is computed
     if not corrected:
-        return constrain_batch(fit.target, viewed(fit).q.draw(int(n), key)[0])
-    pool = fresh_sample(fit, key, max(4000, 4 * int(n)))
+        return constrain_batch(fitted.target, viewed(fitted).q.draw(int(n), key)[0])
+    pool = fresh_sample(fitted, key, max(EFFORT.draws, _POOL_PER_DRAW * int(n)))
     if not weights_usable(pool):
-        return constrain_batch(fit.target, pool.z[:n])
+        return constrain_batch(fitted.target, pool.z[:n])
     index = resample(host_rng(key, "resample"), pool.smoothed.weights, int(n), replace=replace)
-    return constrain_batch(fit.target, pool.z[index])
+    return constrain_batch(fitted.target, pool.z[index])
 
 
-def expect(fit: Any, function: Any, key: Any) -> Any:
+def expect(
+    fitted: Summarised, function: Callable[[PyTree], PyTree], key: Key
+) -> "pandas.DataFrame":
     """The table of `Fit.expect`."""
-    draws = fresh_sample(fit, key)
+    draws = fresh_sample(fitted, key)
     with x64():
         names, x = flatten_values(to_host(jax.jit(jax.vmap(function))(draws.named)))
     use = weights_usable(draws)
     weights = draws.smoothed.weights if use else np.full(len(x), 1.0 / len(x))
-    import xarray as xr
-
-    data = {name: ("parameter", column) for name, column in expectations(names, x, weights).items()}
-    data["draws"] = ("parameter", np.full(len(names), "corrected" if use else "q", dtype=object))
-    return xr.Dataset(data, coords={"parameter": list(names)}).to_dataframe()
+    columns = expectations(names, x, weights)
+    kinds = np.full(len(names), "corrected" if use else "q", dtype=object)
+    return _table(names, {**columns, "draws": kinds})
 
 
-def summary(fit: Any) -> Any:
+def summary(fitted: Summarised) -> "pandas.DataFrame":
     """The table of `Fit.summary`, from fresh draws of q.
 
     Rows are corrected where the correction exceeds its own error.
     """
-    return summary_of(fresh_sample(fit, fit.seed))
+    return summary_of(fresh_sample(fitted, fitted.seed))
 
 
-def summary_of(draws: FreshDraws) -> Any:
+def summary_of(draws: FreshDraws) -> "pandas.DataFrame":
     """The same table from draws that are there already."""
-    table = value_table(draws)
+    table = draws.value_table
     columns, use = corrected_columns(draws, table)
+    kinds = np.where(use, "corrected", "q").astype(object)
+    return _table(table.names, {**columns, "draws": kinds})
+
+
+def _table(names: tuple[str, ...], columns: dict[str, np.ndarray]) -> "pandas.DataFrame":
+    """One row per value. Through xarray, which names the index `parameter` as ArviZ does."""
     import xarray as xr
 
     data = {name: ("parameter", values) for name, values in columns.items()}
-    data["draws"] = ("parameter", np.where(use, "corrected", "q").astype(object))
-    return xr.Dataset(data, coords={"parameter": list(table.names)}).to_dataframe()
+    return xr.Dataset(data, coords={"parameter": list(names)}).to_dataframe()
 
 
 def corrected_columns(
     draws: FreshDraws, table: MomentTable
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """mean, sd and quantiles per value, and which values are corrected, `[P]`."""
+) -> tuple[dict[str, Float[np.ndarray, " p"]], Bool[np.ndarray, " p"]]:
+    """mean, sd and quantiles per value, and which values are corrected, `[p]`."""
     use = table.believed & weights_usable(draws)
     return columns_of(draws.values[1], draws.smoothed.weights, table, use), use
 
 
 def columns_of(
-    x: np.ndarray, weights: np.ndarray, table: MomentTable, use: np.ndarray
-) -> dict[str, np.ndarray]:
-    """mean, sd and quantiles of the columns of `x [S, P]`, by `weights [S]` where `use [P]` says
-    so.
-    """
+    x: Float[np.ndarray, "n p"],
+    weights: Float[np.ndarray, " n"],
+    table: MomentTable,
+    use: Bool[np.ndarray, " p"],
+) -> dict[str, Float[np.ndarray, " p"]]:
+    """mean, sd and quantiles of the columns of `x`, by `weights` where `use` says so."""
     plain = np.quantile(x, QUANTILES, axis=0)
     weighted = weighted_quantiles(x, weights, QUANTILES) if use.any() else plain
     columns = {
@@ -105,11 +185,14 @@ def weights_usable(draws: FreshDraws) -> bool:
 
 def usable_weights(khat: float, ess: float, count: int) -> bool:
     """The same, of the numbers; of nearly equal weights the shape of the tail does not matter."""
-    return bool((khat <= 1.0 and ess >= 20) or ess >= 0.95 * count)
+    some = khat <= STANDARDS.khat_fail and ess >= STANDARDS.correctable
+    return bool(some or ess >= STANDARDS.nearly_equal * count)
 
 
 __all__ = [
     "QUANTILES",
+    "Reported",
+    "Summarised",
     "columns_of",
     "corrected_columns",
     "expect",

@@ -1,25 +1,37 @@
 """`update(fit, new_data)`: yesterday's posterior is today's prior."""
 
-from typing import Any
+from typing import Unpack, cast
 
 import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from ._numerics import host_algebra
-from .fit import Fit, fit
+from ._types import PyTree, Validated
+from .families.base import AbstractFamily
+from .families.empirical import Empirical
+from .families.gaussian import Gaussian
+from .fit import Fit, FitOptions, fit
 from .targets.base import Sequential, require
 
 _DRAWS = 8192  # of a q that is no Gaussian, for its moments
 
 
-def update(fitted: Fit, new_data: Any, *, process_noise: Any = None, **how: Any) -> Fit:
-    """Fit the same model to new data only, with the Gaussian of `fitted.q` as the prior: filtering,
-    tracking, mini-batches.
+def update(
+    fitted: Fit,
+    new_data: PyTree,
+    *,
+    process_noise: Validated[ArrayLike | None, "_noise"] = None,
+    **how: Unpack[FitOptions],
+) -> Fit:
+    """Fit the same model to new data only, with the Gaussian of `fitted.q` as the prior.
 
-    Assumed-density filtering: everything the past says is carried by the mean and covariance of q
-    on the unconstrained scale. For a model whose rows are independent given the parameters, and a
-    posterior close to a Gaussian, a chain of updates ends where one fit of all data does; what q
-    gets wrong once stays in the chain. Not for data that share latent values with yesterday's, and
-    not where the posterior has several modes (a mixture is reduced to its moments).
+    For filtering, tracking and mini-batches. Assumed-density filtering: everything the past says
+    is carried by the mean and covariance of q on the unconstrained scale. For a model whose rows
+    are independent given the parameters, and a posterior close to a Gaussian, a chain of updates
+    ends where one fit of all data does; what q gets wrong once stays in the chain. Not for data
+    that share latent values with yesterday's, and not where the posterior has several modes (a
+    mixture is reduced to its moments).
 
     Arguments:
         fitted: an earlier fit, or the result of an earlier update.
@@ -40,24 +52,30 @@ def update(fitted: Fit, new_data: Any, *, process_noise: Any = None, **how: Any)
         TargetError: the new data do not fit the model.
         ValueError: `process_noise` is negative, not finite, or of the wrong shape.
     """
-    require("update", fitted.target, Sequential)
+    seen = require("update", fitted.target, Sequential)
     with host_algebra():
         mean, cov = _moments(fitted.q)
         cov = cov + _noise(process_noise, len(mean))
-    target = fitted.target.after(mean, cov, new_data)
+    target = seen.after(mean, cov, new_data)
     if how.get("solver") is not None and "q" not in how:
-        how = {**how, "q": fitted.q}
+        how["q"] = fitted.q
     return fit(target, **how)
 
 
-def _moments(q: Any) -> tuple[np.ndarray, np.ndarray]:
-    if hasattr(q, "mean") and hasattr(q, "cov"):
-        return np.asarray(q.mean, np.float64), np.asarray(q.cov, np.float64)
+def _moments(
+    q: AbstractFamily,
+) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, "dim dim"]]:
+    """Mean and covariance: of a Gaussian and of a sampler's draws their own, else of draws of q."""
+    if q.covariance_structure != "none" or not q.has_density:
+        known = cast(Gaussian | Empirical, q)
+        return np.asarray(known.mean, np.float64), np.asarray(known.cov, np.float64)
+    # At least four draws for each coordinate, so that the covariance is not singular.
     z, _ = q.draw(max(_DRAWS, 4 * q.dim), 0)
     return z.mean(axis=0), np.cov(z.T).reshape(q.dim, q.dim)
 
 
-def _noise(value: Any, dim: int) -> np.ndarray:
+def _noise(value: Validated[ArrayLike | None, "here"], dim: int) -> Float[np.ndarray, "dim dim"]:
+    """The process noise as a covariance."""
     noise = np.asarray(0.0 if value is None else value, np.float64)
     if noise.shape not in ((), (dim,), (dim, dim)):
         raise ValueError(
@@ -66,6 +84,7 @@ def _noise(value: Any, dim: int) -> np.ndarray:
         )
     matrix = noise if noise.ndim == 2 else noise * np.eye(dim)
     bad = not np.all(np.isfinite(matrix)) or not np.allclose(matrix, matrix.T)
+    # -1e-12: the least eigenvalue of a singular covariance is zero up to rounding, of either sign
     if bad or np.linalg.eigvalsh(matrix)[0] < -1e-12 * np.abs(matrix).max():
         raise ValueError("update: `process_noise` must be finite, symmetric and not negative.")
     return matrix

@@ -17,3 +17,20 @@ from .start import amortised as amortised
 from .tangent_kernel import TangentKernel as TangentKernel
 from .tangent_kernel import antipodal as antipodal
 from .tangent_kernel import tangent_kernel as tangent_kernel
+
+__all__ = [
+    "Improvement",
+    "Posterior",
+    "PosteriorBatch",
+    "TangentKernel",
+    "amortised",
+    "antipodal",
+    "at_data",
+    "check_amortised",
+    "convex_bound",
+    "encoders",
+    "global_optimum",
+    "heads",
+    "improvement",
+    "tangent_kernel",
+]

@@ -2,33 +2,56 @@
 
 import dataclasses
 import time
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from .._types import Budget, Estimate
+from .._types import Budget, Estimate, Key, PyTree
 from ..certify.calibration import calibrate, learns
-from ..certify.certificate import CERTIFIERS
-from ..certify.finding import Certificate, Finding, Verdict
+from ..certify.certificate import CERTIFIERS, Certificate, Request, check
+from ..certify.draws import check_key
+from ..certify.finding import SEVERITY, About, Finding, Verdict
 from ..certify.fitted import Fitted
-from ..certify.simulations import simulations
-from ..targets.base import Simulator
+from ..certify.simulations import Amortised, simulations
+from ..certify.standards import STANDARDS
+from ..families.conditional import Conditioned
+from ..targets.base import Simulator, require
 from ..targets.simulator import has_density
 from .at_data import local_c2st, simulable
 from .global_optimum import global_optimum, seeds_agree
 
-_NONE = Estimate(float("nan"), float("nan"))
+_NONE = Estimate(float("nan"), float("nan"))  # an ELBO is of one data set
+_SIMULATIONS = 1000  # for what is judged by simulation, where no budget says less
+
+
+@runtime_checkable
+class AtData(Fitted, Protocol):
+    """What is checked at one data set: a Posterior."""
+
+    @property
+    def q(self) -> Conditioned:
+        """The member of the amortised family that belongs to the data."""
+        ...
+
+    @property
+    def simulator(self) -> Simulator:
+        """The target that the family was trained on."""
+        ...
+
+    @property
+    def x(self) -> PyTree:
+        """The data."""
+        ...
 
 
 def check_amortised(
-    fitted: Any, *, key: Any = 0, n: int = 500, budget: Budget | None = None
+    fitted: Fitted, *, key: Key = 0, n: int = 500, budget: Budget | None = None
 ) -> Certificate:
     """How far off is an amortised fit, on average over data? From fresh simulations.
 
-    Nothing is read of how q was found.
-
-    Findings: simulations (how many are not finite), learns (q is not the prior), global optimum,
-    seeds (where there are several), sbc, expected coverage, tarp.
+    Nothing is read of how q was found. Findings: simulations (how many are not finite), learns (q
+    is not the prior), global optimum, seeds (where there are several), sbc, expected coverage,
+    tarp.
 
     Arguments:
         fitted: with `.q`, an amortised family, and `.target`, a simulator.
@@ -36,7 +59,9 @@ def check_amortised(
         n: simulations for the calibration; four times as many for the global optimum.
         budget: of the calibration, see `tb.certify.calibrate`.
     """
-    started, (q, target) = time.perf_counter(), (fitted.q, fitted.target)
+    started = time.perf_counter()
+    # No other family is `conditional`, which this certificate is registered for.
+    q, target = cast(Amortised, fitted.q), require("check", fitted.target, Simulator)
     found = [
         _simulations(target, key),
         learns(q, target, key),
@@ -53,29 +78,29 @@ def check_amortised(
     )
 
 
-def check_at(
-    posterior: Any, check: Any, *, key: Any = 0, budget: Budget | None = None
-) -> Certificate:
-    """How far off is an amortised posterior at its data? With a density: all of `tb.check`.
+def check_at(posterior: AtData, *, key: Key = 0, budget: Budget | None = None) -> Certificate:
+    """How far off is an amortised posterior at its data?
 
-    Without: by simulation.
-
-    Findings by simulation: simulable (could the model have produced x?) and local c2st.
+    By simulation, and where the density is known by all of `tb.check` besides. Findings by
+    simulation: simulable (could the model have produced x?) and local c2st.
 
     Arguments:
         posterior: what `fit.at(x)` returns.
-        check: `tb.check`.
         key: of the draws and simulations.
         budget: evaluations are simulations, 1000 unless told.
     """
     started = time.perf_counter()
-    n = 1000 if budget is None or budget.evaluations is None else min(1000, budget.evaluations)
-    q, target = posterior.q.family, posterior.simulator
+    n = _SIMULATIONS
+    if budget is not None and budget.evaluations is not None:
+        n = min(n, budget.evaluations)
+    # One network or several: there are no other amortised families.
+    q, target = cast(Amortised, posterior.q.family), posterior.simulator
     by_simulation = (
         simulable(q, target, posterior.x, key, n=n),
         local_c2st(q, target, posterior.x, key, n=2 * n),
     )
     seconds = time.perf_counter() - started
+    # The density of an angle's posterior lives on a circle, where `tb.check` does not search.
     if not has_density(target) or any(target.circular):
         return Certificate(by_simulation, (-np.inf, np.inf), _NONE, 0, seconds)
     known = check(posterior, key=key)
@@ -84,9 +109,10 @@ def check_at(
     )
 
 
-def _simulations(target: Any, key: Any) -> Finding:
-    invalid = simulations(target, key, 1000).invalid
-    verdict = Verdict.PASS if invalid == 0 else Verdict.CAUTION if invalid < 0.3 else Verdict.FAIL
+def _simulations(target: Simulator, key: Key) -> Finding:
+    invalid = simulations(target, key, _SIMULATIONS).invalid
+    verdict = Verdict.CAUTION if invalid < STANDARDS.invalid_fail else Verdict.FAIL
+    verdict = Verdict.PASS if invalid == 0 else verdict
     why = (
         "All simulations are finite."
         if invalid == 0
@@ -96,23 +122,20 @@ def _simulations(target: Any, key: Any) -> Finding:
         )
     )
     stored = target.num_simulations
-    if stored is not None and stored < 1000 * target.dim:
-        verdict = max(verdict, Verdict.CAUTION, key=list(Verdict).index)
+    if stored is not None and stored < STANDARDS.stored_per_coordinate * target.dim:
+        verdict = max(verdict, Verdict.CAUTION, key=SEVERITY.__getitem__)
         why += (
             f" {stored} stored simulations are few for {target.dim} coordinates; several thousand"
             " for each are usual."
         )
-    return Finding("simulations", invalid, np.nan, 0.0, verdict, why, "docs/forward-kl.md")
+    source = "docs/forward-kl.md"
+    return Finding("simulations", invalid, np.nan, 0.0, verdict, why, source, about=About.DENSITY)
 
 
-def _is_amortised(fitted: Fitted) -> bool:
-    return isinstance(fitted.target, Simulator) and fitted.q.conditional
+def _checked(fitted: Fitted, request: Request) -> Certificate:
+    return check_amortised(fitted, key=check_key(request.key))
 
 
-def _checked(fitted: Fitted, key: int) -> Certificate:
-    return check_amortised(fitted, key=key)
-
-
-CERTIFIERS.append((_is_amortised, _checked))
+CERTIFIERS["amortised"] = _checked
 
 __all__ = ["check_amortised", "check_at"]

@@ -1,5 +1,4 @@
-"""Has training reached the global optimum? A certificate for amortised fits, from fresh simulations
-alone.
+"""Has training reached the global optimum? An answer from fresh simulations alone.
 
 With a loss l(eta, z) that is convex in eta = f(x), and r_i its gradient at a fresh draw (z_i, x_i),
 E[r | x] = g(x) is the functional gradient of the expected loss L. It vanishes for (almost) all x
@@ -18,50 +17,69 @@ kernel conditional-moment test (Muandet, Jitkrittum & Kuebler 2020).
 """
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import host_rng, to_device, x64
-from .._types import Estimate
-from ..certify.finding import Finding, Verdict
-from ..certify.simulations import Simulated, features, simulations
-from .improvement import average, improvement, squared_distances
-from .residuals import Whitened, cast, outputs, whitened
+from .._types import Array, Estimate, Key, PyTree, Scalar
+from ..certify.finding import About, Finding, FindingDetail, Verdict
+from ..certify.simulations import Amortised, Simulated, features, simulations
+from ..certify.standards import STANDARDS
+from ..families.conditional import Conditional, draws_at, log_probs_at
+from ..families.head import AbstractHead
+from ..targets.base import Simulator
+from .improvement import Whitened, average, cast, improvement, outputs, squared_distances, whitened
 
-_FLIPS = 200
-_CHUNK = 64
-_ALPHA = 0.01
-_GAP = 0.03  # nats that a better function may still gain
-_LARGE_GAP = 0.5
+_FLIPS = 200  # of signs: p-values down to 0.005
+_CHUNK = 64  # draws whose gradients in all weights are held at once
 _WIDTHS = (0.1, 0.3, 1.0)  # of the Gaussian kernels, in median distances
 _WAY_OUT = "Train on: tb.fit(target, fit.q), with a wider network or more simulations."
 SOURCE = "docs/forward-kl.md, The certificate"
 
 
 @dataclasses.dataclass(frozen=True)
-class Stationarity:
+class Stationarity(FindingDetail):
     """A test of E[r | x] = 0 in one kernel.
 
-    The statistic, its p-value by sign flips, and its spread under the null.
+    Attributes:
+        kernel: its name.
+        statistic: U.
+        p_value: by flips of signs.
     """
 
     kernel: str
     statistic: float
     p_value: float
-    null_sd: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalOptimumDetail(FindingDetail):
+    """The tests of E[r | x] = 0 in both kernels, and what the best correction gains, nats."""
+
+    gaussian: Stationarity
+    tangent: Stationarity
+    gain: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedsDetail(FindingDetail):
+    """Convex bounds against the best seed (where there are any), and losses, nats."""
+
+    bounds: tuple[float, ...]
+    losses: tuple[float, ...]
 
 
 def gaussian_kernel_test(
-    q: Any, made: Simulated, key: Any = 0, seen: Whitened | None = None
+    q: Conditional, made: Simulated, key: Key = 0, seen: Whitened | None = None
 ) -> Stationarity:
-    """U of whitened residuals, with Gaussian kernels on standardised x, of three widths added up:
-    blind to nothing.
+    """U of whitened residuals, with a sum of Gaussian kernels of three widths on standardised x.
 
-    `seen`: `whitened(q, made, key)`, where it is known already.
+    Such a kernel sees every departure, if there are draws enough. `seen`: `whitened(q, made, key)`,
+    where it is known already.
     """
     w = (whitened(q, made, key) if seen is None else seen).w
     gram = gaussian_kernel(features(q, made.x)) * (w @ w.T)
@@ -71,9 +89,8 @@ def gaussian_kernel_test(
     return _tested("Gaussian", (gram.sum() - diagonal) / pairs, null)
 
 
-def tangent_kernel_test(q: Any, made: Simulated, key: Any = 0) -> Stationarity:
-    """U with the network's own tangent kernel K = J J': how fast gradient flow would still lower
-    the loss.
+def tangent_kernel_test(q: Conditional, made: Simulated, key: Key = 0) -> Stationarity:
+    """U with the tangent kernel K = J J': how fast gradient flow would still lower the loss.
 
     One vector-Jacobian product per draw, v_i = J(x_i)' r_i, and sums of +-v_i: no kernel matrix is
     ever built.
@@ -93,11 +110,13 @@ def tangent_kernel_test(q: Any, made: Simulated, key: Any = 0) -> Stationarity:
 
 
 @eqx.filter_jit
-def _flipped_sums(q: Any, z: Any, x: Any, signs: Any) -> Any:
-    """Sums over the rows of signs times v `[1 + flips, P]`, and the sum of |v|^2."""
+def _flipped_sums(
+    q: Conditional, z: Float[Array, "n dim"], x: PyTree, signs: Float[Array, "flips n"]
+) -> tuple[Float[Array, "flips p"], Float[Array, ""]]:
+    """Sums over the rows of signs times v, and the sum of |v|^2."""
     weights, static = eqx.partition(q.encoder, eqx.is_inexact_array)
 
-    def one(z, x):
+    def one(z: Float[Array, "dim"], x: PyTree) -> Float[Array, "p"]:
         x = q.scaling.standardise(x)
         eta, pull_back = jax.vjp(lambda w: eqx.combine(w, static)(x), weights)
         (v,) = pull_back(q.head.residual(eta, q._standard(z)))
@@ -107,9 +126,8 @@ def _flipped_sums(q: Any, z: Any, x: Any, signs: Any) -> Any:
     return signs @ v, jnp.sum(v**2)
 
 
-def convex_bound(f: Any, h: Any, made: Simulated) -> tuple[Estimate, Estimate]:
-    """E <r, f - h>, which bounds L(f) - L(h) from above for convex heads, and that difference
-    itself; nats.
+def convex_bound(f: Conditional, h: Conditional, made: Simulated) -> tuple[Estimate, Estimate]:
+    """E <r, f - h> and L(f) - L(h), nats: for convex heads the first is at least the second.
 
     Raises:
         ValueError: the networks have heads of different kinds, or the head is not convex.
@@ -126,9 +144,8 @@ def convex_bound(f: Any, h: Any, made: Simulated) -> tuple[Estimate, Estimate]:
     return average(np.sum(r * (eta - other), axis=1)), average(loss - other_loss)
 
 
-def gaussian_kernel(x: np.ndarray) -> np.ndarray:
-    """The sum over widths w of exp(-|x_i - x_j|^2 / (2 w^2 m^2)) / c_w, `[n, n]`, m the median
-    distance.
+def gaussian_kernel(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "n n"]:
+    """The sum over widths w of exp(-|x_i - x_j|^2 / (2 w^2 m^2)) / c_w, m the median distance.
 
     A wide kernel sees smooth departures best, a narrow one rough ones; c_w, the size of the kernel
     off its diagonal, gives them the same spread where there is none.
@@ -142,9 +159,8 @@ def gaussian_kernel(x: np.ndarray) -> np.ndarray:
     return total
 
 
-def global_optimum(q: Any, target: Any, key: Any, *, n: int = 2000) -> Finding:
-    """The finding: how many nats could another function still gain, and is E[r | x] = 0 to within
-    noise?
+def global_optimum(q: Amortised, target: Simulator, key: Key, *, n: int = 2000) -> Finding:
+    """How many nats could another function still gain, and is E[r | x] = 0 to within noise?
 
     Judged is the largest of the bounds E <r, f - h> with two of its standard errors added, over the
     other seeds and over a correction found by regression on the draws. What neither another seed
@@ -158,24 +174,33 @@ def global_optimum(q: Any, target: Any, key: Any, *, n: int = 2000) -> Finding:
         tangent_kernel_test(network, made, key),
     ]
     better = improvement(network, made, key, seen)
+    # Of a head that is not convex another seed bounds nothing.
     others = [convex_bound(network, other, made)[0] for other in q.members[1:]] if convex else []
     bound = max([better.bound, *others], key=lambda b: b.value + 2 * b.stderr)
     verdict = Verdict.PASS
-    if bound.value + 2 * bound.stderr > _GAP:
+    if bound.value + 2 * bound.stderr > STANDARDS.gap:
         verdict = (
             Verdict.FAIL
-            if better.gain.value - 2 * better.gain.stderr > _LARGE_GAP
+            if better.gain.value - 2 * better.gain.stderr > STANDARDS.gap_fail
             else Verdict.CAUTION
         )
-    detail = {t.kernel: dataclasses.asdict(t) for t in tests} | {"gain": better.gain._asdict()}
+    detail = GlobalOptimumDetail(tests[0], tests[1], better.gain)
     why = _why(network.head, verdict, tests, better.gain, bound)
     return Finding(
-        "global optimum", bound.value, bound.stderr, _GAP, verdict, why, SOURCE, detail=detail
+        "global optimum",
+        bound.value,
+        bound.stderr,
+        STANDARDS.gap,
+        verdict,
+        why,
+        SOURCE,
+        detail=detail,
+        about=About.SEARCH,
     )
 
 
 def _why(
-    head: Any, verdict: Verdict, tests: list[Stationarity], gain: Estimate, bound: Estimate
+    head: AbstractHead, verdict: Verdict, tests: list[Stationarity], gain: Estimate, bound: Estimate
 ) -> str:
     p = " and ".join(f"{t.p_value:.2g} ({t.kernel} kernel)" for t in tests)
     what, most = "global optimum of the expected forward KL", "by convexity at most"
@@ -191,17 +216,17 @@ def _why(
     if verdict is Verdict.PASS:
         seen = (
             "A significant but small departure"
-            if min(t.p_value for t in tests) < _ALPHA
+            if min(t.p_value for t in tests) < STANDARDS.significant
             else "No departure"
         )
         return f"{seen} from the {what}: {numbers}."
     return f"Training has not reached the {what}: {numbers}. {_WAY_OUT}"
 
 
-def seeds_agree(q: Any, target: Any, key: Any, *, n: int = 500) -> Finding | None:
-    """Whether networks from several starts say the same.
+def seeds_agree(q: Amortised, target: Simulator, key: Key, *, n: int = 500) -> Finding | None:
+    """Whether networks from several starts say the same; None for one network.
 
-    Symmetrised KL on fresh data, convex bounds; None for one.
+    By their symmetrised KL on fresh data, and by convex bounds.
     """
     members = q.members
     if len(members) < 2:
@@ -215,12 +240,12 @@ def seeds_agree(q: Any, target: Any, key: Any, *, n: int = 500) -> Finding | Non
     spread = max(
         _symmetric_kl(members[best], m, made, key).value for m in members if m is not members[best]
     )
-    threshold = 0.05
+    threshold = STANDARDS.seeds
     verdict = (
         Verdict.PASS
         if spread < threshold
         else Verdict.CAUTION
-        if spread < 10 * threshold
+        if spread < STANDARDS.seeds_fail
         else Verdict.FAIL
     )
     differ = max(float(loss.mean() - losses[best].mean()) for loss in losses)
@@ -228,17 +253,24 @@ def seeds_agree(q: Any, target: Any, key: Any, *, n: int = 500) -> Finding | Non
         f"{len(members)} networks from their own starts differ by at most {spread:.3f} nats"
         f" (symmetrised KL, average over data) and {differ:.3f} nats in expected loss."
     )
-    detail = {
-        "bounds": [b.value for b in bounds],
-        "losses": [float(loss.mean()) for loss in losses],
-    }
-    return Finding("seeds", spread, np.nan, threshold, verdict, why, SOURCE, detail=detail)
+    detail = SeedsDetail(
+        tuple(b.value for b in bounds), tuple(float(loss.mean()) for loss in losses)
+    )
+    return Finding(
+        "seeds",
+        spread,
+        np.nan,
+        threshold,
+        verdict,
+        why,
+        SOURCE,
+        detail=detail,
+        about=About.SEARCH,
+    )
 
 
-def _symmetric_kl(a: Any, b: Any, made: Simulated, key: Any) -> Estimate:
+def _symmetric_kl(a: Conditional, b: Conditional, made: Simulated, key: Key) -> Estimate:
     """KL(a || b) + KL(b || a) averaged over the data, from one draw of each at each x."""
-    from ..families.conditional import draws_at, log_probs_at
-
     with x64():
         terms = []
         for p, other in ((a, b), (b, a)):
@@ -247,13 +279,13 @@ def _symmetric_kl(a: Any, b: Any, made: Simulated, key: Any) -> Estimate:
     return average(np.asarray(terms[0] + terms[1], np.float64))
 
 
-def _signs(n: int, key: Any) -> np.ndarray:
+def _signs(n: int, key: Key) -> Float[np.ndarray, "flips n"]:
     return host_rng(key, "sign flips").choice([-1.0, 1.0], size=(_FLIPS, n))
 
 
-def _tested(kernel: str, statistic: float, null: np.ndarray) -> Stationarity:
+def _tested(kernel: str, statistic: Scalar, null: Float[np.ndarray, "flips"]) -> Stationarity:
     p = (1 + np.sum(null >= statistic)) / (1 + len(null))
-    return Stationarity(kernel, float(statistic), float(p), float(null.std()))
+    return Stationarity(kernel, float(statistic), float(p))
 
 
 __all__ = [

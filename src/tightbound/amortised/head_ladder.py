@@ -1,90 +1,107 @@
-"""The ladder above an amortised Gaussian: richer heads, where its calibration says that the family
-is too small.
+"""The ladder above an amortised Gaussian: richer heads, where calibration finds q too small.
 
-Rungs: the convex head of `default.py`, a mixture, a flow. A rung replaces the one below only for a
-significant gain in the expected log density of fresh simulations, which neither was trained on.
+Rungs: the convex head that a fit begins with, a mixture, a flow. A rung replaces the one below only
+for a significant gain in the expected log density of fresh simulations, which neither was trained
+on.
 """
 
 import dataclasses
-import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
 
 import numpy as np
 
 from .._numerics import x64
 from .._types import Budget
-from ..certify.finding import Certificate, Verdict
-from ..certify.simulations import Simulated, simulations
+from ..account import CERTIFICATE, Account
+from ..certify.certificate import Certificate, check
+from ..certify.climbed import Climbed
+from ..certify.finding import Verdict
+from ..certify.simulations import Amortised, Simulated, simulations
+from ..families.base import AbstractFamily
 from ..families.conditional import log_probs_at
 from ..loop import Run, Trace
-from ..plan.climb import Climb, RunSolver
 from ..results import MissingExtraError
+from ..solvers.base import AbstractSolver
 from ..solvers.held_out import HeldOut
-from .certificate import check_amortised
-from .start import amortised
+from ..targets.base import Simulator, require
+from .start import HeadName, amortised
 
-_RICHER = ("mixture", "flow")
+# In order of how much they can follow; the last one needs an extra.
+_RICHER: tuple[HeadName, ...] = ("mixture", "flow")
 _JUDGED = 2000  # fresh simulations that two rungs are compared on
 _LEAST = 0.02  # nats; a smaller gain is not worth a family without the promise of convexity
 _CALIBRATION = ("sbc", "expected coverage", "tarp")
 
+Train: TypeAlias = Callable[[AbstractFamily, AbstractSolver, Budget], Run]
+"""(q, solver, what is left of the budget) -> a run on the target at hand."""
+
 
 def climb_heads(
     first: Run,
-    others: Any,
-    run_solver: RunSolver,
+    beginning: object,
+    run_solver: Train,
     *,
     key: int,
-    budget: Budget,
-    started: float,
-    rival: Any = None,
-) -> Climb:
-    """Certify the first fit.
+    account: Account,
+) -> Climbed:
+    """Certify the first fit; while calibration does not pass, train the next richer head.
 
-    While calibration does not pass, train the next richer head, and keep it where it is better.
+    A head is kept where it is better on fresh simulations.
 
     Arguments:
         first: the run of the convex head.
-        others: what a ladder for densities gets; there are none.
+        beginning: what a ladder for densities gets of the start; it is not used.
         run_solver: trains a q.
         key: of checks and networks.
-        budget: of the climb; its seconds count from `started`.
-        started: by `time.perf_counter`.
-        rival: as `others`.
+        account: of the fit.
     """
-    kept, name, certificate = first, "convex head", check_amortised(first, key=key)
+    target = require("the ladder of heads", first.target, Simulator)
+    kept, name, certificate = first, "convex head", _certified(first, key, account)
     traces, why, made = [first.trace], "", None
     for head in _RICHER:
         if not (kept.result.ok and _too_small(certificate)):
             break
-        left = _left(budget, started, _total(traces[-1]))
+        left = account.left()
         if left is None:
             why = "the budget is spent; a larger `budget` climbs further."
             break
         try:
-            q = amortised(first.target, head, key=key, seeds=len(first.q.members))
+            q = amortised(target, head, key=key, seeds=len(_family(first).members))
         except MissingExtraError as missing:
             why = str(missing)
             break
-        run = run_solver(q, HeldOut(), left)
-        traces.append(
-            dataclasses.replace(run.trace, evaluations=run.trace.evaluations + _total(traces[-1]))
-        )
-        made = simulations(first.target, (key + 1) % 2**32, _JUDGED) if made is None else made
-        if run.result.usable and _better(run.q, kept.q, made):
-            kept, name, certificate = run, f"{head} head", check_amortised(run, key=key)
-    if not why:
-        ended = (
-            "no richer head gains on fresh simulations."
-            if kept.result.ok
-            else "its training was cut short."
-        )
-        if name == f"{_RICHER[-1]} head":
-            ended = "the richest head there is."
-        why = ended if _too_small(certificate) else "calibration asks for no richer one."
-    columns = (f.name for f in dataclasses.fields(Trace))
-    trace = Trace(*(np.concatenate([getattr(t, column) for t in traces]) for column in columns))
-    return Climb(kept, certificate, f"{name}: {why}", _total(trace), trace)
+        with account.stage(f"{head} head"):
+            run = run_solver(q, HeldOut(), left)
+        traces.append(_after(run.trace, traces[-1]))
+        # Other simulations than those of the certificates, which say whether there is a next rung.
+        made = simulations(target, (key + 1) % 2**32, _JUDGED) if made is None else made
+        if run.result.usable and _better(_family(run), _family(kept), made):
+            kept, name, certificate = run, f"{head} head", _certified(run, key, account)
+    why = why or _why(kept, name, certificate)
+    return Climbed(kept, certificate, f"{name}: {why}", _joined(traces))
+
+
+def _certified(run: Run, key: int, account: Account) -> Certificate:
+    # A certificate is made whatever the budget is: without one a fit says nothing.
+    with account.stage(CERTIFICATE, binds=False):
+        return check(run, key=key)
+
+
+def _family(run: Run) -> Amortised:
+    """The q of a run on a simulator, which is amortised."""
+    return cast(Amortised, run.q)
+
+
+def _why(kept: Run, name: str, certificate: Certificate) -> str:
+    """Why a climb that neither the budget nor a missing extra ended stopped."""
+    if not _too_small(certificate):
+        return "calibration asks for no richer one."
+    if name == f"{_RICHER[-1]} head":
+        return "the richest head there is."
+    if not kept.result.ok:
+        return "its training was cut short."
+    return "no richer head gains on fresh simulations."
 
 
 def _too_small(certificate: Certificate) -> bool:
@@ -93,25 +110,31 @@ def _too_small(certificate: Certificate) -> bool:
     return learnt and any(certificate[name].verdict is not Verdict.PASS for name in _CALIBRATION)
 
 
-def _better(new: Any, old: Any, made: Simulated) -> bool:
-    """A gain in the mean log density at the true parameters, beyond two standard errors of the
-    paired difference.
+def _better(new: Amortised, old: Amortised, made: Simulated) -> bool:
+    """Whether the mean log density at the true parameters gains beyond two standard errors.
+
+    Those of the paired difference: what both networks find hard cancels in it.
     """
     with x64():
         gain = log_probs_at(new, made.z, made.x) - log_probs_at(old, made.z, made.x)
     return bool(np.mean(gain) > max(_LEAST, 2 * np.std(gain) / np.sqrt(len(gain))))
 
 
+def _after(trace: Trace, before: Trace) -> Trace:
+    """The trace with its evaluations counted on from another's last one."""
+    return dataclasses.replace(trace, evaluations=trace.evaluations + _total(before))
+
+
+def _joined(traces: Sequence[Trace]) -> Trace:
+    return Trace(
+        np.concatenate([trace.loss for trace in traces]),
+        np.concatenate([trace.change for trace in traces]),
+        np.concatenate([trace.evaluations for trace in traces]),
+    )
+
+
 def _total(trace: Trace) -> int:
     return int(trace.evaluations[-1]) if len(trace.evaluations) else 0
-
-
-def _left(budget: Budget, started: float, used: int) -> Budget | None:
-    """What the runs so far have left of the budget; None where that is nothing."""
-    seconds = None if budget.seconds is None else budget.seconds - (time.perf_counter() - started)
-    evaluations = None if budget.evaluations is None else budget.evaluations - used
-    over = (seconds is not None and seconds <= 0) or (evaluations is not None and evaluations <= 0)
-    return None if over else Budget(seconds, evaluations)
 
 
 __all__ = ["climb_heads"]

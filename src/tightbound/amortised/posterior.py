@@ -2,23 +2,42 @@
 
 import dataclasses
 import functools
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from .. import report, summary
+from .. import summary
 from .._numerics import scoped, to_device, to_host
-from .._types import Array, Estimate, PyTree
-from ..certify.certificate import check
-from ..certify.finding import Certificate
-from ..families.conditional import draws_at, log_probs_at, shapes_of
+from .._types import Array, Budget, Estimate, Key, PyTree
+from ..certify.certificate import Certificate
+from ..certify.simulations import Amortised
+from ..certify.standards import EFFORT
+from ..families.conditional import Conditioned, draws_at, log_probs_at, shapes_of
 from ..loop import Trace
 from ..results import PairingError, Result
-from ..targets.simulator import has_density
-from ..targets.values import constrain_batch, flatten_values
+from ..storage import AnyPath
+from ..summary import Reported
+from ..targets.base import AbstractTarget
+from ..targets.batched import constrain_batch
+from ..targets.layout import flatten_values
+from ..targets.simulator import AbstractSimulated, has_density
 from .certificate import check_at
+
+if TYPE_CHECKING:
+    import pandas  # half a second that `import tightbound` does without
+
+
+@runtime_checkable
+class Amortising(Reported, Protocol):
+    """The fit that a posterior comes from; it writes reports of others than itself, too."""
+
+    def report_of(self, other: Reported, path: AnyPath, *, title: str | None = None) -> Path:
+        """Write the page of another fitted object; returns the path."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +52,13 @@ class Posterior:
         fit: the amortised fit.
     """
 
-    q: Any
-    target: Any
-    simulator: Any
+    q: Conditioned
+    target: AbstractTarget
+    simulator: AbstractSimulated
     x: PyTree
-    fit: Any
+    fit: Amortising
 
-    def sample(self, key: Any, n: int = 1000, *, corrected: bool = False) -> Any:
+    def sample(self, key: Key, n: int = 1000, *, corrected: bool = False) -> PyTree:
         """`n` draws of the named, constrained values: a pytree with leading axis n.
 
         `corrected=True` resamples by smoothed importance weights, which needs the likelihood; see
@@ -50,13 +69,11 @@ class Posterior:
         return summary.sample(self, key, n, corrected=corrected)
 
     @scoped
-    def log_prob(self, values: PyTree) -> Array:
+    def log_prob(self, values: PyTree) -> Float[np.ndarray, "*batch"]:
         """log q(values | x) in nats, the density of the named, constrained values.
 
-        One number, or one per leading index.
-
-        The density is with respect to the values themselves: the log-Jacobian of their constraints
-            is included.
+        One number, or one per leading index. The density is with respect to the values themselves:
+        the log-Jacobian of their constraints is included.
         """
         layout = self.simulator.layout
         extra = np.ndim(jax.tree.leaves(values)[0]) - len(layout.blocks[0].shape)
@@ -65,28 +82,26 @@ class Posterior:
             one = jax.vmap(one)
         return np.asarray(one(jax.tree.map(lambda leaf: jnp.asarray(leaf, float), values)))
 
-    def _log_prob_of_one(self, values: PyTree) -> Any:
+    def _log_prob_of_one(self, values: PyTree) -> Float[Array, ""]:
         z = self.simulator.unconstrain(values)
         _, log_det = self.simulator.layout.constrain_with_log_det(z)
         return to_device(self.q, self.q.dtype)._log_prob(jnp.asarray(z, self.q.dtype)) - log_det
 
-    def check(self, key: Any = 0, **options: Any) -> Certificate:
-        """How far off is it here? The certificate of `tb.check` where the density is known.
+    def check(self, key: Key = 0, *, budget: Budget | None = None) -> Certificate:
+        """How far off is it here? By simulation, and by `tb.check` where the density is known.
 
-        Checks by simulation besides.
-
-        Options: `budget` in simulations for the checks by simulation.
+        Arguments:
+            key: of fresh draws and simulations.
+            budget: its evaluations are simulations, for the checks by simulation.
         """
-        return check_at(self, check, key=key, **options)
+        return check_at(self, key=key, budget=budget)
 
-    def summary(self) -> Any:
-        """A table (pandas.DataFrame) of each value, corrected where the certificate allows and the
-        density is known.
-        """
+    def summary(self) -> "pandas.DataFrame":
+        """A table of each value, corrected where the certificate and a known density allow it."""
         if has_density(self.simulator):
             return summary.summary(self)
         names, columns = flatten_values(
-            constrain_batch(self.target, self.q.draw(4000, self.seed)[0])
+            constrain_batch(self.target, self.q.draw(EFFORT.draws, self.seed)[0])
         )
         import pandas
 
@@ -101,13 +116,13 @@ class Posterior:
         }
         return pandas.DataFrame(table, index=pandas.Index(names, name="parameter"))
 
-    def report(self, path: Any, *, title: str | None = None) -> Any:
+    def report(self, path: AnyPath, *, title: str | None = None) -> Path:
         """Write one self-contained HTML page, as `Fit.report` does.
 
         Needs the density at x, and the `plots` extra.
         """
         self._needs_density("a report")
-        return report.write(self, path, title=title)
+        return self.fit.report_of(self, path, title=title)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
@@ -175,7 +190,7 @@ class PosteriorBatch:
     """
 
     x: PyTree
-    fit: Any
+    fit: Amortising
 
     def __len__(self) -> int:
         return int(np.shape(jax.tree.leaves(self.x)[0])[0])
@@ -188,26 +203,38 @@ class PosteriorBatch:
         return one
 
     @scoped
-    def sample(self, key: Any, n: int = 1000) -> Any:
-        """`n` draws for each data set.
-
-        The named, constrained values with leading axes [data sets, n].
-        """
-        z = draws_at(self.fit.q, self.x, key, n)
+    def sample(self, key: Key, n: int = 1000) -> PyTree:
+        """`n` draws for each data set: the named values with leading axes [data sets, n]."""
+        z = draws_at(_amortised_of(self.fit), self.x, key, n)
         values = constrain_batch(self.fit.target, z.reshape((-1, z.shape[-1])))
         return jax.tree.map(lambda leaf: leaf.reshape(z.shape[:2] + leaf.shape[1:]), values)
 
     @scoped
-    def log_prob(self, values: PyTree) -> Array:
-        """log q(values_i | x_i) `[data sets]`, for values with one leading axis."""
-        jacobian = lambda z: self.fit.target.layout.constrain_with_log_det(z)[1]  # noqa: E731
-        z = jax.vmap(self.fit.target.unconstrain)(
+    def log_prob(self, values: PyTree) -> Float[np.ndarray, "sets"]:
+        """log q(values_i | x_i), for values with one leading axis."""
+        simulator = _simulator_of(self.fit)
+
+        def log_jacobian(z: Float[Array, "dim"]) -> Float[Array, ""]:
+            return simulator.layout.constrain_with_log_det(z)[1]
+
+        z = jax.vmap(simulator.unconstrain)(
             jax.tree.map(lambda leaf: jnp.asarray(leaf, float), values)
         )
-        return np.asarray(log_probs_at(self.fit.q, z, self.x) - jax.vmap(jacobian)(z))
+        log_q = log_probs_at(_amortised_of(self.fit), z, self.x)
+        return np.asarray(log_q - jax.vmap(log_jacobian)(z))
 
 
-def at(fit: Any, x: PyTree) -> Posterior | PosteriorBatch:
+def _amortised_of(fit: Amortising) -> Amortised:
+    """The family of a fit that is amortised, which `at` has made sure of."""
+    return cast(Amortised, fit.q)
+
+
+def _simulator_of(fit: Amortising) -> AbstractSimulated:
+    """The simulator of a fit that is amortised: no other target trains such a family."""
+    return cast(AbstractSimulated, fit.target)
+
+
+def at(fit: Amortising, x: PyTree) -> Posterior | PosteriorBatch:
     """The posterior of one data set, or of a batch of them with one leading axis more.
 
     See `Fit.at`.
@@ -217,24 +244,23 @@ def at(fit: Any, x: PyTree) -> Posterior | PosteriorBatch:
             f"fit.at: this fit is of one data set already ({type(fit.q).__name__} does not"
             " condition on data). Amortised fits come from tb.fit(tb.from_simulator(...))."
         )
-    trained = shapes_of(fit.q.scaling.x_shift)
-    if jax.tree.structure(x) == jax.tree.structure(fit.q.scaling.x_shift):
+    family, simulator = _amortised_of(fit), _simulator_of(fit)
+    shift = family.scaling.x_shift
+    if jax.tree.structure(x) == jax.tree.structure(shift):
         x = jax.tree.map(np.asarray, x)
-        got = shapes_of(x)
-        if (
-            all(len(a) == len(b) + 1 and a[1:] == b for a, b in zip(got, trained, strict=True))
-            and len({a[0] for a in got}) == 1
-        ):
+        pairs = list(zip(shapes_of(x), shapes_of(shift), strict=True))
+        one_axis_more = all(len(a) == len(b) + 1 and a[1:] == b for a, b in pairs)
+        if one_axis_more and len({a[0] for a, _ in pairs}) == 1:
             return PosteriorBatch(to_host(x), fit)
-    q = fit.q.at(x)
+    q = family.at(x)
     for leaf in jax.tree.leaves(q.x):
         if not np.isfinite(leaf).all():
             raise ValueError(
                 "fit.at: `x` holds NaN or infinity, and q was trained on finite data. Impute or"
                 " leave out."
             )
-    target = fit.target.at(q.x) if has_density(fit.target) else fit.target
-    return Posterior(q, target, fit.target, q.x, fit)
+    target = simulator.at(q.x) if has_density(simulator) else simulator
+    return Posterior(q, target, simulator, q.x, fit)
 
 
 __all__ = ["Posterior", "PosteriorBatch", "at"]

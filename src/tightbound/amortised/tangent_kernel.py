@@ -1,33 +1,30 @@
-"""The network's tangent kernel.
-
-What the theory of global convergence assumes of it, and how far practice departs.
-"""
+"""The network's tangent kernel: what the theory assumes of it, and how far practice departs."""
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import to_device, x64
-from .._types import PyTree
-from ..certify.finding import Finding, Verdict
+from .._types import Array, PyTree
+from ..certify.finding import About, Finding, FindingDetail, Verdict
 from ..certify.simulations import features
+from ..certify.standards import STANDARDS
+from ..families.conditional import Conditional
 
-_SINGULAR = 1e-9
-_PAIRS = 4
+_PAIRS = 4  # data sets that are mirrored: enough for the rank to show it
 SOURCE = "docs/forward-kl.md, The tangent kernel"
 
 
 @dataclasses.dataclass(frozen=True)
 class TangentKernel:
-    """K(x_i, x_j) = J f(x_i) J f(x_j)' on m data sets, as one matrix `[m k, m k]` with the outputs
-    of each x together.
+    """K(x_i, x_j) = J f(x_i) J f(x_j)' on m data sets.
 
     Attributes:
-        gram: the matrix.
+        gram: as one matrix, the outputs of each x together.
         smallest: its smallest eigenvalue.
         largest: its largest eigenvalue.
         rank: number of eigenvalues above 1e-9 of the largest.
@@ -35,7 +32,7 @@ class TangentKernel:
         outputs: k.
     """
 
-    gram: np.ndarray
+    gram: Float[np.ndarray, "mk mk"]
     smallest: float
     largest: float
     rank: int
@@ -47,7 +44,15 @@ class TangentKernel:
         return float(np.linalg.norm(self.gram - start.gram) / np.linalg.norm(start.gram))
 
 
-def tangent_kernel(network: Any, x: PyTree) -> TangentKernel:
+@dataclasses.dataclass(frozen=True)
+class KernelDetail(FindingDetail):
+    """`missing`: eigenvalues that count as zero; `rank`: those that do not."""
+
+    missing: int
+    rank: int
+
+
+def tangent_kernel(network: Conditional, x: PyTree) -> TangentKernel:
     """The tangent kernel of a Conditional's encoder at m data sets (leading axis).
 
     Cost m k gradients of the network.
@@ -61,17 +66,18 @@ def tangent_kernel(network: Any, x: PyTree) -> TangentKernel:
     gram = rows @ rows.T
     eigenvalues = np.linalg.eigvalsh(gram)
     largest = float(eigenvalues[-1])
-    rank = int(np.sum(eigenvalues > _SINGULAR * largest))
+    rank = int(np.sum(eigenvalues > STANDARDS.singular * largest))
     effective = float(eigenvalues.sum() ** 2 / np.sum(eigenvalues**2))
     return TangentKernel(gram, float(eigenvalues[0]), largest, rank, effective, k)
 
 
 @eqx.filter_jit
-def _jacobians(network: Any, x: Any) -> Any:
-    """J f(x) `[m, k, P]` in the encoder's weights."""
+def _jacobians(network: Conditional, x: PyTree) -> Float[Array, "m k p"]:
+    """J f(x) in the encoder's weights."""
+    # Only the encoder has weights that gradient flow moves; a head with its own is left out.
     weights, static = eqx.partition(network.encoder, eqx.is_inexact_array)
 
-    def one(x):
+    def one(x: PyTree) -> Float[Array, "k p"]:
         x = network.scaling.standardise(x)
         rows = jax.jacrev(lambda w: eqx.combine(w, static)(x))(weights)
         return jnp.concatenate(
@@ -81,13 +87,13 @@ def _jacobians(network: Any, x: Any) -> Any:
     return jax.vmap(one)(x)
 
 
-def antipodal(network: Any, x: PyTree) -> Finding:
-    """Whether the kernel can tell standardised x from -x: a ReLU network without biases cannot,
-    whatever its width.
+def antipodal(network: Conditional, x: PyTree) -> Finding:
+    """Whether the kernel can tell standardised x from -x.
 
-    The kernel is taken on four of the data sets, far apart, and their mirror images; eigenvalues of
-    zero among so few are functions that gradient flow can never change, so that the theorem's
-    condition of a positive definite kernel fails.
+    A ReLU network without biases cannot, whatever its width. The kernel is taken on four of the
+    data sets, far apart, and their mirror images; eigenvalues of zero among so few are functions
+    that gradient flow can never change, so that the theorem's condition of a positive definite
+    kernel fails.
     """
     far = _far_apart(features(network, x), _PAIRS)
     with x64():
@@ -95,7 +101,7 @@ def antipodal(network: Any, x: PyTree) -> Finding:
             lambda leaf, shift: _with_mirror(leaf[far], shift), x, network.scaling.x_shift
         )
     kernel = tangent_kernel(network, mirrored)
-    missing = int(np.sum(np.linalg.eigvalsh(kernel.gram) < _SINGULAR * kernel.largest))
+    missing = int(np.sum(np.linalg.eigvalsh(kernel.gram) < STANDARDS.singular * kernel.largest))
     verdict = Verdict.PASS if missing == 0 else Verdict.CAUTION
     why = (
         "The tangent kernel is positive definite on data sets and their mirror images."
@@ -112,21 +118,24 @@ def antipodal(network: Any, x: PyTree) -> Finding:
         "antipodal",
         ratio,
         np.nan,
-        _SINGULAR,
+        STANDARDS.singular,
         verdict,
         why,
         SOURCE,
-        detail={"missing": missing, "rank": kernel.rank},
+        detail=KernelDetail(missing, kernel.rank),
+        about=About.SEARCH,
     )
 
 
-def _with_mirror(x: Any, shift: Any) -> np.ndarray:
+def _with_mirror(
+    x: Float[Array, "m *shape"], shift: Float[Array, "*shape"]
+) -> Float[np.ndarray, "both *shape"]:
     """The standardised mirror image -(x - shift) / scale is that of 2 shift - x."""
     x, shift = np.asarray(x, np.float64), np.asarray(shift, np.float64)
     return np.concatenate([x, 2 * shift[None] - x])
 
 
-def _far_apart(x: np.ndarray, count: int) -> list[int]:
+def _far_apart(x: Float[np.ndarray, "m p"], count: int) -> list[int]:
     """Indices of rows far from each other, also from their mirror images: farthest first."""
     chosen = [int(np.argmax(np.linalg.norm(x, axis=1)))]
     while len(chosen) < min(count, len(x)):

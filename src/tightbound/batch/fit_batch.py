@@ -6,7 +6,7 @@ Thousands of small posteriors of one model, in compiled chunks.
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -15,24 +15,26 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .._numerics import host_algebra, host_rng, key_words, x64
-from .._types import PyTree
+from .._types import Array, Key, PyTree, Validated
 from ..certify.psis import smooth_many
-from ..estimators.fixed_design import moment_matched
+from ..estimators.fixed_design import larger_size, moment_matched
 from ..families.base import standard_normals
+from ..families.gaussian import Gaussian
 from ..results import FitError, Result, TargetError
-from ..search.natural_rule import is_far, larger_size
-from ..search.natural_search import RUNNING, NaturalSearch, begun, conclusion, on_new_design
+from ..search.natural_rule import RUNNING, conclusion, is_far
+from ..search.natural_search import NaturalSearch, begun, on_new_design
 from ..starts.paths import dispersed_points
 from ..targets.base import Density
 from ..targets.layout import named_leaves
-from .programs import LanePrograms, programs_of, put, take
+from .programs import LanePrograms, MakeTarget, programs_of, put, take
 from .result import BatchFit
 
-_START_PAIRS = 16
-# nats of spread per sqrt(dim) of a local Gaussian that needs no look at the rest of its path
+_START_PAIRS = 16  # pairs of draws that rank local Gaussians
+# Nats of spread per sqrt(dim) of a local Gaussian that needs no look at the rest of its path.
 _CLEAN = 1.0
 _EARLIER = (1, 4, 10)  # tries after which the path is looked at where its end is not clean
-# of the Laplace sds, then: far from Gaussian, the best Gaussian is narrower than the curvature says
+# Of the Laplace sds, then: far from Gaussian, the best Gaussian is narrower than the curvature
+# says.
 _SMALLER = 0.4
 
 
@@ -43,25 +45,26 @@ class _Job:
     programs: LanePrograms
     rows: PyTree
     count: int
-    key: Any
+    key: Key
     tol: float
 
 
 def fit_batch(
-    make_target: Callable[[PyTree], Density],
+    make_target: MakeTarget,
     data_batch: PyTree,
     *,
-    key: Any = 0,
-    tol: float = 0.02,
-    starts: int = 2,
+    key: Key = 0,
+    tol: Validated[float, "_check_numbers"] = 0.02,
+    starts: Validated[int, "_check_numbers"] = 2,
     pairs: int | None = None,
-    max_doublings: int = 1,
-    draws: int = 1000,
-    start: Callable[[Density], Any] | None = None,
+    max_doublings: Validated[int, "_check_numbers"] = 1,
+    draws: Validated[int, "_check_numbers"] = 1000,
+    start: Callable[[Density], Gaussian] | None = None,
     throw: bool = True,
 ) -> BatchFit:
-    """Full-rank Gaussian fits of one model to many data sets, each with its own status, weights and
-    corrected summaries.
+    """Full-rank Gaussian fits of one model to many data sets, each with a status of its own.
+
+    And with its own weights and corrected summaries.
 
     What `tb.fit(target, solver=tb.solvers.NaturalGradient())` does for one target: Newton searches
     from dispersed points, the local Gaussian with the best ELBO along them, natural gradient on a
@@ -109,11 +112,23 @@ def fit_batch(
         log_w = _log_weights(job, lanes, noise)
         weights, khat, ess = smooth_many(log_w)
     fit = BatchFit(
-        mean=lanes.mean, root=lanes.root, results=results, steps=lanes.steps, evaluations=used + more,
-        elbo=log_w.mean(axis=1), elbo_stderr=_stderr(log_w),
-        weights=weights, khat=khat, ess=ess, noise=noise, make_target=make_target, data=rows,
-        coordinate_names=job.programs.names, key=key_words(key), seconds=time.perf_counter() - began,
-    )  # fmt: skip
+        mean=np.asarray(lanes.mean),
+        root=np.asarray(lanes.root),
+        results=results,
+        steps=np.asarray(lanes.steps),
+        evaluations=used + more,
+        elbo=log_w.mean(axis=1),
+        elbo_stderr=_stderr(log_w),
+        weights=weights,
+        khat=khat,
+        ess=ess,
+        noise=noise,
+        make_target=make_target,
+        data=rows,
+        coordinate_names=job.programs.names,
+        key=key_words(key),
+        seconds=time.perf_counter() - began,
+    )
     if throw and not any(one.usable for one in results):
         raise FitError(
             f"None of the {count} fits is usable. The first ended with: {results[0]}", fit
@@ -121,7 +136,7 @@ def fit_batch(
     return fit
 
 
-def _check_numbers(tol: float, integers: tuple[tuple[str, Any, int], ...]) -> None:
+def _check_numbers(tol: float, integers: tuple[tuple[str, object, int], ...]) -> None:
     for name, value, least in integers:
         if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(
@@ -151,17 +166,19 @@ def _rows(data_batch: PyTree) -> tuple[PyTree, int]:
             " by `make_target`; data sets of different sizes are padded and masked."
         )
 
-    def convert(leaf):
+    def convert(leaf: Array) -> np.ndarray:
         array = np.array(leaf)
         return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     return jax.tree.map(convert, data_batch), next(iter(lengths.values()))
 
 
-def _searched(job: _Job, starts: int) -> tuple[NaturalSearch, np.ndarray]:
-    """Lanes at the best local Gaussians that Newton searches from dispersed points find, and the
-    gradients used.
-    """
+Begun: TypeAlias = tuple[NaturalSearch, Float[np.ndarray, "lanes"]]
+"""Lanes at their starts, and the gradients that each has used."""
+
+
+def _searched(job: _Job, starts: int) -> Begun:
+    """Lanes at the best local Gaussians that Newton searches from dispersed points find."""
     points = dispersed_points(host_rng(job.key, "starts"), starts, job.programs.dim)
     design = host_rng(job.key, "start design").standard_normal((_START_PAIRS, job.programs.dim))
     best, used, walks = _Best(job, design), np.zeros(job.count), []
@@ -179,7 +196,7 @@ def _searched(job: _Job, starts: int) -> tuple[NaturalSearch, np.ndarray]:
 class _Best:
     """The local Gaussian with the largest ELBO so far, for each data set."""
 
-    def __init__(self, job: _Job, design: np.ndarray):
+    def __init__(self, job: _Job, design: Float[np.ndarray, "m dim"]):
         dim = job.programs.dim
         self.job, self.design = job, design
         self.mean, self.root = np.zeros((job.count, dim)), np.tile(np.eye(dim), (job.count, 1, 1))
@@ -189,11 +206,13 @@ class _Best:
             np.full(job.count, np.inf),
         )
 
-    def offer(self, index: np.ndarray, points: np.ndarray, scale: float) -> int:
-        """Keep the Gaussians at `points [len(index), d]` that are better.
-
-        Returns the gradients used by each.
-        """
+    def offer(
+        self,
+        index: Int[np.ndarray, "lanes"],
+        points: Float[np.ndarray, "lanes dim"],
+        scale: float,
+    ) -> int:
+        """Keep the Gaussians at `points` that are better; the gradients used by each."""
         scales = np.full(len(index), scale)
         root, log_det, elbo, spread, _ = self.job.programs.local(
             take(self.job.rows, index), points, scales, self.design
@@ -209,29 +228,31 @@ class _Best:
         return 2 * len(self.design) + 1 + len(self.design[0])
 
 
-def _given(job: _Job, make_target: Callable, start: Callable) -> tuple[NaturalSearch, np.ndarray]:
+def _given(job: _Job, make_target: MakeTarget, start: Callable[[Density], Gaussian]) -> Begun:
     """Lanes at the caller's own start."""
     mean, root = (np.asarray(leaf) for leaf in _starts_at(make_target, start, job.rows))
     return begun(mean, root, np.linalg.slogdet(root)[1]), np.zeros(job.count)
 
 
 @eqx.filter_jit
-def _starts_at(make_target: Callable, start: Callable, rows: PyTree) -> tuple[Any, Any]:
+def _starts_at(
+    make_target: MakeTarget, start: Callable[[Density], Gaussian], rows: PyTree
+) -> tuple[Float[Array, "lanes dim"], Float[Array, "lanes dim dim"]]:
     """(means, roots) of `start(make_target(row))`.
 
     Compiled once for the two functions and the shapes.
     """
 
-    def one(row):
+    def one(row: PyTree) -> tuple[Float[Array, "dim"], Float[Array, "dim dim"]]:
         q = start(make_target(row))
-        return q.mean, q.scale.root
+        return q.mean, q.root
 
     return jax.vmap(one)(rows)
 
 
 def _climbed(
     job: _Job, lanes: NaturalSearch, pairs: int | None, max_doublings: int
-) -> tuple[NaturalSearch, tuple[Result, ...], np.ndarray]:
+) -> tuple[NaturalSearch, tuple[Result, ...], Float[np.ndarray, "lanes"]]:
     """Natural gradient on designs that grow for the lanes that need it.
 
     How each lane ended, and the gradients used.
@@ -243,14 +264,14 @@ def _climbed(
     active, used = np.arange(job.count), np.zeros(job.count)
     design: Float[np.ndarray, "m dim"] = moment_matched(first, size, dim)
     for doubling in range(max_doublings + 1):
-        before = lanes.tries[active].copy()
+        before = np.array(lanes.tries)[active]
         _on_design(job, lanes, active, design)
-        used[active] += 2 * size * (lanes.tries[active] - before)
+        used[active] += 2 * size * (np.asarray(lanes.tries)[active] - before)
         # One design serves all lanes, and a second call with other data must find its programs
         # compiled: so it always grows as far as the rule lets it, whatever the lanes' errors are.
         grown = larger_size(size, dim, np.inf)
         open_ = np.array([ended is None for ended in _conclusions(job, lanes, active)])
-        again = active[open_ & ~is_far(lanes.spread[active], size, dim)]
+        again = active[open_ & ~is_far(np.asarray(lanes.spread)[active], size, dim)]
         if len(again) == 0 or doubling == max_doublings or grown is None:
             break
         put(lanes, again, on_new_design(take(lanes, again)))
@@ -264,8 +285,8 @@ def _conclusions(
     job: _Job, lanes: NaturalSearch, index: Int[np.ndarray, "lanes"]
 ) -> list[Result | None]:
     """How the lanes at `index` ended; None where a larger design is wanted."""
-    pairs = zip(lanes.status[index], lanes.error[index], strict=True)
-    return [conclusion(int(status), float(error), job.tol) for status, error in pairs]
+    pairs = zip(np.asarray(lanes.status)[index], np.asarray(lanes.error)[index], strict=True)
+    return [conclusion(status, error, job.tol) for status, error in pairs]
 
 
 def _on_design(
@@ -281,17 +302,18 @@ def _on_design(
     while len(active):
         rows, running = take(job.rows, active), take(lanes, active)
         put(lanes, active, job.programs.advance(rows, running, design, job.tol))
-        active = active[lanes.status[active] == RUNNING]
+        active = active[np.asarray(lanes.status)[active] == RUNNING]
 
 
 def _without_lost(lanes: NaturalSearch, results: tuple[Result, ...]) -> NaturalSearch:
     """NaN for the lanes without an approximation: nobody shall take a start for an answer."""
     lost = np.array([not result.usable for result in results])
-    lanes.mean[lost], lanes.root[lost] = np.nan, np.nan
-    return lanes
+    mean, root = np.array(lanes.mean), np.array(lanes.root)
+    mean[lost], root[lost] = np.nan, np.nan
+    return dataclasses.replace(lanes, mean=mean, root=root)
 
 
-def _stderr(log_w: np.ndarray) -> np.ndarray:
+def _stderr(log_w: Float[np.ndarray, "lanes draws"]) -> Float[np.ndarray, "lanes"]:
     """Standard error of the mean of each row, over draws and their mirror images.
 
     NaN where a row holds -inf.
@@ -304,14 +326,14 @@ def _stderr(log_w: np.ndarray) -> np.ndarray:
     )
 
 
-def _log_weights(job: _Job, lanes: NaturalSearch, noise: np.ndarray) -> np.ndarray:
-    """log p - log q at mean + root u for the rows u of `noise [S, d]`.
-
-    `[B, S]`, -inf where p is not finite.
-    """
-    log_p = job.programs.log_density(job.rows, lanes.mean, lanes.root, noise)
+def _log_weights(
+    job: _Job, lanes: NaturalSearch, noise: Float[np.ndarray, "draws dim"]
+) -> Float[np.ndarray, "lanes draws"]:
+    """log p - log q at mean + root u for the rows u of `noise`; -inf where p is not finite."""
+    mean, root = np.asarray(lanes.mean), np.asarray(lanes.root)
+    log_p = job.programs.log_density(job.rows, mean, root, noise)
     base = -0.5 * np.sum(noise**2, axis=1) - 0.5 * noise.shape[1] * np.log(2 * np.pi)
-    log_w = log_p - base[None, :] + lanes.log_det[:, None]
+    log_w = log_p - base[None, :] + np.asarray(lanes.log_det)[:, None]
     return np.where(np.isfinite(log_w), log_w, -np.inf)
 
 

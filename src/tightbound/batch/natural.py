@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, PyTree
 from .._types import Array, Scalar
 from ..estimators.base import Moments
 from ..estimators.fixed_design import whitened_moments
-from ..search.natural_rule import FULL
-from ..search.natural_search import LEAP, RUNNING, NaturalSearch, leapt, stepped, tell
+from ..search.natural_rule import FULL, RUNNING
+from ..search.natural_search import LEAP, STEP, NaturalSearch, leapt, stepped, tell
 
 LogDensity: TypeAlias = Callable[[Float[Array, "dim"]], Float[Array, ""]]
 RowDensity: TypeAlias = Callable[[PyTree, Float[Array, "dim"]], Float[Array, ""]]
@@ -30,9 +30,9 @@ def proposed(lanes: NaturalSearch) -> NaturalSearch:
     computed only in a round in which some lane makes one. Hence the condition around all lanes: one
     inside them would compute both sides for each.
     """
-    starting = lanes.kind < 2
+    starting = jnp.asarray(lanes.kind < STEP)
     steps = _where(starting, lanes, jax.vmap(lambda s: stepped(s, FULL, jnp))(lanes))
-    leaping = (lanes.kind == LEAP) & (lanes.status == RUNNING)
+    leaping = jnp.asarray((lanes.kind == LEAP) & (lanes.status == RUNNING))
     return jax.lax.cond(
         jnp.any(leaping),
         lambda: _where(leaping, jax.vmap(lambda s: leapt(s, jnp))(lanes), steps),
@@ -57,7 +57,7 @@ def run_lanes(
     def step(carry: tuple[Array, NaturalSearch]) -> tuple[Array, NaturalSearch]:
         count, lanes = carry
         new = jax.vmap(told)(proposed(lanes), rows)
-        return count + 1, _where(lanes.status == RUNNING, new, lanes)
+        return count + 1, _where(jnp.asarray(lanes.status == RUNNING), new, lanes)
 
     def goes_on(carry: tuple[Array, NaturalSearch]) -> Bool[Array, ""]:
         count, lanes = carry

@@ -1,49 +1,52 @@
-"""Where the lanes of many data sets start: Newton's method to a mode, and the local Gaussians along
-its path. Compiled.
+"""Where the lanes of many data sets start: at local Gaussians along Newton searches, compiled.
 
-As in `start.py` the mode may not exist, so that the iterates are kept: where the Gaussian at the
-end of the path does not look like the posterior, an earlier one may.
+As in `starts/paths.py` the mode may not exist, so that the iterates are kept: where the Gaussian at
+the end of the path does not look like the posterior, an earlier one may.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from .natural import LogDensity
+from .._types import Array, PyTree, Scalar
+from .natural import LogDensity, RowDensity
 
-# how the damping grows when a step is refused, and shrinks when it is taken
+# How the damping grows when a step is refused, and shrinks when it is taken.
 _DAMPED, _RELAXED = 10.0, 0.1
-_MOST_DAMPING = 1e10
+_MOST_DAMPING = 1e10  # beyond it steps are below rounding: the search ends where it is
 _AT_MODE = 0.01  # squared whitened gradient per dimension below which a point counts as a mode
-_CURVED = 1e-2  # least curvature of a coordinate, as in `start.py`
+_CURVED = 1e-2  # least curvature of a coordinate, as in `starts/paths.py`
 _FLOOR = 1e-2  # least eigenvalue of the scaled curvature, likewise
 
 
 class Walk(eqx.Module):
-    """A damped Newton search: the point with value, gradient and negative Hessian, the damping, and
-    the path so far.
+    """A damped Newton search: where it stands, and its path so far.
 
-    `path [T, d]`: the point after each try (again the same where it was refused), then the last
-    one.
+    Attributes:
+        point: with its `value`, `gradient` and `precision` (the negative Hessian).
+        damping: of the next step.
+        path: the point after each try (again the same where it was refused), then the last one.
+        tries: so far.
+        done: whether it has ended.
     """
 
-    point: Any
-    value: Any
-    gradient: Any
-    precision: Any
-    damping: Any
-    path: Any
-    tries: Any
-    done: Any
+    point: Float[Array, "*lanes dim"]
+    value: Float[Array, "*lanes"]
+    gradient: Float[Array, "*lanes dim"]
+    precision: Float[Array, "*lanes dim dim"]
+    damping: Float[Array, "*lanes"]
+    path: Float[Array, "*lanes most dim"]
+    tries: Int[Array, "*lanes"]
+    done: Bool[Array, "*lanes"]
 
     @staticmethod
-    def start(points: np.ndarray, most: int) -> "Walk":
-        """Many searches from `points [n, d]` that may make `most` tries, on the host.
+    def start(points: Float[np.ndarray, "n dim"], most: int) -> "Walk":
+        """Many searches from `points` that may make `most` tries, on the host.
 
         The first try evaluates the start.
         """
@@ -53,13 +56,13 @@ class Walk(eqx.Module):
         return Walk(points, *nothing, np.full(n, 1.0 / _RELAXED), path, count, np.zeros(n, bool))
 
 
-def run_walks(log_density: Callable[..., Any], walks: Walk, rows: Any, most: int) -> Walk:
+def run_walks(log_density: RowDensity, walks: Walk, rows: PyTree, most: int) -> Walk:
     """All searches at once, until each has ended or made `most` more tries.
 
     `log_density(row, z)`, leading axes of lanes.
     """
 
-    def one(row, at):
+    def one(row: PyTree, at: Walk) -> Walk:
         last = jnp.minimum(at.tries + most, len(at.path))
         return jax.lax.while_loop(
             lambda w: (w.tries < last) & ~w.done,
@@ -93,9 +96,23 @@ def _tried(log_density: LogDensity, at: Walk) -> Walk:
     return eqx.tree_at(lambda w: (w.path, w.tries), moved, (path, at.tries + 1))
 
 
-def local_gaussian(log_density: LogDensity, point: Any, scale: Any, design: Any) -> tuple[Any, ...]:
-    """(root, log |root|, ELBO, spread, pull) of N(point, scale^2 |Hessian|^-1) on antithetic draws
-    from `design [m, d]`.
+Local: TypeAlias = tuple[
+    Float[Array, "dim dim"],
+    Float[Array, ""],
+    Float[Array, ""],
+    Float[Array, ""],
+    Float[Array, ""],
+]
+"""(root, log |root|, ELBO, spread, pull), see `local_gaussian`."""
+
+
+def local_gaussian(
+    log_density: LogDensity,
+    point: Float[Array, "dim"],
+    scale: Scalar,
+    design: Float[Array, "m dim"],
+) -> Local:
+    """N(point, scale^2 |Hessian|^-1), judged on antithetic draws from `design`.
 
     The spread is the sd of log p - log q over the draws in nats; the pull is the whitened gradient
     at the point (rms), small at a mode and only there. The ELBO is -inf where a draw has no finite
@@ -119,15 +136,20 @@ def local_gaussian(log_density: LogDensity, point: Any, scale: Any, design: Any)
     return root, log_det, elbo, jnp.where(finite, jnp.std(values + half_squares), jnp.inf), pull
 
 
-def _unit(precision: Any) -> Any:
+def _unit(precision: Float[Array, "dim dim"]) -> Float[Array, "dim"]:
     """The coordinates' own scales: 1 / sqrt of the diagonal's size."""
     return 1.0 / jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(precision)), _CURVED))
 
 
-def _expand(log_density: LogDensity, point: Any) -> tuple[Any, Any, Any]:
+Expansion: TypeAlias = tuple[Float[Array, ""], Float[Array, "dim"], Float[Array, "dim dim"]]
+
+
+def _expand(log_density: LogDensity, point: Float[Array, "dim"]) -> Expansion:
     """Value, gradient and negative Hessian."""
 
-    def with_value(z):
+    def with_value(
+        z: Float[Array, "dim"],
+    ) -> tuple[Float[Array, "dim"], tuple[Float[Array, ""], Float[Array, "dim"]]]:
         value, gradient = jax.value_and_grad(log_density)(z)
         return gradient, (value, gradient)
 
@@ -135,5 +157,7 @@ def _expand(log_density: LogDensity, point: Any) -> tuple[Any, Any, Any]:
     return value, gradient, -0.5 * (hessian + hessian.T)
 
 
-def _finite(value: Any, gradient: Any, precision: Any) -> Any:
+def _finite(
+    value: Float[Array, ""], gradient: Float[Array, "dim"], precision: Float[Array, "dim dim"]
+) -> Bool[Array, ""]:
     return jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(precision))

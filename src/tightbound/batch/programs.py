@@ -1,5 +1,4 @@
-"""The compiled programs behind `tb.fit_batch`: one trace of the model, chunks of lanes of a fixed
-width.
+"""The compiled programs behind `tb.fit_batch`: one trace of the model, chunks of fixed width.
 
 A chunk holds as many lanes as fit into the cache, decided from shapes alone, so memory is bounded
 and bits are reproducible. Chunks are started before the one in front of them is fetched: on several
@@ -9,33 +8,43 @@ cores they overlap.
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.core
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from .._numerics import to_host
-from .._types import PyTree
+from .._types import Array, PyTree, Validated
 from ..search.natural_search import NaturalSearch
-from ..targets.base import Density, require
-from ..targets.batched import compiled, equations
-from .natural import run_lanes
-from .newton import Walk, local_gaussian, run_walks
+from ..targets.base import AbstractTarget, Density, require
+from ..targets.batched import Compiled, compiled, equations
+from .natural import RowDensity, run_lanes
+from .newton import Local, Walk, local_gaussian, run_walks
 
-WALK = 40  # tries of the search for a mode
+MakeTarget: TypeAlias = Callable[[PyTree], Density]
+"""One data set -> its target."""
+
+Constants: TypeAlias = list[list[jax.Array]]
+"""What log density and named values close over."""
+
+# Tries of the search for a mode; those that need more have none, and their paths are looked at.
+WALK = 40
 PATIENCE = 6  # tries between two looks at which lanes still run
-_NUMBERS = 2**20  # in one intermediate of a chunk: 8 MiB
+_NUMBERS = 2**20  # in one intermediate of a chunk: 8 MiB, what a core's caches hold
 _WIDEST = 64  # more lanes at a time are no faster, and wait longer for the slowest
 _AHEAD = 4  # chunks under way at a time
 
-_known: "weakref.WeakKeyDictionary[Any, dict[Any, LanePrograms]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[MakeTarget, dict[str, LanePrograms]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def programs_of(make_target: Callable[[PyTree], Density], rows: PyTree) -> "LanePrograms":
-    """The programs of a model of data sets like `rows` (a pytree of NumPy arrays, leading axis:
-    data sets).
+def programs_of(make_target: MakeTarget, rows: PyTree) -> "LanePrograms":
+    """The programs of a model of data sets like `rows`: NumPy arrays, leading axis: data sets.
 
     The model is traced anew, so that what it closes over may change between calls; what was
     compiled for the same function is found again, and for another one of the same program text too.
@@ -52,11 +61,9 @@ def programs_of(make_target: Callable[[PyTree], Density], rows: PyTree) -> "Lane
 
 
 class _Traced:
-    """The log density and the named values of one data set, as jaxprs with closed-over arrays
-    apart.
-    """
+    """Log density and named values of one data set, as jaxprs with closed-over arrays apart."""
 
-    def __init__(self, make_target: Callable[[PyTree], Density], rows: PyTree):
+    def __init__(self, make_target: MakeTarget, rows: PyTree):
         self.structs = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows
         )
@@ -78,15 +85,15 @@ class _Traced:
         self.text = f"{self.density.jaxpr}\n{self.values.jaxpr}\n{shapes}\n{self.names}"
 
 
-def _seen(target: Any, seen: list[Density]) -> int:
-    require("fit_batch", target, Density)
-    seen.append(target)
+def _seen(target: Validated[AbstractTarget, "require"], seen: list[Density]) -> int:
+    """Keep the target that a trace has made; the number is for `eval_shape`, which wants one."""
+    seen.append(require("fit_batch", target, Density))
     return 0
 
 
-def _sizes(jaxpr: Any) -> list[int]:
-    variables = [v for eqn in equations(jaxpr) for v in eqn.outvars]
-    return [math.prod(v.aval.shape) for v in variables if hasattr(v.aval, "shape")]
+def _sizes(jaxpr: jax.extend.core.Jaxpr) -> list[int]:
+    avals = [v.aval for eqn in equations(jaxpr) for v in eqn.outvars]
+    return [math.prod(aval.shape) for aval in avals if isinstance(aval, jax.core.ShapedArray)]
 
 
 class LanePrograms:
@@ -100,38 +107,43 @@ class LanePrograms:
         self.constants = traced.constants
         self._traced = traced
         self._largest = max([traced.dim, *_sizes(traced.density.jaxpr)])
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[tuple[object, ...], Compiled] = {}
 
-    def walk(self, rows: PyTree, points: np.ndarray) -> Walk:
-        """Newton searches from `points [n, d]`.
+    def walk(self, rows: PyTree, points: Float[np.ndarray, "n dim"]) -> Walk:
+        """Newton searches from `points`.
 
         Those that still run are gathered into full chunks now and then.
         """
 
-        def program(constants, rows, walks):
+        def program(constants: Constants, rows: PyTree, walks: Walk) -> Walk:
             return run_walks(self._density(constants), walks, rows, PATIENCE)
 
         walks, active = jax.tree.map(np.array, Walk.start(points, WALK)), np.arange(len(points))
         while len(active):
-            put(
-                walks,
-                active,
-                self._in_chunks(
-                    "walk", program, self.dim, (take(rows, active), take(walks, active))
-                ),
-            )
+            lanes = take(rows, active), take(walks, active)
+            put(walks, active, self._in_chunks("walk", program, self.dim, lanes))
             active = active[~walks.done[active] & (walks.tries[active] < WALK)]
         return walks
 
     def local(
-        self, rows: PyTree, points: np.ndarray, scales: np.ndarray, design: np.ndarray
+        self,
+        rows: PyTree,
+        points: Float[np.ndarray, "n dim"],
+        scales: Float[np.ndarray, "n"],
+        design: Float[np.ndarray, "m dim"],
     ) -> tuple[np.ndarray, ...]:
-        """`local_gaussian` at `points [n, d]`, at `scales [n]` of the Laplace root."""
+        """`local_gaussian` at `points`, at `scales` of the Laplace root, of each lane."""
 
-        def program(constants, rows, points, scales, design):
+        def program(
+            constants: Constants,
+            rows: PyTree,
+            points: Float[jax.Array, "n dim"],
+            scales: Float[jax.Array, "n"],
+            design: Float[jax.Array, "m dim"],
+        ) -> tuple[Float[Array, "n ..."], ...]:
             density = self._density(constants)
 
-            def one(row, x, scale):
+            def one(row: PyTree, x: Float[jax.Array, "dim"], scale: Float[jax.Array, ""]) -> Local:
                 return local_gaussian(lambda z: density(row, z), x, scale, design)
 
             return jax.vmap(one)(rows, points, scales)
@@ -139,38 +151,66 @@ class LanePrograms:
         return self._in_chunks("local", program, 2 * len(design), (rows, points, scales), (design,))
 
     def advance(
-        self, rows: PyTree, lanes: NaturalSearch, design: np.ndarray, tol: float
+        self,
+        rows: PyTree,
+        lanes: NaturalSearch,
+        design: Float[np.ndarray, "m dim"],
+        tol: float,
     ) -> NaturalSearch:
-        """At most PATIENCE more tries of each lane that runs, on the design `[m, d]`."""
+        """At most PATIENCE more tries of each lane that runs, on the design."""
 
-        def program(constants, rows, lanes, design, tol):
+        def program(
+            constants: Constants,
+            rows: PyTree,
+            lanes: NaturalSearch,
+            design: Float[jax.Array, "m dim"],
+            tol: Float[jax.Array, ""],
+        ) -> NaturalSearch:
             return run_lanes(self._density(constants), lanes, rows, design, tol, PATIENCE)
 
         return self._in_chunks(
-            "advance", program, 2 * len(design), (rows, lanes), (design, np.float64(tol))
+            "advance",
+            program,
+            2 * len(design),
+            (rows, lanes),
+            (design, np.asarray(tol, np.float64)),
         )
 
     def log_density(
-        self, rows: PyTree, mean: np.ndarray, root: np.ndarray, noise: np.ndarray
-    ) -> np.ndarray:
-        """log p at mean + root u for each row u of `noise [S, d]`: `[n, S]`."""
+        self,
+        rows: PyTree,
+        mean: Float[np.ndarray, "n dim"],
+        root: Float[np.ndarray, "n dim dim"],
+        noise: Float[np.ndarray, "draws dim"],
+    ) -> Float[np.ndarray, "n draws"]:
+        """log p at mean + root u for each row u of `noise`."""
 
-        def program(constants, rows, mean, root, noise):
+        def program(
+            constants: Constants,
+            rows: PyTree,
+            mean: Float[jax.Array, "n dim"],
+            root: Float[jax.Array, "n dim dim"],
+            noise: Float[jax.Array, "draws dim"],
+        ) -> Float[Array, "n draws"]:
             density = self._density(constants)
 
-            def one(row, mean, root):
+            def one(
+                row: PyTree, mean: Float[jax.Array, "dim"], root: Float[jax.Array, "dim dim"]
+            ) -> Float[Array, "draws"]:
                 return jax.vmap(lambda u: density(row, mean + root @ u))(noise)
 
             return jax.vmap(one)(rows, mean, root)
 
         return self._in_chunks("log density", program, len(noise), (rows, mean, root), (noise,))
 
-    def values(self, rows: PyTree, points: np.ndarray) -> PyTree:
-        """The user's named values at `points [n, S, d]`: leaves `[n, S, ...]`."""
+    def values(self, rows: PyTree, points: Float[np.ndarray, "n draws dim"]) -> PyTree:
+        """The user's named values at `points`: leaves `[n, draws, ...]`."""
         closed, structure = self._traced.values, self._traced.values_structure
 
-        def program(constants, rows, points):
-            def one(row, z):
+        def program(
+            constants: Constants, rows: PyTree, points: Float[jax.Array, "n draws dim"]
+        ) -> PyTree:
+            def one(row: PyTree, z: Float[jax.Array, "dim"]) -> PyTree:
                 leaves = jax.core.eval_jaxpr(closed.jaxpr, constants[1], *jax.tree.leaves(row), z)
                 return jax.tree.unflatten(structure, leaves)
 
@@ -178,15 +218,20 @@ class LanePrograms:
 
         return self._in_chunks("values", program, points.shape[1], (rows, points))
 
-    def _density(self, constants: Any) -> Callable[[PyTree, Any], Any]:
+    def _density(self, constants: Constants) -> RowDensity:
         closed = self._traced.density
         return lambda row, z: jax.core.eval_jaxpr(
             closed.jaxpr, constants[0], *jax.tree.leaves(row), z
         )[0]
 
     def _in_chunks(
-        self, name: str, program: Callable, per_lane: int, lanes: tuple, shared: tuple = ()
-    ) -> Any:
+        self,
+        name: str,
+        program: Callable[..., PyTree],
+        per_lane: int,
+        lanes: tuple[PyTree, ...],
+        shared: tuple[Array, ...] = (),
+    ) -> PyTree:
         """`program(constants, *lanes, *shared)` over chunks of lanes.
 
         The last is filled up with copies of its first.
@@ -204,7 +249,9 @@ class LanePrograms:
         done += [to_host(chunk) for chunk in under_way]
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *done)
 
-    def _compiled(self, name: str, program: Callable, arguments: tuple) -> Any:
+    def _compiled(
+        self, name: str, program: Callable[..., PyTree], arguments: tuple[PyTree, ...]
+    ) -> Compiled:
         shapes = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), arguments
         )
@@ -214,12 +261,12 @@ class LanePrograms:
         return self._programs[key]
 
 
-def take(tree: PyTree, index: Any) -> PyTree:
+def take(tree: PyTree, index: int | Int[np.ndarray, "lanes"]) -> PyTree:
     """The lanes at `index` of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def put(tree: PyTree, index: Any, new: PyTree) -> None:
+def put(tree: PyTree, index: Int[np.ndarray, "lanes"], new: PyTree) -> None:
     """Write the lanes `new` back to `index` of every leaf, in place."""
     for old, leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(new), strict=True):
         old[index] = leaf

@@ -5,13 +5,16 @@ Many fits of one model, each with its own status, weights and corrected summarie
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from .._numerics import host_rng, key_words, scoped
-from .._types import Array, Key, PyTree
-from ..certify.corrections import moment_table, resample
+from .._types import Array, Key, PyTree, Validated
+from ..account import Spent, Stage
+from ..certify.corrections import resample
+from ..certify.draws import moment_table
 from ..certify.finding import Verdict
 from ..certify.findings.weights import judge_weights
 from ..families.gaussian import Gaussian
@@ -19,8 +22,12 @@ from ..fit import Fit
 from ..loop import Trace
 from ..results import Result
 from ..summary import QUANTILES, columns_of, usable_weights
-from ..targets.values import flatten_values
+from ..targets.base import Density
+from ..targets.layout import flatten_values
 from .programs import programs_of, take
+
+if TYPE_CHECKING:
+    import xarray
 
 _NUMBERS = 8_000_000  # draws x values held at once while summaries are made
 
@@ -49,19 +56,19 @@ class BatchFit:
         seconds: wall-clock time.
     """
 
-    mean: np.ndarray
-    root: np.ndarray
+    mean: Float[np.ndarray, "fits dim"]
+    root: Float[np.ndarray, "fits dim dim"]
     results: tuple[Result, ...]
-    steps: np.ndarray
-    evaluations: np.ndarray
-    elbo: np.ndarray
-    elbo_stderr: np.ndarray
-    weights: np.ndarray
-    khat: np.ndarray
-    ess: np.ndarray
-    noise: np.ndarray
+    steps: Int[np.ndarray, "fits"]
+    evaluations: Float[np.ndarray, "fits"]
+    elbo: Float[np.ndarray, "fits"]
+    elbo_stderr: Float[np.ndarray, "fits"]
+    weights: Float[np.ndarray, "fits draws"]
+    khat: Float[np.ndarray, "fits"]
+    ess: Float[np.ndarray, "fits"]
+    noise: Float[np.ndarray, "draws dim"]
     coordinate_names: tuple[str, ...]
-    make_target: Callable[[PyTree], Any]
+    make_target: Callable[[PyTree], Density]
     data: PyTree
     key: tuple[int, ...]
     seconds: float
@@ -72,7 +79,7 @@ class BatchFit:
     def __iter__(self) -> Iterator[Fit]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, index: Any) -> Fit:
+    def __getitem__(self, index: Validated[int | np.integer, "here"]) -> Fit:
         """One of the fits, with its target.
 
         `tb.check(batch[i])` gives it a whole certificate, with searches for modes.
@@ -97,29 +104,27 @@ class BatchFit:
             result,
             int(self.steps[index]),
             trace,
-            used,
-            self.seconds / len(self),
+            Spent({"one of a batch": Stage(used, self.seconds / len(self))}),
             self.key,
             "one of a batch",
         )
 
     @property
-    def usable(self) -> np.ndarray:
+    def usable(self) -> Bool[np.ndarray, "fits"]:
         """Which fits have an approximation, `[B]`."""
         return np.array([result.usable for result in self.results])
 
     @property
-    def sd(self) -> np.ndarray:
+    def sd(self) -> Float[np.ndarray, "fits dim"]:
         """Marginal sds on the unconstrained scale, `[B, d]`."""
         return np.sqrt(np.sum(self.root**2, axis=2))
 
     @property
-    def attention(self) -> np.ndarray:
-        """Indices of the fits that ended badly or whose weights do not pass: those to look at with
-        `tb.fit`.
+    def attention(self) -> Int[np.ndarray, "some"]:
+        """Indices of the fits that ended badly, or whose weights do not pass: look at those.
 
-        The others are good as far as their own draws show; a mode that no start reached is not
-        among what they show.
+        `tb.fit(batch[i].target)` climbs to richer families. The others are good as far as their own
+        draws show; a mode that no start reached is not among what they show.
         """
         count = self.weights.shape[1]
         pairs = zip(self.khat, self.ess, strict=True)
@@ -129,12 +134,13 @@ class BatchFit:
         )
         return np.flatnonzero(~(passes & ended))
 
-    def sample(self, key: Key, n: int = 1000, *, corrected: bool = False) -> PyTree:
-        """`n` draws of every data set's named values: leaves `[B, n, ...]`, NaN where a fit is not
-        usable.
+    def sample(
+        self, key: Key, n: Validated[int, "here"] = 1000, *, corrected: bool = False
+    ) -> PyTree:
+        """`n` draws of every data set's named values: leaves `[B, n, ...]`.
 
-        `corrected=True` resamples the shared draws by each fit's weights where these are good
-        enough.
+        NaN where a fit is not usable. `corrected=True` resamples the shared draws by each fit's
+        weights where these are good enough.
         """
         key_words(key)
         if not isinstance(n, (int, np.integer)) or n < 1:
@@ -146,9 +152,8 @@ class BatchFit:
         index = np.stack([self._drawn(rng, i, int(n)) for i in range(len(self))])
         return self._values(np.arange(len(self)), self.noise[index])
 
-    def summary(self) -> Any:
-        """An xarray.Dataset: mean, sd and quantiles of every value of every data set, `[fit,
-        parameter]`.
+    def summary(self) -> "xarray.Dataset":
+        """An xarray.Dataset: mean, sd and quantiles of every value, `[fit, parameter]`.
 
         Corrected by the importance weights where that exceeds its own Monte Carlo error
         (`corrected`), as `Fit.summary`.
@@ -172,18 +177,22 @@ class BatchFit:
             {name: data[name] for name in ("mean", "sd", *columns[:-3], "corrected")}, coords=coords
         )
 
-    def _summary_of(self, i: int, names: tuple[str, ...], x: np.ndarray) -> dict[str, np.ndarray]:
+    def _summary_of(
+        self, i: int, names: tuple[str, ...], x: Float[np.ndarray, "draws p"]
+    ) -> dict[str, np.ndarray]:
         table = moment_table(names, x, self.weights[i])
         use = table.believed & usable_weights(self.khat[i], self.ess[i], len(self.noise))
         return {**columns_of(x, self.weights[i], table, use), "corrected": use}
 
-    def _drawn(self, rng: np.random.Generator, i: int, n: int) -> np.ndarray:
+    def _drawn(self, rng: np.random.Generator, i: int, n: int) -> Int[np.ndarray, "n"]:
         if usable_weights(self.khat[i], self.ess[i], len(self.noise)):
             return resample(rng, self.weights[i], n)
         return rng.integers(0, self.weights.shape[1], n)
 
     @scoped
-    def _values(self, index: np.ndarray, noise: Array) -> PyTree:
+    def _values(
+        self, index: Int[np.ndarray, "some"], noise: Float[Array, "*some draws dim"]
+    ) -> PyTree:
         """Named values at mean + root u for u in `noise`, `[S, d]` or `[len(index), S, d]`."""
         moves = np.einsum(
             "bij,...sj->bsi" if noise.ndim == 2 else "bij,bsj->bsi", self.root[index], noise

@@ -5,86 +5,103 @@ Exact where it can be, and silent where nothing is known.
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import equinox as eqx
-import jax
 import numpy as np
+from jaxtyping import Float
 
-from .._numerics import to_device, x64
-from .._types import Estimate
+from .._numerics import host_algebra, to_device, x64
+from .._types import Array, Estimate
 from ..families.exponential.product import Product
 from ..search.conjugate_form import as_conjugate
 from ..search.factor_rule import distance, elbo, order, sweep
-from ..targets.base import Density
+from ..targets.base import AbstractTarget, Conjugate, Density
 from ..targets.conjugate.base import judged
-from .finding import Certificate, Finding, Verdict
+from .certificate import CERTIFIERS, Certificate, Request, check
+from .draws import NATIVE_VIEWS, viewed
+from .finding import About, Finding, Verdict
 from .fitted import Fitted, Pair
+from .standards import STANDARDS, Standards
 
-_MOVE = 0.05  # sds that the updates may still move a member of a factor
-# unconstrained coordinates up to which importance weights of the whole posterior say anything
+# Unconstrained coordinates up to which importance weights of the whole posterior say anything.
 _MOST_DIMENSIONS = 1000
 
 
-def viewed(fitted: Any) -> Any:
-    """`fitted` itself, or the view of its shown factors where q is a product on native values."""
-    if fitted.q.space != "native":
-        return fitted
-    return Pair(judged(fitted.target, fitted.q), fitted.target, getattr(fitted, "seed", 0))
-
-
-def check_factors(fitted: Fitted, check_view: Callable[[Any], Certificate]) -> Certificate:
-    """Exact findings of the factors, and those of importance weights where the hidden ones can be
-    summed out.
+def check_factors(
+    fitted: Fitted,
+    check_view: Callable[[Fitted], Certificate],
+    standards: Standards = STANDARDS,
+) -> Certificate:
+    """Exact findings of the factors, and those of weights where hidden factors can be summed out.
 
     `check_view` judges a fit on the unconstrained scale by draws.
     """
     started = time.perf_counter()
-    target, q = as_conjugate(fitted.target), fitted.q
+    target, q = as_conjugate(fitted.target), _product(fitted)
     with x64():
-        bound, move = exact_findings(target, q)
+        bound, move = exact_findings(target, q, standards)
+    exact = Estimate(bound.value, 0.0)
     weighable = isinstance(fitted.target, Density) and fitted.target.dim <= _MOST_DIMENSIONS
     if not weighable:
-        found = (bound, move, unweighed(fitted.target, q))
-        value = Estimate(bound.value, 0.0)
-        return Certificate(found, (bound.value, np.inf), value, 0, time.perf_counter() - started)
+        found = (bound, move, unweighed(fitted.target))
+        return Certificate(found, (bound.value, np.inf), exact, 0, time.perf_counter() - started)
     of_view = check_view(viewed(fitted))
-    rest = tuple(finding for finding in of_view.findings if finding.name != "converged")
+    rest = tuple(finding for finding in of_view.findings if finding.name != move.name)
     lower, upper = of_view.log_evidence
-    exact = Estimate(bound.value, 0.0)
     bounds = (max(lower, bound.value), upper)
-    return Certificate(
-        (bound, move, *rest), bounds, exact, of_view.evaluations, time.perf_counter() - started
-    )
+    seconds = time.perf_counter() - started
+    return Certificate((bound, move, *rest), bounds, exact, of_view.evaluations, seconds)
 
 
-def exact_findings(target: Any, q: Product) -> tuple[Finding, Finding]:
+def exact_findings(
+    target: Conjugate, q: Product, standards: Standards = STANDARDS
+) -> tuple[Finding, Finding]:
     """The ELBO without Monte Carlo error, and how far one more round of updates would move q."""
-    target, q = to_device(target), to_device(q)
-    value, change = (float(x) for x in _bound_and_move(target, q))
+    value, change = (float(x) for x in _bound_and_move(*to_device((target, q))))
     fine = bool(np.isfinite(value))
     bound = Finding(
-        "elbo", value, 0.0, None, Verdict.PASS if fine else Verdict.FAIL,
-        f"The ELBO is {value:.4f} nats, exact (no Monte Carlo error): the log evidence is at least that."
+        "elbo",
+        value,
+        0.0,
+        None,
+        Verdict.PASS if fine else Verdict.FAIL,
+        f"The ELBO is {value:.4f} nats, exact (no Monte Carlo error): the log evidence is at least"
+        " that."
         if fine
         else "The expected log joint is not finite at q.",
         "Blei et al. 2017, eq. 13",
-    )  # fmt: skip
-    small = change < _MOVE
-    verdict = Verdict.PASS if small else Verdict.CAUTION if change < 1.0 else Verdict.FAIL
+        about=About.DENSITY,
+    )
+    verdict = (
+        Verdict.PASS
+        if change < standards.shift
+        else Verdict.CAUTION
+        if change < standards.shift_fail
+        else Verdict.FAIL
+    )
     why = (
-        f"One more update of every factor would move none by more than {_MOVE} sd."
-        if small
+        f"One more update of every factor would move none by more than {standards.shift:g} sd."
+        if verdict is Verdict.PASS
         else (
             f"One more update of every factor would still move one by {change:.3g} sd; continue"
             " with tb.fit(target, fit.q)."
         )
     )
-    source = "Khan & Rue 2023, eq. 6"
-    return bound, Finding("converged", change, 0.0, _MOVE, verdict, why, source)
+    move = Finding(
+        "converged",
+        change,
+        0.0,
+        standards.shift,
+        verdict,
+        why,
+        "Khan & Rue 2023, eq. 6",
+        about=About.SEARCH,
+    )
+    return bound, move
 
 
-def unweighed(target: Any, q: Product) -> Finding:
+def unweighed(target: AbstractTarget) -> Finding:
     """What no importance weight can say of this model, as a finding: a caution, and no number."""
     if isinstance(target, Density):
         reason = f"its {target.dim:,} coordinates are too many for importance weights"
@@ -101,8 +118,36 @@ def unweighed(target: Any, q: Product) -> Finding:
 
 
 @eqx.filter_jit
-def _bound_and_move(target: Any, q: Product) -> tuple[jax.Array, jax.Array]:
+def _bound_and_move(target: Conjugate, q: Product) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return elbo(target, q), distance(sweep(target, q, order(q)), q)
 
 
-__all__ = ["check_factors", "exact_findings", "viewed"]
+def _product(fitted: Fitted) -> Product:
+    # of approximations on native values a fit returns products alone
+    return cast(Product, fitted.q)
+
+
+def _certify(fitted: Fitted, request: Request) -> Certificate:
+    def check_view(view: Fitted) -> Certificate:
+        return check(
+            view,
+            key=request.key,
+            draws=request.draws,
+            starts=request.starts,
+            standards=request.standards,
+            allowance=request.allowance,
+        )
+
+    with host_algebra():
+        return check_factors(fitted, check_view, request.standards)
+
+
+def _seen_from_space(fitted: Fitted) -> Fitted:
+    """The shown factors of a product on the unconstrained scale: what weights can judge."""
+    return Pair(judged(fitted.target, _product(fitted)), fitted.target)
+
+
+CERTIFIERS["factors"] = _certify
+NATIVE_VIEWS.append(_seen_from_space)
+
+__all__ = ["check_factors", "exact_findings", "unweighed"]

@@ -1,15 +1,23 @@
-"""Question 4: how far off is it? Each check returns a Finding.
+"""Question 4: how far off is it? What a finding is, and the registry that a certificate runs.
 
-A Certificate is an ordered collection of them.
+Adding one is a file in certify/findings/ with a function that `register` enters; nothing else in
+the library names it.
 """
 
+import bisect
 import dataclasses
 import enum
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar, Literal, TypeAlias, TypeVar
+
+import numpy as np
+from jaxtyping import Float
 
 from .._types import Estimate
+from ..families.base import AbstractFamily
+from ..targets.base import AbstractTarget, Density
+from .draws import FreshDraws
+from .standards import EFFORT, STANDARDS, Effort, Standards
 
 
 class Verdict(enum.StrEnum):
@@ -20,17 +28,98 @@ class Verdict(enum.StrEnum):
     FAIL = "fail"
 
 
-_MEANING = {
-    Verdict.PASS: "Use it.",
-    Verdict.CAUTION: "Use the corrected summaries, and mind what is uncertain:",
-    Verdict.FAIL: "Do not use it.",
-}
+SEVERITY = {verdict: place for place, verdict in enumerate(Verdict)}
+"""How bad a verdict is: the verdict of a certificate is the worst of its findings'."""
+
+
+class About(enum.StrEnum):
+    """What a finding's doubt is about, and so what could settle it."""
+
+    FIT = "fit"
+    """How q differs from the posterior where q has draws: a richer family could settle it."""
+    ELSEWHERE = "elsewhere"
+    """Mass where q has none: a mixture could."""
+    TAILS = "tails"
+    """Long tails of the posterior itself: no family could."""
+    SEARCH = "search"
+    """Whether the search (the training, the chains) has arrived: going on could."""
+    DENSITY = "density"
+    """The model, its density or its simulations: only the user could."""
+    BUDGET = "budget"
+    """What was left out because the budget was spent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FindingDetail:
+    """The numbers behind a finding, for tables and plots; no part of its verdict.
+
+    A finding with numbers of its own has a subclass of this: a frozen dataclass of arrays, numbers
+    and strings, which a saved fit keeps. This class itself holds nothing.
+    """
+
+    # Kept by the class itself, so that storage need not know what findings there are.
+    kinds: ClassVar[dict[str, type["FindingDetail"]]] = {}
+    """All subclasses by name: what a saved fit may hold."""
+
+    def __init_subclass__(cls) -> None:
+        known = FindingDetail.kinds.setdefault(cls.__name__, cls)
+        # The same module again is one that was loaded anew, whose classes replace the old ones.
+        if known.__module__ != cls.__module__:
+            raise TypeError(
+                f"Two details of findings are called {cls.__name__} (in {known.__module__} and in"
+                f" {cls.__module__}): a saved fit could not tell them apart. Rename one."
+            )
+        FindingDetail.kinds[cls.__name__] = cls
+
+
+FindingDetail.kinds[FindingDetail.__name__] = FindingDetail
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival(FindingDetail):
+    """Another optimum, which q misses: N(mean, root root') and its ELBO, nats."""
+
+    elbo: float
+    mean: Float[np.ndarray, "dim"]
+    root: Float[np.ndarray, "dim dim"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvidenceDetail(FindingDetail):
+    """Bounds on the log evidence from q's own draws, with their standard errors, nats."""
+
+    lower: float
+    lower_stderr: float
+    upper: float
+    upper_stderr: float
+    elbo: Estimate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MissedMass(FindingDetail):
+    """What a finding that looks beside q says of the log evidence, nats.
+
+    Attributes:
+        rivals: other optima that hold mass outside q.
+        missed: log evidence of each mass outside q: added to the upper bound.
+        seen: an estimate from below of the whole: the upper bound is at least that.
+    """
+
+    rivals: tuple[Rival, ...] = ()
+    missed: tuple[float, ...] = ()
+    seen: float = -np.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class NotExamined(FindingDetail):
+    """The names of the findings that a budget left out."""
+
+    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One check of a fit: a number with its standard error against a threshold, a verdict, and one
-    sentence why.
+    """One check of a fit: a number against a threshold, a verdict, and one sentence why.
 
     Attributes:
         value: the number; its unit is in `why`.
@@ -40,6 +129,7 @@ class Finding:
         source: where the check comes from.
         where: the parameters that the finding points at, worst first.
         detail: per-parameter numbers and the like, for tables and plots; not part of the verdict.
+        about: what a doubt is about.
     """
 
     name: str
@@ -50,82 +140,138 @@ class Finding:
     why: str
     source: str
     where: tuple[str, ...] = ()
-    detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    detail: FindingDetail = dataclasses.field(default_factory=FindingDetail)
+    about: About = About.FIT
+
+
+def not_examined(names: tuple[str, ...]) -> Finding:
+    """What stands in a certificate for findings that a budget left out: a caution, never a pass."""
+    return Finding(
+        "not examined",
+        float(len(names)),
+        np.nan,
+        0.0,
+        Verdict.CAUTION,
+        f"Not examined: {', '.join(names)}: the budget is spent. tb.check(fit) examines them.",
+        "docs/certificate.md, not examined",
+        detail=NotExamined(names),
+        about=About.BUDGET,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Certificate(Mapping[str, Finding]):
-    """What is known of how far a fit is off: findings by name, and one verdict, the worst of
-    theirs.
+class Case:
+    """What findings judge: q and fresh draws of it, how strictly, and with how much effort.
 
     Attributes:
-        findings: in the order in which they were checked.
-        log_evidence: (lower, upper) bounds on the log evidence in nats, each with its Monte Carlo
-            error added.
-        elbo: on fresh draws.
-        evaluations: gradients of the log density that the checks used (the fit's own are counted
-            apart).
-        seconds: wall-clock time of the checks.
+        sample: fresh draws of q; a sampler's draws against the Gaussian of their moments.
+        key: from which a finding derives its random numbers, each in a stream of its own.
+        ran_away: whether the search that led to q did.
     """
 
-    findings: tuple[Finding, ...]
-    log_evidence: tuple[float, float]
-    elbo: Estimate
-    evaluations: int
-    seconds: float
+    q: AbstractFamily
+    sample: FreshDraws
+    key: int
+    standards: Standards = STANDARDS
+    effort: Effort = EFFORT
+    ran_away: bool = False
 
-    def __getitem__(self, name: str) -> Finding:
-        for finding in self.findings:
-            if finding.name == name:
-                return finding
-        raise KeyError(f"No finding is called {name!r}; there are: {', '.join(self)}.")
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(finding.name for finding in self.findings)
+class Stage(enum.StrEnum):
+    """When a finding is asked for."""
 
-    def __len__(self) -> int:
-        return len(self.findings)
+    JUDGE = "judge"
+    """Of every q, before a climb goes on."""
+    SEARCH = "search"
+    """Once, of the q that is kept: it takes searches of its own."""
+    DOUBT = "doubt"
+    """Only where another finding does not pass, or the search ran away."""
 
-    @property
-    def verdict(self) -> Verdict:
-        """The worst verdict of the findings: "pass", "caution" or "fail"."""
-        order = list(Verdict)
-        return max((f.verdict for f in self.findings), key=order.index, default=Verdict.PASS)
 
-    @property
-    def khat(self) -> float:
-        """Pareto shape of the importance weights: below 0.7 they can be trusted.
+Find: TypeAlias = Callable[[Case], Finding | None]
+"""None where there is nothing to report."""
 
-        NaN for draws without a density.
-        """
-        return self["khat"].value if "khat" in self else float("nan")
+F = TypeVar("F", bound=Find)
 
-    def explain(self) -> str:
-        """The verdict in plain words, with the reasons that decided it."""
-        meaning = _MEANING[self.verdict]
-        # draws without weights have nothing to be corrected by
-        if self.verdict is Verdict.CAUTION and "khat" not in self:
-            meaning = "Usable, but mind what is uncertain:"
-        lines = [f"{self.verdict.upper()}: {meaning}"]
-        order = list(Verdict)[::-1]
-        for level in order[:-1]:
-            lines += [f"  - {f.why}" for f in self.findings if f.verdict is level]
-        if self.verdict is Verdict.PASS:
-            lines += [
-                f"  {self[name].why}" for name in ("khat", "ess", "global optimum") if name in self
-            ][:1]
-        lower, upper = self.log_evidence
-        if math.isfinite(upper) or "khat" in self:  # chains, and amortised fits, have none
-            lines.append(f"  The log evidence lies between {lower:.3f} and {upper:.3f} nats.")
-        return "\n".join(lines)
+Cost: TypeAlias = Callable[[int, Effort], int]
+"""(dimension, effort) -> about how many evaluations (value and gradient) a finding takes."""
 
-    def __str__(self) -> str:
-        width = max((len(name) for name in self), default=4)
-        rows = [f"{'finding':<{width}}  {'value':>10}  {'s.e.':>8}  {'threshold':>9}  verdict  why"]
-        for f in self.findings:
-            threshold = "" if f.threshold is None else f"{f.threshold:.3g}"
-            rows.append(
-                f"{f.name:<{width}}  {f.value:>10.4g}  {f.stderr:>8.2g}  {threshold:>9} "
-                f" {f.verdict:<7}  {f.why}"
+
+def free(dim: int, effort: Effort) -> int:
+    """The cost of a finding that looks only at draws that are there."""
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """A finding as the registry knows it; see `register`."""
+
+    name: str
+    place: int
+    stage: Stage
+    of: Literal["weights", "chains"]
+    ability: type[AbstractTarget]
+    cost: Cost
+    find: Find
+
+
+REGISTRY: list[Registered] = []
+"""All findings of a certificate, in their order."""
+
+
+def register(
+    name: str,
+    *,
+    place: int,
+    stage: Stage = Stage.JUDGE,
+    of: Literal["weights", "chains"] = "weights",
+    ability: type[AbstractTarget] = Density,
+    cost: Cost = free,
+) -> Callable[[F], F]:
+    """Enter a function from a `Case` to a finding into the registry of the certificate.
+
+    Arguments:
+        name: of the finding.
+        place: in the order of the certificate's findings; smaller is earlier.
+        stage: when it is asked for.
+        of: "weights" where it judges a q with a density, "chains" where it judges a sampler's
+            draws.
+        ability: which targets it is for.
+        cost: about how many evaluations it takes, so that a budget can leave it out.
+    """
+
+    def enter(find: F) -> F:
+        entry = Registered(name, place, stage, of, ability, cost, find)
+        # Two findings at one place would be ordered by their files, which nobody has declared.
+        taken = [e for e in REGISTRY if e.of == of and (e.name == name or e.place == place)]
+        if taken:
+            raise ValueError(
+                f"register: the name {name!r} or the place {place} is taken by"
+                f" {taken[0].name!r} (place {taken[0].place})."
             )
-        return "\n".join([self.explain(), "", *rows])
+        bisect.insort(REGISTRY, entry, key=lambda e: e.place)
+        return find
+
+    return enter
+
+
+__all__ = [
+    "REGISTRY",
+    "SEVERITY",
+    "About",
+    "Case",
+    "Cost",
+    "EvidenceDetail",
+    "Find",
+    "Finding",
+    "FindingDetail",
+    "MissedMass",
+    "NotExamined",
+    "Registered",
+    "Rival",
+    "Stage",
+    "Verdict",
+    "free",
+    "not_examined",
+    "register",
+]

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Protocol, runtime_checkable
 
 from ..families.base import AbstractFamily
+from ..results import Result
 from ..targets.base import AbstractTarget
 
 
@@ -22,6 +23,16 @@ class Fitted(Protocol):
         ...
 
 
+@runtime_checkable
+class Ended(Protocol):
+    """A fit that says how its search ended."""
+
+    @property
+    def result(self) -> Result:
+        """How the run ended."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A q and its target, and nothing else: for what is judged before it is a fit.
@@ -34,4 +45,4 @@ class Pair:
     seed: int = 0
 
 
-__all__ = ["Fitted", "Pair"]
+__all__ = ["Ended", "Fitted", "Pair"]

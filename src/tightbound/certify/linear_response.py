@@ -1,11 +1,10 @@
-"""Linear response: the covariance that a mean-field fit has but does not show, from how its answer
-moves when pushed.
+"""Linear response: the covariance that a mean-field fit has but does not show.
 
-Tilt the target a little, log p + t f: the means of a variational answer move by d E_q[g] / dt =
-Cov(g, f) to first order, were q exact. With lambda at the optimum of the ELBO F the implicit
-function theorem gives that derivative as J_g' (-F'')^-1 J_f, J the gradients in lambda of E_q[f]
-and E_q[g]: one solve by conjugate gradients for each f, from Hessian-vector products of the log
-density; no Hessian is ever built.
+It is seen in how the answer moves when pushed. Tilt the target a little, log p + t f: the means of
+a variational answer move by d E_q[g] / dt = Cov(g, f) to first order, were q exact. With lambda at
+the optimum of the ELBO F the implicit function theorem gives that derivative as J_g' (-F'')^-1 J_f,
+J the gradients in lambda of E_q[f] and E_q[g]: one solve by conjugate gradients for each f, from
+Hessian-vector products of the log density; no Hessian is ever built.
 
 Source: Giordano, Broderick & Jordan 2018, theorem 1; Giordano, Ingram & Broderick 2024, section 3
 (fixed draws).
@@ -13,7 +12,7 @@ Source: Giordano, Broderick & Jordan 2018, theorem 1; Giordano, Ingram & Broderi
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import equinox as eqx
 import jax
@@ -21,9 +20,10 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Bool, Float
 
 from .._numerics import host_rng, to_device, x64
-from .._types import PyTree
+from .._types import Array, Key, PyTree, Scalar
 from ..families.base import AbstractFamily
 from ..results import PairingError
 from ..targets.base import Density, require
@@ -31,21 +31,22 @@ from ..targets.batched import chunk_size, compiled, hoisted
 from ..targets.layout import value_names
 from .fitted import Fitted
 
-_MOST_VALUES = 200  # by default; each takes a solve of its own
+if TYPE_CHECKING:
+    import pandas  # half a second that `import tightbound` does without
+
+_MOST_VALUES = 200  # that are taken without being asked for: each takes a solve of its own
 _TOGETHER = 8  # solves at a time: they share the draws, and what is computed there once
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearResponse:
-    """Means under q with linear-response standard deviations.
-
-    All `[P]`, one entry per value asked for.
+    """Means under q with linear-response standard deviations, one entry per value asked for.
 
     Attributes:
         names: of the values.
         mean: E_q of each value, over the draws.
         sd_q: q's own sds: too small where q is mean-field and the posterior is correlated.
-        cov: linear-response covariance of the values, `[P, P]`.
+        cov: linear-response covariance of the values.
         spread: sd over antithetic pairs of draws of what one pair contributes to the answer, see
             `sampling_error`.
         solved: which solves reached their tolerance. A solve fails where q is not at a maximum of
@@ -55,35 +56,30 @@ class LinearResponse:
     """
 
     names: tuple[str, ...]
-    mean: np.ndarray
-    sd_q: np.ndarray
-    cov: np.ndarray
-    spread: np.ndarray
-    solved: np.ndarray
+    mean: Float[np.ndarray, " p"]
+    sd_q: Float[np.ndarray, " p"]
+    cov: Float[np.ndarray, "p p"]
+    spread: Float[np.ndarray, " p"]
+    solved: Bool[np.ndarray, " p"]
     residual: float
 
     @property
-    def sd(self) -> np.ndarray:
+    def sd(self) -> Float[np.ndarray, " p"]:
         """Linear-response sds; NaN where the variance came out negative."""
         variance = np.diagonal(self.cov)
         return np.where(variance >= 0, np.sqrt(np.abs(variance)), np.nan)
 
-    def sampling_error(self, pairs: int) -> np.ndarray:
-        """How far each mean would move (standard error) had the fit been made on `pairs` other
-        antithetic pairs of draws.
+    def sampling_error(self, pairs: int) -> Float[np.ndarray, " p"]:
+        """How far each mean would move had the fit been made on `pairs` other pairs of draws.
 
-        The sandwich estimate: a pair's own pull on lambda, through (-F'')^-1, and its own share in
-            E_q[f]. For pairs with
-        unit second moments; where all columns of the draws are orthogonal too, as in `FixedDesign`,
-        it is an upper one.
+        The standard error, by the sandwich estimate: a pair's own pull on lambda, through
+        (-F'')^-1, and its own share in E_q[f]. For antithetic pairs with unit second moments; where
+        all columns of the draws are orthogonal too, as in `FixedDesign`, it is an upper one.
         """
         return self.spread / np.sqrt(pairs)
 
-    def table(self, pairs: int = 128) -> Any:
-        """A pandas.DataFrame.
-
-        Mean, sd (linear response), sd_q, and the sampling error of the mean with `pairs` pairs.
-        """
+    def table(self, pairs: int = 128) -> "pandas.DataFrame":
+        """Mean, sd (linear response), sd_q, and sampling error of the mean for `pairs` pairs."""
         import xarray as xr
 
         columns = {
@@ -100,19 +96,18 @@ def linear_response(
     fitted: Fitted,
     function: Callable[[PyTree], PyTree] | None = None,
     *,
-    key: Any = 0,
+    key: Key = 0,
     pairs: int = 128,
     rtol: float = 1e-6,
     max_steps: int = 1000,
 ) -> LinearResponse:
-    """Linear-response covariance of functions of the parameters, for a q at the optimum of its
-    ELBO.
+    """Linear-response covariance of functions of the parameters, for a q at its optimum.
 
-    Exact where the posterior is Gaussian and q a mean-field Gaussian; for mild departures it
-    repairs most of what mean-field loses in the sds. Not for q far from its optimum (`residual`
-    tells), for several modes, or for the tails: importance weights, where they work, correct more.
-    Cost: for each value some tens of products with the Hessian at 2 `pairs` draws, each worth about
-    two gradients.
+    The optimum is that of its ELBO. Exact where the posterior is Gaussian and q a mean-field
+    Gaussian; for mild departures it repairs most of what mean-field loses in the sds. Not for q far
+    from its optimum (`residual` tells), for several modes, or for the tails: importance weights,
+    where they work, correct more. Cost: for each value some tens of products with the Hessian at 2
+    `pairs` draws, each worth about two gradients.
 
     Arguments:
         fitted: anything with `.q` (reparameterised, with smooth draws of normal noise) and
@@ -144,7 +139,8 @@ def linear_response(
             " fit.summary()."
         )
     with x64():
-        problem = _Problem(fitted.target, function or (lambda values: values), q)
+        target = cast(Density, fitted.target)  # as required above
+        problem = _Problem(target, function or (lambda values: values), q)
         if function is None and len(problem.names) > _MOST_VALUES:
             raise ValueError(
                 f"linear_response: the target has {len(problem.names)} values, and each takes a"
@@ -156,9 +152,7 @@ def linear_response(
 
 
 class _Problem:
-    """The ELBO as a function of a small step of q, in q's own scale, and the values as functions of
-    the same step.
-    """
+    """The ELBO and the values as functions of a small step of q, in q's own scale."""
 
     def __init__(self, target: Density, function: Callable[[PyTree], PyTree], q: AbstractFamily):
         self.q = to_device(q)
@@ -169,14 +163,17 @@ class _Problem:
         self.of_density, jaxpr, self.density = hoisted(
             target, lambda t, z: t.log_density(z).astype(jnp.float64)
         )
-        named = lambda t, z: function(t.constrain(z))  # noqa: E731
-        self.of_values, _, self.values = hoisted(target, named)
+        of_values = lambda t, z: function(t.constrain(z))  # noqa: E731
+        self.of_values, _, self.values = hoisted(target, of_values)
         self.names = value_names(
             jax.eval_shape(self.values, self.of_values, jax.ShapeDtypeStruct((q.dim,), jnp.float64))
         )
         self.chunk = chunk_size(jaxpr.jaxpr)
 
-    def solved(self, noise: np.ndarray, rtol: float, max_steps: int) -> LinearResponse:
+    def solved(
+        self, noise: Float[np.ndarray, "n noise"], rtol: float, max_steps: int
+    ) -> LinearResponse:
+        """The response, from draws of this noise, in antithetic pairs."""
         chunks = noise.reshape(*_split(len(noise), self.chunk), noise.shape[1])
         arguments = (
             self.of_density,
@@ -186,12 +183,14 @@ class _Problem:
         )
         other = eqx.filter(self.q, eqx.is_array, inverse=True)
 
-        def program(of_density, of_values, arrays, chunks):
-            return self._response(
-                of_density, of_values, eqx.combine(arrays, other), chunks, rtol, max_steps
-            )
+        def program(
+            of_density: PyTree, of_values: PyTree, arrays: PyTree, chunks: Float[Array, "c m noise"]
+        ) -> tuple[Array, ...]:
+            q = eqx.combine(arrays, other)
+            return self._response(of_density, of_values, q, chunks, rtol, max_steps)
 
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+        # the text of a program does not show arguments that were dropped, see `compiled`
         out = compiled(jax.jit(program, keep_unused=True).lower(*shapes))(*arguments)
         f, jacobian, x, pull, gradient, ended = (np.asarray(leaf) for leaf in out)
         pairs = len(noise) // 2
@@ -209,59 +208,91 @@ class _Problem:
         )
 
     def _response(
-        self, of_density: Any, of_values: Any, q: Any, chunks: Any, rtol: float, max_steps: int
-    ) -> tuple:
-        """(values `[n, P]`, J `[P, L]`, (-F'')^-1 J `[P, L]`, pulls `[n, P]`, gradient of the ELBO
-        `[L]`, solved `[P]`).
+        self,
+        of_density: PyTree,
+        of_values: PyTree,
+        q: AbstractFamily,
+        chunks: Float[Array, "c m noise"],
+        rtol: float,
+        max_steps: int,
+    ) -> tuple[Array, ...]:
+        """What a LinearResponse is made of, for p values, n draws and l numbers in q.
+
+        Values `[n, p]`, J `[p, l]`, (-F'')^-1 J `[p, l]`, pulls `[n, p]`, the gradient of the ELBO
+        `[l]`, and which solves ended well `[p]`.
         """
-        moved = lambda step: q.retract(eqx.combine(self.unravel(step), self.static))  # noqa: E731
-        log_p = lambda step, noise: self.density(of_density, moved(step)._from_noise(noise))  # noqa: E731
-        entropy = lambda step: moved(step).entropy()  # noqa: E731
 
-        def value(step, noise):
-            return ravel_pytree(self.values(of_values, moved(step)._from_noise(noise)))[0].astype(
-                jnp.float64
-            )
+        def moved(step: Float[jax.Array, " l"]) -> AbstractFamily:
+            return q.retract(eqx.combine(self.unravel(step), self.static))
 
-        def over_draws(one):  # the mean over all draws, a chunk of them at a time
-            def add(total, noise):
-                return (
-                    jax.tree.map(lambda t, v: t + v.sum(axis=0), total, jax.vmap(one)(noise)),
-                    None,
-                )
+        def draw(step: Float[jax.Array, " l"], noise: Float[Array, " noise"]) -> jax.Array:
+            return jnp.asarray(moved(step)._from_noise(noise))
 
-            empty = jax.tree.map(
-                lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, chunks[0, 0])
-            )
-            total, _ = jax.lax.scan(add, empty, chunks)
-            return jax.tree.map(lambda t: t / (chunks.shape[0] * chunks.shape[1]), total)
+        def log_p(step: Float[jax.Array, " l"], noise: Float[Array, " noise"]) -> Float[Array, ""]:
+            return self.density(of_density, draw(step, noise))
 
-        def curved(v):  # -F'' v
-            along = lambda noise: jax.jvp(lambda s: jax.grad(log_p)(s, noise), (self.zero,), (v,))[  # noqa: E731
-                1
-            ]
-            return -over_draws(along) - jax.jvp(jax.grad(entropy), (self.zero,), (v,))[1]
+        def entropy(step: Float[jax.Array, " l"]) -> Scalar:
+            value = moved(step).entropy()
+            assert value is not None  # a family without one was refused
+            return value
 
-        jacobian = over_draws(lambda noise: jax.jacrev(value)(self.zero, noise))
-        operator = lx.FunctionLinearOperator(
-            curved, jax.eval_shape(lambda: self.zero), lx.positive_semidefinite_tag
-        )
+        def value(
+            step: Float[jax.Array, " l"], noise: Float[Array, " noise"]
+        ) -> Float[Array, " p"]:
+            named = self.values(of_values, draw(step, noise))
+            return ravel_pytree(named)[0].astype(jnp.float64)
 
-        def solve(right):
-            size = jnp.max(jnp.abs(right)) + 1e-300
-            solution = lx.linear_solve(
-                operator, right / size, lx.CG(rtol, rtol, max_steps=max_steps), throw=False
-            )
-            return solution.value * size, solution.result == lx.RESULTS.successful
+        jacobian = _mean_over(chunks, lambda noise: jax.jacrev(value)(self.zero, noise))
 
-        x, ended = jax.lax.map(solve, jacobian, batch_size=_TOGETHER)
+        def curved(v: Float[jax.Array, " l"]) -> Float[jax.Array, " l"]:  # -F'' v
+            def along(noise: Float[Array, " noise"]) -> Float[jax.Array, " l"]:
+                score = lambda step: jax.grad(log_p)(step, noise)  # noqa: E731
+                return jax.jvp(score, (self.zero,), (v,))[1]
+
+            return -_mean_over(chunks, along) - jax.jvp(jax.grad(entropy), (self.zero,), (v,))[1]
+
+        x, ended = _solutions(curved, self.zero, jacobian, rtol, max_steps)
         at_draws = lambda one: jax.lax.map(jax.vmap(one), chunks).reshape(-1, len(x))  # noqa: E731
         f = at_draws(lambda noise: value(self.zero, noise))
         pull = at_draws(lambda noise: x @ jax.grad(log_p)(self.zero, noise))
-        gradient = over_draws(lambda noise: jax.grad(log_p)(self.zero, noise)) + jax.grad(entropy)(
-            self.zero
+        gradient = _mean_over(chunks, lambda noise: jax.grad(log_p)(self.zero, noise))
+        return f, jacobian, x, pull, gradient + jax.grad(entropy)(self.zero), ended
+
+
+def _solutions(
+    matrix: Callable[[Float[jax.Array, " l"]], Float[jax.Array, " l"]],
+    like: Float[jax.Array, " l"],
+    rights: Float[Array, "p l"],
+    rtol: float,
+    max_steps: int,
+) -> tuple[Float[Array, "p l"], Bool[Array, " p"]]:
+    """The solutions of `matrix(x) = right` for each row, and which of the solves ended well."""
+    operator = lx.FunctionLinearOperator(
+        matrix, jax.eval_shape(lambda: like), lx.positive_semidefinite_tag
+    )
+
+    def solve(right: Float[jax.Array, " l"]) -> tuple[Float[Array, " l"], Bool[Array, ""]]:
+        # scaled, so that the tolerance is relative whatever the unit of the value
+        size = jnp.max(jnp.abs(right)) + 1e-300
+        solution = lx.linear_solve(
+            operator, right / size, lx.CG(rtol, rtol, max_steps=max_steps), throw=False
         )
-        return f, jacobian, x, pull, gradient, ended
+        return solution.value * size, solution.result == lx.RESULTS.successful
+
+    return jax.lax.map(solve, rights, batch_size=_TOGETHER)
+
+
+def _mean_over(
+    chunks: Float[Array, "c m noise"], one: Callable[[Float[Array, " noise"]], Array]
+) -> Array:
+    """The mean of `one` over all draws, a chunk of them at a time."""
+
+    def add(total: Array, noise: Float[Array, "m noise"]) -> tuple[Array, None]:
+        return total + jax.vmap(one)(noise).sum(axis=0), None
+
+    shape = jax.eval_shape(one, chunks[0, 0])
+    total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), chunks)
+    return total / (chunks.shape[0] * chunks.shape[1])
 
 
 def _split(n: int, most: int) -> tuple[int, int]:

@@ -1,32 +1,43 @@
-"""Fresh simulations, and what an amortised q says of them: what the checks of amortised fits share."""
+"""Fresh simulations, and what an amortised q says of them: what checks of amortised fits share."""
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Bool, Float
 
 from .._numerics import as_key, to_device, to_host, x64
-from .._types import Budget, PyTree
+from .._types import Array, Budget, Key, PyTree
 from ..estimators.from_model import draws, is_valid
-from ..families.conditional import draws_at
+from ..families.conditional import Conditional, Ensemble, draws_at
 from ..results import TargetError
+from ..targets.base import Simulator
 
+# Simulations in one call of a compiled program: one program serves any number, and a budget is
+# looked at between two of them.
 _CHUNK = 250
+
+Amortised: TypeAlias = Conditional | Ensemble
+"""Families that are a posterior for any data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
-    """N fresh draws of the joint: `z [N, d]`, x with a leading axis N; `invalid`.
+    """n fresh draws of the joint distribution.
 
-    Share of draws left out as not finite.
+    Attributes:
+        z: the parameters.
+        x: the data, with a leading axis n.
+        invalid: share of draws left out as not finite.
     """
 
-    z: np.ndarray
+    z: Float[np.ndarray, "n dim"]
     x: PyTree
     invalid: float
 
@@ -34,7 +45,7 @@ class Simulated:
         return len(self.z)
 
 
-def simulations(target: Any, key: Any, n: int) -> Simulated:
+def simulations(target: Simulator, key: Key, n: int) -> Simulated:
     """`n` draws of the joint distribution, fewer where some are not finite.
 
     Stored simulations are drawn again, those that were trained on among them: findings from them
@@ -55,40 +66,48 @@ def simulations(target: Any, key: Any, n: int) -> Simulated:
 
 
 @eqx.filter_jit
-def _drawn(target: Any, key: Any) -> Any:
+def _drawn(
+    target: Simulator, key: jax.Array
+) -> tuple[Float[Array, "n dim"], PyTree, Bool[Array, " n"]]:
     z, x = draws(target, key, _CHUNK)
     return z, x, is_valid(z, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class Posteriors:
-    """N simulations with L draws of q(. | x_i) for each.
+    """n simulations with some draws of q(. | x_i) for each.
 
     Attributes:
-        z: true parameters, `[N, d]`.
-        x: data, leading axis N.
-        draws: `[N, L, d]`.
-        log_q: of the draws, `[N, L]`; log_q_true `[N]`.
+        z: true parameters.
+        x: data, leading axis n.
+        draws: of q.
+        log_q: of the draws; `log_q_true` of the true parameters.
         circular: which coordinates are angles.
         seconds: it took.
         asked: how many simulations were asked for; fewer where the budget ended.
     """
 
-    z: np.ndarray
+    z: Float[np.ndarray, "n dim"]
     x: PyTree
-    draws: np.ndarray
-    log_q: np.ndarray
-    log_q_true: np.ndarray
+    draws: Float[np.ndarray, "n drawn dim"]
+    log_q: Float[np.ndarray, "n drawn"]
+    log_q_true: Float[np.ndarray, " n"]
     circular: tuple[bool, ...]
     seconds: float
     asked: int
 
 
 def posteriors(
-    q: Any, target: Any, key: Any, n: int = 500, draws: int = 200, budget: Budget | None = None
+    q: Amortised,
+    target: Simulator,
+    key: Key,
+    n: int = 500,
+    draws: int = 200,
+    budget: Budget | None = None,
 ) -> Posteriors:
-    """Simulate `n` data sets and draw from q at each, in chunks, until done or the budget's seconds
-    are used.
+    """Simulate `n` data sets and draw from q at each, until done or the budget's seconds are used.
+
+    In chunks of 250; a budget's evaluations are simulations.
     """
     started, rows = time.perf_counter(), []
     limit = None if budget is None else budget.seconds
@@ -112,7 +131,9 @@ def posteriors(
 
 
 @eqx.filter_jit
-def _log_probs(q: Any, draws: Any, z: Any, x: Any) -> Any:
+def _log_probs(
+    q: Amortised, draws: Float[Array, "n drawn dim"], z: Float[Array, "n dim"], x: PyTree
+) -> tuple[Float[Array, "n drawn"], Float[Array, " n"]]:
     one = lambda draws, z, x: (  # noqa: E731
         jax.vmap(lambda point: q._log_prob(point, x))(draws),
         q._log_prob(z, x),
@@ -120,16 +141,16 @@ def _log_probs(q: Any, draws: Any, z: Any, x: Any) -> Any:
     return jax.vmap(one)(draws, z, x)
 
 
-def _as(dtype: Any, *trees: Any) -> Any:
+def _as(dtype: np.dtype, *trees: PyTree) -> tuple[PyTree, ...]:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), trees)
 
 
-def _joined(parts: list[Any]) -> Any:
+def _joined(parts: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def features(q: Any, x: PyTree) -> np.ndarray:
-    """Standardised x, flattened, `[n, p]`: what distances between data sets are measured in."""
+def features(q: Amortised, x: PyTree) -> Float[np.ndarray, "n p"]:
+    """Standardised x, flattened: what distances between data sets are measured in."""
     with x64():
         standard = jax.vmap(q.scaling.standardise)(
             jax.tree.map(lambda leaf: jnp.asarray(leaf, q.dtype), x)
@@ -143,4 +164,4 @@ def features(q: Any, x: PyTree) -> np.ndarray:
         )
 
 
-__all__ = ["Posteriors", "Simulated", "features", "posteriors", "simulations"]
+__all__ = ["Amortised", "Posteriors", "Simulated", "features", "posteriors", "simulations"]

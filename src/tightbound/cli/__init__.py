@@ -1,9 +1,8 @@
-"""`tightbound fit MODEL.py`, `tightbound check FIT MODEL.py`, `tightbound reproduce NAME`,
-`tightbound list`.
+"""The command `tightbound`: `fit MODEL.py`, `check FIT MODEL.py`, `reproduce NAME`, `list`.
 
 Exit codes: 0 the verdict is "pass" or "caution" (or every claim is met), 1 it is "fail", no usable
-fit exists, or a claim is not met, 2 the command, MODEL.py or the data cannot be used. What heavy
-imports can wait, waits: `--help` is quick.
+fit exists, or a claim is not met, 2 the command, MODEL.py or the data cannot be used. Heavy imports
+stand inside the functions that need them, so that `--help` is quick.
 """
 
 import contextlib
@@ -13,13 +12,34 @@ import json as jsonlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from ..results import MissingExtraError
 from .errors import UsageError
 from .model import blaming, importable, target_of
 from .output import as_json, in_words, make_folder, plain, write
-from .reproduction import claims_in_words, write_result
+from .reproduction import Reproduced, claims_in_words, write_result
+
+if TYPE_CHECKING:
+    from ..fit import Fit
+    from ..targets.base import AbstractTarget
+
+_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells count
+
+
+@runtime_checkable
+class _Experiments(Protocol):
+    """What the module `tightbound.experiments` must have; it stands in a layer above."""
+
+    OptionError: type[ValueError]
+
+    def run(self, name: str, fast: bool = True, **options: object) -> Reproduced:
+        """Run one of them again."""
+        ...
+
+    def pictures(self, result: Reproduced) -> dict[str, bytes]:
+        """PNG files by name."""
+        ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="Variational inference that says how far off it is.",
         version=_version,
         default_parameter=cyclopts.Parameter(negative=()),
+        # a fit answers Ctrl-C with what it has; cyclopts would end the process
         suppress_keyboard_interrupt=False,
     )
     for command, name in (
@@ -43,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (list_experiments, "list"),
     ):
         app.command(command, name=name)
+    # Exit codes are ours to choose, and `main` must return to a caller (the tests) that goes on.
     try:
         return app(argv, exit_on_error=False, result_action="return_value") or 0
     except cyclopts.CycloptsError:
@@ -52,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("Interrupted before there was a fit.", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
 
 
 def fit(
@@ -103,11 +125,12 @@ def check(
     *,
     data: Path | None = None,
     seed: int = 1,
-    draws: int = 4000,
+    draws: int | None = None,
     json: bool = False,
 ) -> int:
-    """Certify a fit anew, with draws and searches of its own: is what FIT says still so, for this
-    model and these data?
+    """Certify a fit anew: is what FIT says still so, for this model and these data?
+
+    The draws and searches are the check's own.
 
     Arguments:
         saved: The fit.npz that `tightbound fit --out` or `fit.save` wrote.
@@ -115,11 +138,16 @@ def check(
         data: The data file, as for `tightbound fit`; other data than the fit's are what a check is
             for.
         seed: The same seed gives the same numbers.
-        draws: Fresh draws to judge by, an even number, at least 100.
+        draws: Fresh draws to judge by, an even number; as many as for any certificate by default.
         json: Print one JSON object to stdout, and nothing else.
     """
-    if draws < 100:
-        raise UsageError(f"--draws must be at least 100 to say anything, got {draws}.")
+    # Here and not above: the certificate's modules import JAX, which `--help` can do without.
+    from ..certify.standards import EFFORT
+
+    draws = EFFORT.draws if draws is None else draws
+    if draws < EFFORT.least_asked:
+        least = EFFORT.least_asked
+        raise UsageError(f"--draws must be at least {least} to say anything, got {draws}.")
     with _stdout_to_stderr(json), importable(model.parent):
         fitted = _checked(saved, target_of(model, data), model, seed=seed, draws=draws)
         shown = {
@@ -165,6 +193,7 @@ def reproduce(
         raise UsageError("--reference and --full exclude each other: pass one of them.")
     if out is not None:
         make_folder(out)
+    # Passed only where they were given: an experiment that does not take one then says so.
     options = {"reference": True} if reference else {}
     with _stdout_to_stderr(json):
         try:
@@ -192,10 +221,12 @@ def list_experiments() -> int:
     return 0
 
 
-def _experiments() -> tuple[Any, dict[str, str]]:
+def _experiments() -> tuple[_Experiments, dict[str, str]]:
     """The module `tightbound.experiments`, and name -> one line of each that it has."""
+    # By name: an import statement would run upwards, for the experiments import everything.
     experiments = importlib.import_module("tightbound.experiments")
-    return experiments, dict(getattr(experiments, "REGISTRY", {}))
+    # a module has no type that says what is in it
+    return cast(_Experiments, experiments), dict(getattr(experiments, "REGISTRY", {}))
 
 
 def _stdout_to_stderr(only: bool) -> contextlib.AbstractContextManager:
@@ -212,7 +243,9 @@ def _version() -> str:
         return "(not installed as a package)"
 
 
-def _fitted(target: Any, model: Path, *, seed: int, tol: float, seconds: float | None) -> Any:
+def _fitted(
+    target: "AbstractTarget", model: Path, *, seed: int, tol: float, seconds: float | None
+) -> "Fit":
     from .._types import Budget
     from ..fit import fit as run
 
@@ -220,7 +253,7 @@ def _fitted(target: Any, model: Path, *, seed: int, tol: float, seconds: float |
         return run(target, key=seed, tol=tol, budget=Budget(seconds=seconds), throw=False)
 
 
-def _checked(saved: Path, target: Any, model: Path, *, seed: int, draws: int) -> Any:
+def _checked(saved: Path, target: "AbstractTarget", model: Path, *, seed: int, draws: int) -> "Fit":
     """The saved fit with a new certificate in the place of its own."""
     from ..certify.certificate import check as certify
     from ..fit import load

@@ -7,12 +7,16 @@ import traceback
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..results import FitError, MissingExtraError, PairingError, TargetError
 from .data import read
 from .errors import UsageError
 
+if TYPE_CHECKING:
+    from ..targets.base import AbstractTarget
+
+_FRAMES = 4  # of MODEL.py that an error shows, the last ones: where it was raised
 _THREE = (
     "It must define one of three: `target`, a tightbound target such as tb.from_log_density(...)"
     " makes; `target(data)`, a function of the data in --data that returns one; or `model`, a"
@@ -22,7 +26,8 @@ _THREE = (
 
 @contextlib.contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let MODEL.py import its neighbours, as a script may; also later, from within its functions."""
+    """Let MODEL.py import its neighbours, as a script may; also later, within its functions."""
+    # First, as for a script: a neighbour called like a library is meant to be found before it.
     place = str(folder.resolve())
     sys.path.insert(0, place)
     try:
@@ -31,7 +36,7 @@ def importable(folder: Path) -> Iterator[None]:
         sys.path.remove(place)
 
 
-def target_of(model: Path, data: Path | None) -> Any:
+def target_of(model: Path, data: Path | None) -> "AbstractTarget":
     """The target that MODEL.py defines, with the data where it asks for them."""
     from ..targets import AbstractTarget
 
@@ -56,16 +61,16 @@ def target_of(model: Path, data: Path | None) -> Any:
         return returned
     if made is not None:
         raise UsageError(f"`target` in {model} is a {type(made).__name__}. {_THREE}")
-    if callable(names.get("model")):
+    if callable(of_numpyro := names.get("model")):
         from ..targets import from_numpyro
 
-        _check_call(names["model"], "model", (), values or {}, model, data)
+        _check_call(of_numpyro, "model", (), values or {}, model, data)
         with blaming(model):
-            return from_numpyro(names["model"], **(values or {}))
+            return from_numpyro(of_numpyro, **(values or {}))
     raise UsageError(f"{model} defines neither `target` nor `model`. {_THREE}")
 
 
-def _run(model: Path) -> dict[str, Any]:
+def _run(model: Path) -> dict[str, object]:
     """The names that MODEL.py defines."""
     try:
         source = model.read_bytes()
@@ -83,30 +88,31 @@ def _run(model: Path) -> dict[str, Any]:
 
 
 def _call(
-    function: Callable,
+    function: Callable[..., object],
     name: str,
-    args: tuple,
-    named: dict[str, Any],
+    args: tuple[object, ...],
+    named: dict[str, object],
     model: Path,
     data: Path | None,
-) -> Any:
+) -> object:
     _check_call(function, name, args, named, model, data)
     with blaming(model):
         return function(*args, **named)
 
 
 def _check_call(
-    function: Callable,
+    function: Callable[..., object],
     name: str,
-    args: tuple,
-    named: dict[str, Any],
+    args: tuple[object, ...],
+    named: dict[str, object],
     model: Path,
     data: Path | None,
 ) -> None:
     """Raise a UsageError where the function of the user does not take what there is."""
+    # Asked before the call: a TypeError from the call itself may come from deep inside it.
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # a function written in C may not say what it takes
         return
     try:
         signature.bind(*args, **named)
@@ -138,9 +144,10 @@ def blaming(model: Path) -> Iterator[None]:
             if _is_theirs(frame.filename, model)
         ]
         ours = isinstance(error, (TargetError, PairingError, MissingExtraError))
+        # An error without a line of theirs is a fault of ours, and shows all of its traceback.
         if not (theirs or ours or isinstance(error, (SyntaxError, SystemExit))):
             raise
-        lines = ["".join(traceback.format_list(theirs[-4:]))] if theirs else []
+        lines = ["".join(traceback.format_list(theirs[-_FRAMES:]))] if theirs else []
         lines += (
             [str(error)] if ours else ["".join(traceback.format_exception_only(error)).rstrip()]
         )
@@ -148,8 +155,9 @@ def blaming(model: Path) -> Iterator[None]:
 
 
 def _is_theirs(filename: str, model: Path) -> bool:
-    """Whether a line of a traceback stands in MODEL.py or in a neighbour that it imports, and not
-    in a library.
+    """Whether a line of a traceback stands in MODEL.py or in a neighbour that it imports.
+
+    And not in a library, which may be installed below the folder of MODEL.py.
     """
     place = Path(filename).resolve()
     library = place.is_relative_to(Path(__file__).parents[1]) or "site-packages" in place.parts

@@ -4,16 +4,20 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, SupportsFloat, cast
 
 from ..results import MissingExtraError
 from .errors import UsageError
 
+if TYPE_CHECKING:
+    from ..fit import Fit
+
 _ROWS = 40  # of the summary that a terminal shows
 
 
-def in_words(fitted: Any) -> str:
+def in_words(fitted: "Fit") -> str:
     """Summary, certificate, and how the run went, for a terminal."""
+    # Of a q that is no approximation a summary or a certificate could only mislead, or raise.
     if not fitted.result.usable:
         return f"FAIL: {fitted.result}"
     table = fitted.summary()
@@ -27,19 +31,21 @@ def in_words(fitted: Any) -> str:
     )
 
 
-def as_json(fitted: Any) -> dict[str, Any]:
+def as_json(fitted: "Fit") -> dict[str, object]:
     """The fit as plain JSON: what is not a finite number is null."""
     ended = {"result": fitted.result.name, "result_sentence": fitted.result.value}
     if not fitted.result.usable:
         return {"verdict": "fail", **ended}
     certificate = fitted.certificate
     names = ("name", "value", "stderr", "threshold", "verdict", "why", "source", "where")
-    return plain({
+    shown = {
         "verdict": certificate.verdict,
         "explanation": certificate.explain(),
         **ended,
         "summary": fitted.summary().to_dict(orient="index"),
-        "findings": [{name: getattr(finding, name) for name in names} for finding in certificate.findings],
+        "findings": [
+            {name: getattr(finding, name) for name in names} for finding in certificate.findings
+        ],
         "khat": certificate.khat,
         "elbo": {"value": fitted.elbo.value, "stderr": fitted.elbo.stderr},
         "log_evidence": certificate.log_evidence,
@@ -49,11 +55,12 @@ def as_json(fitted: Any) -> dict[str, Any]:
         "seconds": fitted.seconds,
         "certificate_evaluations": certificate.evaluations,
         "certificate_seconds": certificate.seconds,
-    })  # fmt: skip
+    }
+    return {name: plain(part) for name, part in shown.items()}
 
 
-def plain(value: Any) -> Any:
-    """As JSON can hold it.
+def plain(value: object) -> object:
+    """`value` as JSON can hold it.
 
     Enumerations as text, NumPy numbers as Python's, NaN and infinity as None.
     """
@@ -63,9 +70,10 @@ def plain(value: Any) -> Any:
         return [plain(part) for part in value]
     if isinstance(value, (bool, int, type(None))):
         return value
+    # str() of a string: an enumeration of strings would else be written as its member's name
     if isinstance(value, str):
         return str(value)
-    number = float(value)
+    number = float(cast(SupportsFloat, value))  # NumPy's numbers are what is left
     return number if math.isfinite(number) else None
 
 
@@ -79,12 +87,12 @@ def make_folder(out: Path) -> None:
         ) from None
 
 
-def write(out: Path, fitted: Any, shown: dict[str, Any], title: str) -> None:
+def write(out: Path, fitted: "Fit", shown: dict[str, object], title: str) -> None:
     """All files of --out."""
     from .. import report
     from ..storage import write_whole
 
-    writers: dict[str, Callable[[Path], Any]] = {"fit.npz": fitted.save}
+    writers: dict[str, Callable[[Path], object]] = {"fit.npz": fitted.save}
     if fitted.result.usable:
         writers |= {
             "summary.csv": lambda path: write_whole(
@@ -98,7 +106,7 @@ def write(out: Path, fitted: Any, shown: dict[str, Any], title: str) -> None:
     write_all(out, writers)
 
 
-def write_all(out: Path, writers: dict[str, Callable[[Path], Any]]) -> None:
+def write_all(out: Path, writers: dict[str, Callable[[Path], object]]) -> None:
     """Call each writer with its file in `out`.
 
     What cannot be written is said, and does not keep the rest from it.

@@ -20,3 +20,23 @@ from .pathwise import StickTheLanding as StickTheLanding
 from .quadrature import Quadrature as Quadrature
 from .relaxed import Relaxed as Relaxed
 from .score import Score as Score
+
+__all__ = [
+    "AbstractEstimator",
+    "DoublyReparam",
+    "Enumerate",
+    "FixedDesign",
+    "FromModel",
+    "GaussHermite",
+    "LocalQuadratic",
+    "MeasureValued",
+    "Minibatch",
+    "Moments",
+    "Pathwise",
+    "ProjectedLogit",
+    "Quadrature",
+    "Relaxed",
+    "Score",
+    "StickTheLanding",
+    "SumOfExponentials",
+]

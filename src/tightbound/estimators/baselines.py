@@ -1,44 +1,58 @@
 """Control variates of the score function estimator, each of which leaves its gradient unbiased."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
-from .._types import PyTree
+from .._types import Array, PyTree
+from ..families.base import AbstractFamily
+from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective, Draws
-from .base import frozen
+from ..targets.base import Density
+from .base import Evaluable, FamilyT, frozen
 
 Baseline = Literal["none", "moving_average", "leave_one_out", "optimal", "taylor"]
-_MEMORY = 0.9  # of the moving averages, per step
+_MEMORY = 0.9  # of the moving averages, per step: they look back over some ten steps
 
 
 class Terms(NamedTuple):
-    """The T terms of a loss: their influences `[T]`, all draws `[n, dim]`, and the distance of
-    mirror images, in terms.
+    """The terms of a loss, each a function of one group of draws.
 
-    `mirror` is 0 for independent draws; else term t and term t + mirror are made of mirror images
-    of each other.
+    Attributes:
+        influence: what each term adds to the loss (`score.influences`), held.
+        z: all draws, group after group.
+        mirror: 0 for independent draws; else term t and term t + mirror are made of mirror images
+            of each other.
     """
 
-    influence: jax.Array
-    z: jax.Array
+    influence: Float[Array, "terms"]
+    z: Float[Array, "n dim"]
     mirror: int
 
 
-class Control(NamedTuple):
-    """A baseline: the state it starts from, and `apply(objective, target, q, terms, state) ->
-    (scalar, state)`.
+Apply: TypeAlias = Callable[
+    [AbstractObjective, Evaluable, AbstractFamily, Terms, PyTree],
+    tuple[Float[Array, ""], PyTree],
+]
+"""(objective, target, q, terms, state) -> (scalar, new state)."""
 
-    The gradient in q of the scalar is the estimate of E[f grad log q].
+
+class Control(NamedTuple):
+    """A baseline.
+
+    Attributes:
+        start: the state that it starts from, for a given q.
+        apply: a scalar whose gradient in q is the estimate of E[f grad log q], and the new state.
     """
 
-    start: Callable[[Any], PyTree]
-    apply: Callable[..., tuple[jax.Array, PyTree]]
+    start: Callable[[AbstractFamily], PyTree]
+    apply: Apply
 
 
 def check_baseline(baseline: str, noise: str) -> None:
@@ -57,26 +71,34 @@ def check_baseline(baseline: str, noise: str) -> None:
 
 
 def _none(
-    objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree
-) -> tuple[jax.Array, PyTree]:
+    objective: AbstractObjective, target: Evaluable, q: AbstractFamily, terms: Terms, state: PyTree
+) -> tuple[Float[Array, ""], PyTree]:
     return jnp.mean(terms.influence * _log_q(q, terms)), state
 
 
-def _moving_average(objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree):
+def _moving_average(
+    objective: AbstractObjective, target: Evaluable, q: AbstractFamily, terms: Terms, state: PyTree
+) -> tuple[Float[Array, ""], PyTree]:
     total, mass = state
-    baseline = total / jnp.maximum(mass, 1e-6)  # both zero at the first step
+    # Divided by its mass, the average has no bias towards the zero that it started from.
+    baseline = total / jnp.maximum(mass, 1e-6)  # both are zero at the first step
     state = _remember(total, jnp.mean(terms.influence)), _remember(mass, jnp.ones_like(mass))
     return jnp.mean((terms.influence - baseline) * _log_q(q, terms)), state
 
 
-def _leave_one_out(objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree):
+def _leave_one_out(
+    objective: AbstractObjective, target: Evaluable, q: AbstractFamily, terms: Terms, state: PyTree
+) -> tuple[Float[Array, ""], PyTree]:
+    # The mirror image of a term is no independent draw, so that it is left out beside the term.
     others = _sum_of_others(terms.influence, terms.mirror) / (
         len(terms.influence) - (2 if terms.mirror else 1)
     )
     return jnp.mean((terms.influence - others) * _log_q(q, terms)), state
 
 
-def _optimal(objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree):
+def _optimal(
+    objective: AbstractObjective, target: Evaluable, q: AbstractFamily, terms: Terms, state: PyTree
+) -> tuple[Float[Array, ""], PyTree]:
     scores = _scores(q, terms)
     squares = scores**2
     above = _sum_of_others(terms.influence[:, None] * squares, terms.mirror)
@@ -88,57 +110,62 @@ def _optimal(objective: AbstractObjective, target: Any, q: Any, terms: Terms, st
     )
 
 
-def _taylor(objective: AbstractObjective, target: Any, q: Any, terms: Terms, state: PyTree):
+def _taylor(
+    objective: AbstractObjective, target: Evaluable, q: AbstractFamily, terms: Terms, state: PyTree
+) -> tuple[Float[Array, ""], PyTree]:
     above, below = state
-    held = frozen(q)
-    centre = jax.lax.stop_gradient(q.mean)
+    # `Score.check` has refused every other family, and every target without a density.
+    gaussian, density = cast(Gaussian, q), cast(Density, target)
+    held = frozen(gaussian)
+    centre = jnp.asarray(jax.lax.stop_gradient(gaussian.mean))
 
-    def loss(z: jax.Array) -> jax.Array:
-        return objective.loss(Draws(target.log_density(z)[None], held._log_prob(z)[None]))
+    def loss(z: Float[Array, "dim"]) -> Float[Array, ""]:
+        log_p, log_q = density.log_density(z), held._log_prob(z)
+        return objective.loss(Draws(jnp.asarray(log_p)[None], jnp.asarray(log_q)[None]))
 
     value, slope, bend = loss(centre), jax.grad(loss)(centre), jax.hessian(loss)(centre)
     away = terms.z - centre[None, :]
     polynomial = value + away @ slope + 0.5 * jnp.sum((away @ bend) * away, axis=1)
 
-    def expected(q: Any) -> jax.Array:
-        move = q.mean - centre
+    def expected(q: Gaussian) -> Float[Array, ""]:
+        move = jnp.asarray(q.mean) - centre
         return slope @ move + 0.5 * (move @ bend @ move + jnp.sum(bend * q.cov))
 
     scores = _scores(q, terms)
-    known, _ = ravel_pytree(eqx.filter_grad(expected)(_moving(q)))
+    known, _ = ravel_pytree(eqx.filter_grad(expected)(_moving(gaussian)))
     control = polynomial[:, None] * scores - known[None, :]  # of mean zero
+    # The scale of this step comes from the steps before: one from the same draws would bias the
+    # gradient.
     scale = jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 1.0)
     raw = terms.influence[:, None] * scores
-    # hence a scale of 1 where f is the polynomial
-    away_from_mean = control - jnp.mean(control, axis=0, keepdims=True)
-    together, own = (
-        jnp.mean(raw * away_from_mean, axis=0),
-        jnp.mean(control * away_from_mean, axis=0),
-    )
+    # Both covariances are with the same centred control, so that the scale is exactly 1 where f is
+    # its own polynomial.
+    centred = control - jnp.mean(control, axis=0, keepdims=True)
+    together, own = jnp.mean(raw * centred, axis=0), jnp.mean(control * centred, axis=0)
     state = _remember(above, together), _remember(below, own)
     return _with_gradient(q, jnp.mean(raw - scale[None, :] * control, axis=0)), state
 
 
-def _remember(old: jax.Array, new: jax.Array) -> jax.Array:
-    return _MEMORY * old + (1 - _MEMORY) * jax.lax.stop_gradient(new)
+def _remember(old: Float[Array, "*p"], new: Float[Array, "*p"]) -> Float[Array, "*p"]:
+    return _MEMORY * jnp.asarray(old) + (1 - _MEMORY) * jax.lax.stop_gradient(new)
 
 
-def _sum_of_others(values: jax.Array, mirror: int) -> jax.Array:
-    """For each term the sum over all terms but itself and its mirror image, `[T, ...]`."""
+def _sum_of_others(values: Float[Array, "terms *p"], mirror: int) -> Float[Array, "terms *p"]:
+    """For each term the sum over all terms but itself and its mirror image."""
     own = values + jnp.roll(values, mirror, axis=0) if mirror else values
     return jnp.sum(values, axis=0, keepdims=True) - own
 
 
-def _log_q(q: Any, terms: Terms) -> jax.Array:
-    """log q of each term, the sum over the draws of its group, `[T]`."""
+def _log_q(q: AbstractFamily, terms: Terms) -> Float[Array, "terms"]:
+    """log q of each term, the sum over the draws of its group."""
     return jnp.sum(jax.vmap(q._log_prob)(terms.z).reshape((len(terms.influence), -1)), axis=1)
 
 
-def _scores(q: Any, terms: Terms) -> jax.Array:
-    """Gradients in q's parameters of log q of each term, `[T, P]`, held."""
+def _scores(q: AbstractFamily, terms: Terms) -> Float[Array, "terms p"]:
+    """Gradients in q's parameters of log q of each term, held."""
     groups = terms.z.reshape((len(terms.influence), -1, terms.z.shape[-1]))
 
-    def score(group: jax.Array) -> jax.Array:
+    def score(group: Float[Array, "k dim"]) -> Float[Array, "p"]:
         return ravel_pytree(
             eqx.filter_grad(lambda q: jnp.sum(jax.vmap(q._log_prob)(group)))(_moving(q))
         )[0]
@@ -146,30 +173,33 @@ def _scores(q: Any, terms: Terms) -> jax.Array:
     return jax.vmap(score)(groups)
 
 
-def _moving(q: Any) -> Any:
-    """q cut off from the differentiation around, and with JAX arrays for leaves, so that it can be
-    differentiated in.
+def _moving(q: FamilyT) -> FamilyT:
+    """q cut off from the differentiation around, to be differentiated in anew.
+
+    For that its leaves must be JAX arrays.
     """
     return jax.tree.map(
         lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, frozen(q)
     )
 
 
-def _with_gradient(q: Any, gradient: jax.Array) -> jax.Array:
-    """A scalar whose gradient in q is `gradient [P]`."""
+def _with_gradient(q: AbstractFamily, gradient: Float[Array, "p"]) -> Float[Array, ""]:
+    """A scalar whose gradient in q is `gradient`."""
     parameters, _ = ravel_pytree(eqx.filter(q, eqx.is_inexact_array))
     return jax.lax.stop_gradient(gradient) @ parameters
 
 
-def _nothing(q: Any) -> PyTree:
+def _nothing(q: AbstractFamily) -> None:
     return None
 
 
-def _two_numbers(q: Any) -> PyTree:
+def _two_numbers(q: AbstractFamily) -> tuple[Float[np.ndarray, ""], Float[np.ndarray, ""]]:
     return np.zeros((), q.dtype), np.zeros((), q.dtype)
 
 
-def _two_per_parameter(q: Any) -> PyTree:
+def _two_per_parameter(
+    q: AbstractFamily,
+) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(eqx.filter(q, eqx.is_inexact_array)))
     return np.zeros(count, q.dtype), np.zeros(count, q.dtype)
 

@@ -1,33 +1,32 @@
-"""Doubly reparameterised gradients.
+"""Doubly reparameterised gradients: the score term of a bound, turned into one through draws."""
 
-For bounds of several draws, the score term turned into one through the draws.
-"""
-
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from .._types import PyTree
+from .._types import Array, Key
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective, Draws
 from ..objectives.classic import ELBO, IWELBO
 from ..objectives.renyi import VRIWAE
 from ..results import PairingError
-from .base import AbstractEstimator, frozen
-from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_noise
+from .base import AbstractEstimator, Evaluable, frozen
+from .draws import Noise, Points, check_draws, check_noise, draw, evaluate, prepare_noise
 
 
-class DoublyReparam(AbstractEstimator):
-    """grad = sum over draws of (l_i - l_ii) dlog w_i/dz dz/dlambda, l a loss of log weights with
-    derivatives l_i, l_ii.
+class DoublyReparam(AbstractEstimator[Evaluable]):
+    """grad = sum over draws of (l_i - l_ii) dlog w_i/dz dz/dlambda.
 
-    For IWELBO(k) the coefficient is minus the squared share of the draw, for VRIWAE(alpha, k)
-    -(alpha share + (1 - alpha) share^2), for the ELBO it is StickTheLanding. Its signal-to-noise
-    ratio does not fall with k as Pathwise's does, and no noise is left where q equals the
-    posterior. For losses that are functions of the log weights alone; for those that are no
-    averages (Renyi, ChiUpper, WakePhase) all n draws count as one group, with the bias of n draws.
-    Not for families without smooth draws: use Score.
+    Here l is a loss as a function of the log weights, l_i its derivative in the i-th of them, l_ii
+    the second one. For IWELBO(k) the coefficient is minus the squared share of the draw, for
+    VRIWAE(alpha, k) -(alpha share + (1 - alpha) share^2), for the ELBO it is StickTheLanding. Its
+    signal-to-noise ratio does not fall with k as Pathwise's does, and no noise is left where q
+    equals the posterior. For losses that are functions of the log weights alone; for those that are
+    no averages (Renyi, ChiUpper, WakePhase) all n draws count as one group, with the bias of n
+    draws. Not for families without smooth draws: use Score.
 
     Source: Tucker, Lawson, Gu & Maddison 2019, eq. 8; Daudel et al. 2023, theorem 2; Bauer & Mnih
     2021.
@@ -49,7 +48,7 @@ class DoublyReparam(AbstractEstimator):
     def zero_variance_at_optimum(self) -> bool:
         return True
 
-    def _check_draws(self, q: Any, objective: AbstractObjective | None) -> None:
+    def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         check_draws(self.noise, self.n, "DoublyReparam", q, objective)
         if objective is not None and objective.needs != ("log_p", "log_q"):
             raise PairingError(
@@ -57,17 +56,23 @@ class DoublyReparam(AbstractEstimator):
                 f" {type(objective).__name__} reads {', '.join(objective.needs)}; use Pathwise."
             )
 
-    def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
+    def prepare(self, target: Evaluable, q: AbstractFamily, key: Key) -> Points:
         return prepare_noise(self.noise, self.n, q, key)
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+        self,
+        objective: AbstractObjective,
+        target: Evaluable,
+        q: AbstractFamily,
+        state: Points,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Points]:
         z = draw(q, self.noise, state, self.n, objective.group, key)
         log_w = evaluate(objective, target, frozen(q), z).log_w
+        # A loss that is no average mixes all draws, so that all of them are one group.
         groups = log_w.reshape((-1, objective.group if objective.averages else self.n))
 
-        def loss(log_w: jax.Array) -> jax.Array:
+        def loss(log_w: Float[Array, "n"]) -> Float[Array, ""]:
             return objective.loss(Draws(log_w, jnp.zeros_like(log_w)))
 
         held = jax.lax.stop_gradient(groups)
@@ -75,9 +80,10 @@ class DoublyReparam(AbstractEstimator):
             held
         )
         moving = jnp.mean(jnp.sum(coefficients * groups, axis=1))
+        # The value is that of the loss, the gradient that of `moving`, whose own value is nothing.
         return loss(jax.lax.stop_gradient(log_w)) + moving - jax.lax.stop_gradient(moving), state
 
-    def evaluations_per_step(self, target: Any) -> float:
+    def evaluations_per_step(self, target: Evaluable) -> float:
         return float(self.n)
 
 

@@ -2,27 +2,30 @@
 
 import itertools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from .._types import PyTree
+from .._types import Array, Key
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO, IWELBO
 from ..objectives.inclusive import WakePhase
 from ..objectives.renyi import VRIWAE, ChiUpper, Renyi
 from ..results import PairingError
-from .base import AbstractEstimator
+from .base import AbstractEstimator, Evaluable
 from .draws import check_scores, evaluate
 from .finite import Coordinates, coordinates
 
+# All of them are evaluated at each step, at once.
 _MOST_POINTS = 100_000
 
 
-class Enumerate(AbstractEstimator):
+class Enumerate(AbstractEstimator[Evaluable]):
     """E_q f = sum over the support of q(z) f(z): the loss and its gradient without noise or bias.
 
     For Bernoulli and Categorical latents, a handful of them: the support has the product of their
@@ -47,7 +50,7 @@ class Enumerate(AbstractEstimator):
     def zero_variance_at_optimum(self) -> bool:
         return True
 
-    def _check_draws(self, q: Any, objective: AbstractObjective | None) -> None:
+    def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         parts = coordinates(q)
         if not parts:
             raise PairingError(
@@ -56,6 +59,7 @@ class Enumerate(AbstractEstimator):
             )
         check_scores("Enumerate", objective, "ELBO()")
         group = 1 if objective is None else objective.group
+        # Logarithms: the number of points itself overflows long before it is refused.
         log_points = group * sum(len(part.log_probs) * math.log(len(part.points)) for part in parts)
         if log_points > math.log(_MOST_POINTS):
             raise PairingError(
@@ -63,18 +67,23 @@ class Enumerate(AbstractEstimator):
                 f' {_MOST_POINTS:,}; use Score(n, baseline="leave_one_out").'
             )
 
-    def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
+    def prepare(self, target: Evaluable, q: AbstractFamily, key: Key) -> Float[np.ndarray, ""]:
         """The number of points, which is what a step costs."""
         return np.asarray(
             math.prod(len(part.points) ** len(part.log_probs) for part in coordinates(q)), q.dtype
         )
 
-    def evaluations_used(self, target: Any, state: PyTree) -> Any:
+    def evaluations_used(self, target: Evaluable, state: Float[Array, ""]) -> Float[Array, ""]:
         return state
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+        self,
+        objective: AbstractObjective,
+        target: Evaluable,
+        q: AbstractFamily,
+        state: Float[Array, ""] | None,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Float[Array, ""] | None]:
         z, log_probs = support(coordinates(q))
         draws = evaluate(objective, target, q, z)
         tuples = np.stack(
@@ -95,8 +104,10 @@ class Enumerate(AbstractEstimator):
         )
 
 
-def support(parts: tuple[Coordinates, ...]) -> tuple[jax.Array, jax.Array]:
-    """All points `[S, dim]` of the product, and their log probabilities `[S]`."""
+def support(
+    parts: tuple[Coordinates, ...],
+) -> tuple[Float[Array, "points dim"], Float[Array, "points"]]:
+    """All points of the product, and their log probabilities."""
     single = [(part.points, row) for part in parts for row in part.log_probs]
     index = np.array(list(itertools.product(*[range(len(points)) for points, _ in single])))
     z = jnp.concatenate([points[index[:, i]] for i, (points, _) in enumerate(single)], axis=1)

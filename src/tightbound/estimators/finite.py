@@ -1,39 +1,37 @@
-"""Families of finite support as independent parts, each with its list of points.
-
-What Enumerate and Relaxed ask for.
-"""
+"""Families of finite support as independent parts: what Enumerate and Relaxed ask for."""
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from .._types import Array
+from ..families.base import AbstractFamily
 from ..families.exponential.discrete import Bernoulli, Categorical
 from ..families.exponential.product import Product
 
 
 class Coordinates(eqx.Module):
-    """`m` independent parts of a draw with the same points, in the order in which they stand in the
-    draw.
+    """Independent parts of a draw with the same points, in the order in which they stand there.
 
     Attributes:
-        points: `[s, e]`, the s values that a part can take, each e numbers of the draw (one, or s
-            for a one-hot vector).
-        log_probs: `[m, s]`, normalised, differentiable in q's leaves.
+        points: the values that a part can take, each some `numbers` of the draw (one, or as many as
+            there are values for a one-hot vector).
+        log_probs: normalised, differentiable in q's leaves.
         labels: whether the points are mere names, with nothing in between that a relaxed draw could
             be.
     """
 
-    points: jax.Array
-    log_probs: jax.Array
+    points: Float[Array, "values numbers"]
+    log_probs: Float[Array, "parts values"]
     labels: bool = eqx.field(default=False, static=True)
 
 
 @functools.singledispatch
-def coordinates(q: Any) -> tuple[Coordinates, ...]:
+def coordinates(q: AbstractFamily) -> tuple[Coordinates, ...]:
     """The parts of q, in order; empty for a family that has none registered here.
 
     A family adds its own with `coordinates.register`; together the parts make up a draw.

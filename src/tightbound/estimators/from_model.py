@@ -1,43 +1,51 @@
 """Expectations under the joint distribution of parameters and data: draws of the model itself."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Bool, Float
 
-from .._types import Array, PyTree
+from .._numerics import as_key
+from .._types import Array, Key, PyTree, Validated
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective, Draws, Source
 from ..objectives.forward_kl import ForwardKL
 from ..results import PairingError
-from ..targets.base import Simulator, require
+from ..targets.base import AbstractTarget, Simulator, require
 from .base import AbstractEstimator
+
+# A tenth of stored simulations is held out, in these bounds: enough to see overfitting, and no more
+# than tells it well.
+_HELD_OUT_SHARE = 10
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 20, 2000
 
 
 class Simulations(eqx.Module):
-    """What stays fixed over a run: simulations kept for training (None: made on the fly), and those
-    held out.
+    """What stays fixed over a run: simulations kept for training, and those held out.
 
     Attributes:
-        train_z: `[N, dim]`; train_x with a leading axis N.
-        held_z: `[M, dim]`; held_x with a leading axis M.
+        train_z: parameters to train on; None where simulations are made on the fly.
+        train_x: their data, with a leading axis n.
+        held_z: parameters held out.
+        held_x: their data, with a leading axis.
     """
 
-    train_z: Any
+    train_z: Float[Array, "n dim"] | None
     train_x: PyTree
-    held_z: Array
+    held_z: Float[Array, "held dim"]
     held_x: PyTree
 
 
-class FromModel(AbstractEstimator):
-    """`n` draws (z, x) of the model per step, fresh ones unless they are stored.
+class FromModel(AbstractEstimator[Simulator]):
+    """`n` draws (z, x) of the model per step, for expected forward KL.
 
-    For expected forward KL.
-
-    Draws with NaN or infinity in z or x are left out, which is right for any data without them. A
-    tenth of stored simulations (100 to 2,000 of them) is held out, and never trained on.
+    They are fresh ones unless simulations are stored. Draws with NaN or infinity in z or x are left
+    out, which is right for any data without them. A tenth of given simulations (20 to 2,000 of
+    them) is held out, and never trained on.
 
     Attributes:
         n: draws per step.
@@ -63,8 +71,13 @@ class FromModel(AbstractEstimator):
                     f"FromModel: `{name}` must be an integer of at least {least}, got {value!r}."
                 )
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        require(self, target, Simulator)
+    def check(
+        self,
+        target: Validated[AbstractTarget, "require"],
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+    ) -> None:
+        simulator = require(self, target, Simulator)
         if objective is not None and objective.drawn_from is not self.draws_from:
             raise PairingError(
                 f"{type(objective).__name__} is an expectation under {objective.drawn_from.value},"
@@ -76,32 +89,43 @@ class FromModel(AbstractEstimator):
                 f"FromModel draws data as well as parameters, but {type(q).__name__} does not"
                 " depend on data; use tb.amortised.amortised(target), or leave `q` out."
             )
-        if q.dim != target.dim:
-            raise PairingError(f"`q` has {q.dim} dimensions, but the target has {target.dim}.")
+        if q.dim != simulator.dim:
+            raise PairingError(f"`q` has {q.dim} dimensions, but the target has {simulator.dim}.")
 
-    def prepare(self, target: Any, q: Any, key: Any) -> Simulations:
-        held_key, key = jr.split(key)
+    def prepare(self, target: Simulator, q: AbstractFamily | None, key: Key) -> Simulations:
+        held_key, train_key = jr.split(as_key(key))
         if target.num_simulations is not None:
-            order = jr.permutation(key, target.num_simulations)
-            held = int(np.clip(target.num_simulations // 10, 20, 2000))
+            # In a random order, since those that are given may stand in an order of their own.
+            order = jr.permutation(train_key, target.num_simulations)
+            share = target.num_simulations // _HELD_OUT_SHARE
+            held = int(np.clip(share, _LEAST_HELD_OUT, _MOST_HELD_OUT))
             return Simulations(*target.take(order[held:]), *target.take(order[:held]))
         held_z, held_x = _finite_only(*_made(target, held_key, self.held_out))
-        train = (
-            (None, None) if self.stored is None else _finite_only(*_made(target, key, self.stored))
-        )
+        train = None, None
+        if self.stored is not None:
+            train = _finite_only(*_made(target, train_key, self.stored))
         return Simulations(*train, held_z, held_x)
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+        self,
+        objective: AbstractObjective,
+        target: Simulator,
+        q: AbstractFamily,
+        state: Simulations,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Simulations]:
         z, x = self.batch(target, state, key, q.dtype)
-        log_q = jax.vmap(q._log_prob_to_train)(z, x)
+        log_q = jnp.asarray(jax.vmap(q._log_prob_to_train)(jnp.asarray(z), x))
         return objective.loss(Draws(None, log_q)), state
 
     def batch(
-        self, target: Any, state: Simulations, key: jax.Array, dtype: Any
-    ) -> tuple[jax.Array, PyTree]:
-        """`n` finite draws: z `[n, dim]`, and x with a leading axis n."""
+        self,
+        target: Simulator,
+        state: Simulations,
+        key: jax.Array,
+        dtype: np.dtype | type[np.floating],
+    ) -> tuple[Float[Array, "n dim"], PyTree]:
+        """`n` finite draws: z, and x with a leading axis n."""
         if state.train_z is None:
             return _cast(valid_only(*draws(target, key, self.n)), dtype)
         index = jr.randint(key, (self.n,), 0, state.train_z.shape[0])
@@ -109,12 +133,12 @@ class FromModel(AbstractEstimator):
             (state.train_z[index], jax.tree.map(lambda leaf: leaf[index], state.train_x)), dtype
         )
 
-    def evaluations_per_step(self, target: Any) -> float:
+    def evaluations_per_step(self, target: Simulator) -> float:
         return 0.0  # gradients of a log density: there is none
 
 
-def draws(target: Any, key: Any, n: int) -> tuple[jax.Array, PyTree]:
-    """`n` draws of the model, finite or not: z `[n, dim]`, x with a leading axis n.
+def draws(target: Simulator, key: jax.Array, n: int) -> tuple[Float[Array, "n dim"], PyTree]:
+    """`n` draws of the model, finite or not: z, and x with a leading axis n.
 
     The user's code promotes as it likes.
     """
@@ -125,8 +149,8 @@ def draws(target: Any, key: Any, n: int) -> tuple[jax.Array, PyTree]:
 _made = eqx.filter_jit(draws)  # one program; op by op the compiler would be called dozens of times
 
 
-def is_valid(z: jax.Array, x: PyTree) -> jax.Array:
-    """Which draws are finite, `[n]`."""
+def is_valid(z: Float[Array, "n dim"], x: PyTree) -> Bool[jax.Array, "n"]:
+    """Which draws are finite."""
     leaves = [z, *jax.tree.leaves(x)]
     return jnp.all(
         jnp.stack(
@@ -136,20 +160,23 @@ def is_valid(z: jax.Array, x: PyTree) -> jax.Array:
     )
 
 
-def valid_only(z: jax.Array, x: PyTree) -> tuple[jax.Array, PyTree]:
+def valid_only(z: Float[Array, "n dim"], x: PyTree) -> tuple[Float[Array, "n dim"], PyTree]:
     """The same number of draws, those that are not finite replaced by finite ones in turn."""
     valid = is_valid(z, x)
-    order = jnp.argsort(~valid)  # the finite ones first
+    # Stable shapes for the compiler: the finite draws first, then again from the first of them.
+    order = jnp.argsort(~valid)
     index = order[jnp.mod(jnp.arange(z.shape[0]), jnp.maximum(jnp.sum(valid), 1))]
     return z[index], jax.tree.map(lambda leaf: leaf[index], x)
 
 
-def _finite_only(z: Any, x: Any) -> tuple[np.ndarray, Any]:
+def _finite_only(
+    z: Float[Array, "n dim"], x: PyTree
+) -> tuple[Float[np.ndarray, "valid dim"], PyTree]:
     valid = np.asarray(is_valid(z, x))
     return np.asarray(z)[valid], jax.tree.map(lambda leaf: np.asarray(leaf)[valid], x)
 
 
-def _cast(tree: Any, dtype: Any) -> Any:
+def _cast(tree: PyTree, dtype: np.dtype | type[np.floating]) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 

@@ -1,33 +1,38 @@
-"""Measure-valued gradients (weak derivatives).
+"""Measure-valued gradients (weak derivatives): differences of the loss between two draws."""
 
-Differences of the loss between two draws, with no gradient of log p.
-"""
-
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jaxtyping import Float
+from jaxtyping import Key as KeyArray
 
-from .._types import PyTree
+from .._types import Array, Key
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO, IWELBO
 from ..objectives.fisher import Fisher
 from ..objectives.renyi import VRIWAE
 from ..results import PairingError
-from .base import AbstractEstimator, frozen
-from .draws import Noise, check_draws, check_noise, evaluate, noise_of, prepare_points
+from .base import AbstractEstimator, Evaluable, frozen
+from .draws import Noise, Points, check_draws, check_noise, evaluate, noise_of, prepare_points
 from .score import direct
 from .weak_derivatives import AbstractWeakDerivative, weak_derivatives
 
-_AWAY = 2**20  # keys of the pairs, apart from those of the draws
+# Added to the keys of the pairs: a number that no count of derivatives reaches, so that pairs share
+# no key with the draws.
+_AWAY = 2**20
+# Values of log p a coordinate: two sides for each of its at most two parameters.
+_VALUES_PER_COORDINATE = 4
+_SCALES = {"full": "Full", "diagonal": "Diagonal", "low_rank": "LowRank"}  # as a user writes them
 
 
-class MeasureValued(AbstractEstimator):
-    """grad_theta_j = c_j (E_plus f - E_minus f): coordinate j is drawn from the two parts of its
-    density's derivative.
+class MeasureValued(AbstractEstimator[Evaluable]):
+    """grad_theta_j = c_j (E_plus f - E_minus f).
 
+    Coordinate j is drawn from the positive and from the negative part of its density's derivative.
     The other coordinates are those of one draw from q, the same on both sides. It needs values of
     log p alone, and its noise is small where f varies little between the two draws: a strong choice
     for few parameters and a density that is not smooth. Each parameter costs two values per draw,
@@ -52,7 +57,7 @@ class MeasureValued(AbstractEstimator):
     def __check_init__(self):
         check_noise(self.noise, self.n, "MeasureValued")
 
-    def _check_draws(self, q: Any, objective: AbstractObjective | None) -> None:
+    def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         check_draws(self.noise, self.n, "MeasureValued", q, objective)
         if not weak_derivatives(q):
             raise PairingError(
@@ -66,14 +71,20 @@ class MeasureValued(AbstractEstimator):
                 " place."
             )
 
-    def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
+    def prepare(self, target: Evaluable, q: AbstractFamily, key: Key) -> Points:
         return prepare_points(self.noise, self.n, (q.noise_dim or 0) + _normals(q), key)
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+        self,
+        objective: AbstractObjective,
+        target: Evaluable,
+        q: AbstractFamily,
+        state: Points,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Points]:
         held, group = frozen(q), objective.group
         z, normals, keys = self._draws(held, state, group, key)
+        # Only the first draw of each group is replaced, so that one pair a group is enough.
         pairs = self._pairs(held, normals, keys)[:, :, ::group]
         rises = group * self._rises(objective, target, held, z.reshape((-1, group, q.dim)), pairs)
         moving = direct(objective, evaluate(objective, target, q, z))
@@ -82,16 +93,13 @@ class MeasureValued(AbstractEstimator):
         loss = jax.lax.stop_gradient(objective.loss(evaluate(objective, target, held, z)))
         return loss + moving - jax.lax.stop_gradient(moving), state
 
-    def evaluations_per_step(self, target: Any) -> float:
-        # two parameters per coordinate, two values for each
-        return float(self.n * (1 + 4 * target.dim))
+    def evaluations_per_step(self, target: Evaluable) -> float:
+        return float(self.n * (1 + _VALUES_PER_COORDINATE * len(target.coordinate_names)))
 
     def _draws(
-        self, q: Any, points: Any, group: int, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Draws from q `[n, dim]`, normals for the pairs `[n, m]`, and keys `[n]` for what is not
-        made of normals.
-        """
+        self, q: AbstractFamily, points: Points, group: int, key: jax.Array
+    ) -> tuple[Float[Array, "n dim"], Float[Array, "n normals"], KeyArray[jax.Array, "n"]]:
+        """Draws from q, normals for the pairs, and keys for what is not made of normals."""
         first, second = jr.split(key)
         keys = jr.split(first, self.n)
         if q.noise_dim is None:
@@ -106,8 +114,13 @@ class MeasureValued(AbstractEstimator):
         )
         return jax.vmap(q._from_noise)(noise[:, : q.noise_dim]), noise[:, q.noise_dim :], keys
 
-    def _pairs(self, q: Any, normals: jax.Array, keys: jax.Array) -> jax.Array:
-        """Draws from both parts of each of the D derivatives: `[D, 2, n, dim]`."""
+    def _pairs(
+        self,
+        q: AbstractFamily,
+        normals: Float[Array, "n normals"],
+        keys: KeyArray[jax.Array, "n"],
+    ) -> Float[Array, "derivatives 2 n dim"]:
+        """Draws from both parts of each of the derivatives."""
         pairs, start = [], 0
         for i, derivative in enumerate(weak_derivatives(q)):
             own = normals[:, start : start + q.dim * derivative.normals].reshape(
@@ -123,45 +136,52 @@ class MeasureValued(AbstractEstimator):
         return jnp.stack(pairs)
 
     def _rises(
-        self, objective: Any, target: Any, q: Any, groups: jax.Array, pairs: jax.Array
-    ) -> jax.Array:
-        """Mean over the groups `[T, k, dim]` of f_plus - f_minus, `[D, dim]`: the first draw of a
-        group is replaced.
+        self,
+        objective: AbstractObjective,
+        target: Evaluable,
+        q: AbstractFamily,
+        groups: Float[Array, "groups k dim"],
+        pairs: Float[Array, "derivatives 2 groups dim"],
+    ) -> Float[Array, "derivatives dim"]:
+        """Mean over the groups of f_plus - f_minus, where the first draw of a group is replaced.
 
         The draws of a group are alike, so the derivatives through each of them are equal on
         average.
         """
 
-        def loss(group: jax.Array, values: jax.Array, j: jax.Array) -> jax.Array:
+        def loss(
+            group: Float[jax.Array, "k dim"], values: Float[Array, "dim"], j: jax.Array
+        ) -> Float[Array, ""]:
             return objective.loss(evaluate(objective, target, q, group.at[0, j].set(values[j])))
 
         over_groups = jax.vmap(loss, (0, 0, None))
         over_coordinates = jax.vmap(over_groups, (None, None, 0))
         losses = jax.vmap(jax.vmap(over_coordinates, (None, 0, None)), (None, 0, None))(
-            groups, pairs, jnp.arange(q.dim)
+            jnp.asarray(groups), pairs, jnp.arange(q.dim)
         )
         return jnp.mean(losses[:, 0] - losses[:, 1], axis=-1)
 
 
 def _with_gradient(
-    derivative: AbstractWeakDerivative, q: Any, held: Any, rise: jax.Array
-) -> jax.Array:
+    derivative: AbstractWeakDerivative,
+    q: AbstractFamily,
+    held: AbstractFamily,
+    rise: Float[Array, "dim"],
+) -> Float[Array, ""]:
     """A scalar whose gradient in q is that of theta, times c (f_plus - f_minus)."""
     return jnp.sum(
         jax.lax.stop_gradient(derivative.constant(held) * rise) * derivative.parameter(q)
     )
 
 
-def _normals(q: Any) -> int:
+def _normals(q: AbstractFamily) -> int:
     """Standard normals that the pairs of one draw are made of, beside those of the draw itself."""
     return q.dim * sum(d.normals for d in weak_derivatives(q))
 
 
-def _named(q: Any) -> str:
-    scale = getattr(q, "scale", None)
-    return type(q).__name__ + (
-        f" with the scale {type(scale).__name__}" if scale is not None else ""
-    )
+def _named(q: AbstractFamily) -> str:
+    scale = _SCALES.get(q.covariance_structure)
+    return type(q).__name__ + (f" with the scale {scale}" if scale is not None else "")
 
 
 __all__ = ["MeasureValued"]

@@ -1,26 +1,27 @@
-"""Any estimator of the ELBO on a few rows at a time, without bias, and nearly without the noise
-that this adds.
-"""
+"""Any estimator of the ELBO on a few rows at a time: no bias, and nearly no more noise."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jaxtyping import Bool, Float, Int
 
-from .._types import Array, PyTree
+from .._numerics import as_key
+from .._types import Array, Key, PyTree, Scalar, Validated
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective, Source
 from ..objectives.classic import ELBO
 from ..results import PairingError
-from ..targets.base import Density, Rows, require
+from ..targets.base import AbstractTarget, Density, Rows, require
 from .base import AbstractEstimator, frozen
 from .pathwise import StickTheLanding
 
 # steps after which the anchor moves for the first time; then after 32, 64, ... steps
 _FIRST_REFRESH = 16
-_ANCHOR_DRAWS = 64
+_ANCHOR_DRAWS = 64  # of q, whose mean is the anchor: it is off by about an eighth of an sd
 _MOST_SECOND_ORDER = 100  # dimensions up to which d full gradients per anchor are worth it
 
 
@@ -28,31 +29,39 @@ class Anchor(eqx.Module):
     """The log likelihood of all rows to second order around a point.
 
     Attributes:
-        point: `[d]`; `value`: sum over all rows of log p(row | point), nats; `gradient`: `[d]`.
-        hessian: `[d, d]`; `[0, 0]` where only the first order is used.
+        point: where.
+        value: sum over all rows of log p(row | point), nats.
+        gradient: of the same.
+        hessian: of the same; `[0, 0]` where only the first order is used.
     """
 
-    point: Array
-    value: Array
-    gradient: Array
-    hessian: Array
+    point: Float[Array, "dim"]
+    value: Float[Array, ""]
+    gradient: Float[Array, "dim"]
+    hessian: Float[Array, "order2 order2"]
 
 
 class MinibatchState(eqx.Module):
     """What the next step needs.
 
-    The inner estimator's state, this epoch's order of the rows, and the anchor.
+    Attributes:
+        inner: the inner estimator's state.
+        order: of the rows in this epoch.
+        place: how many rows of it are used.
+        count: steps so far.
+        anchor: what the likelihood is expanded around.
+        refreshed: whether the last step moved the anchor.
     """
 
     inner: PyTree
-    order: Array
-    place: Array
-    count: Array
+    order: Int[Array, "rows"]
+    place: Int[Array, ""]
+    count: Int[Array, ""]
     anchor: Anchor
-    refreshed: Array
+    refreshed: Bool[Array, ""]
 
 
-class Minibatch(AbstractEstimator):
+class Minibatch(AbstractEstimator[Rows]):
     """The gradient of the ELBO from `batch_size` of the N rows per step.
 
     N comes from the target's data.
@@ -84,7 +93,7 @@ class Minibatch(AbstractEstimator):
     """
 
     batch_size: int = eqx.field(static=True)
-    estimator: AbstractEstimator = eqx.field(
+    estimator: AbstractEstimator[Density] = eqx.field(
         default_factory=lambda: StickTheLanding(8, noise="antithetic")
     )
     taylor: int | None = eqx.field(default=None, static=True)
@@ -103,11 +112,16 @@ class Minibatch(AbstractEstimator):
         if self.taylor not in (None, 0, 1, 2):
             raise ValueError(f"Minibatch: `taylor` must be 0, 1, 2 or None, got {self.taylor!r}.")
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        require(self, target, Rows)
-        if self.batch_size > target.num_rows:
+    def check(
+        self,
+        target: Validated[AbstractTarget, "require"],
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+    ) -> None:
+        rows = require(self, target, Rows)
+        if self.batch_size > rows.num_rows:
             raise PairingError(
-                f"Minibatch: `batch_size` is {self.batch_size}, but the data have {target.num_rows}"
+                f"Minibatch: `batch_size` is {self.batch_size}, but the data have {rows.num_rows}"
                 f" rows; use fewer, or {type(self.estimator).__name__} alone, which takes all rows."
             )
         if objective is not None and type(objective) not in self.unbiased_for:
@@ -123,8 +137,8 @@ class Minibatch(AbstractEstimator):
             )
         self.estimator.check(target, q, objective)
 
-    def prepare(self, target: Any, q: Any, key: jax.Array) -> MinibatchState:
-        inner, order = jr.split(key)
+    def prepare(self, target: Rows, q: AbstractFamily, key: Key) -> MinibatchState:
+        inner, order = jr.split(as_key(key))
         count = jnp.zeros((), jnp.int32)
         return MinibatchState(
             self.estimator.prepare(target, q, inner),
@@ -138,11 +152,11 @@ class Minibatch(AbstractEstimator):
     def surrogate(
         self,
         objective: AbstractObjective,
-        target: Any,
-        q: Any,
+        target: Rows,
+        q: AbstractFamily,
         state: MinibatchState,
         key: jax.Array,
-    ) -> tuple[jax.Array, MinibatchState]:
+    ) -> tuple[Float[Array, ""], MinibatchState]:
         shuffle, inner = jr.split(key)
         state = self._moved_on(target, q, state, shuffle)
         index = jax.lax.dynamic_slice_in_dim(state.order, state.place, self.batch_size)
@@ -153,22 +167,22 @@ class Minibatch(AbstractEstimator):
         place, count = state.place + self.batch_size, state.count + 1
         return loss, dataclasses.replace(state, inner=inside, place=place, count=count)
 
-    def evaluations_per_step(self, target: Any) -> float:
+    def evaluations_per_step(self, target: Rows) -> float:
         return self.estimator.evaluations_per_step(target) * self.batch_size / target.num_rows
 
-    def evaluations_used(self, target: Any, state: MinibatchState) -> Array | float:
+    def evaluations_used(self, target: Rows, state: MinibatchState) -> Scalar:
         """A step's share of the rows, and the full gradients of a step that moved the anchor."""
         full = {0: 0.0, 1: 1.0, 2: 1.0 + target.dim}[self._order(target)]
         return self.evaluations_per_step(target) + jnp.where(state.refreshed, full, 0.0)
 
-    def _order(self, q: Any) -> int:
+    def _order(self, q: AbstractFamily | Rows) -> int:
         """The order of T for as many dimensions as q (or the target) has."""
         if self.taylor is not None:
             return self.taylor
         return 2 if q.dim <= _MOST_SECOND_ORDER else 1
 
     def _moved_on(
-        self, target: Any, q: Any, state: MinibatchState, key: jax.Array
+        self, target: Rows, q: AbstractFamily, state: MinibatchState, key: jax.Array
     ) -> MinibatchState:
         """A new order of the rows where the epoch is over, a new anchor where it is time."""
         over = state.place + self.batch_size > target.num_rows
@@ -176,6 +190,7 @@ class Minibatch(AbstractEstimator):
             over, lambda: jr.permutation(key, target.num_rows), lambda: state.order
         )
         count = state.count
+        # Powers of two: q moves less and less, and an anchor at its end is worth the most.
         due = (count >= _FIRST_REFRESH) & ((count & (count - 1)) == 0)
         old = state.anchor
         anchor = jax.lax.cond(due, lambda: _anchor(target, _centre(q), self._order(q)), lambda: old)
@@ -186,8 +201,8 @@ class Minibatch(AbstractEstimator):
 class _Anchored(Density):
     """log prior + the anchored estimate of the log likelihood of all rows from some of them."""
 
-    target: Any
-    rows: Any
+    target: Rows
+    rows: PyTree
     anchor: Anchor
     size: int = eqx.field(static=True)
     order: int = eqx.field(static=True)
@@ -200,33 +215,36 @@ class _Anchored(Density):
     def coordinate_names(self) -> tuple[str, ...]:
         return self.target.coordinate_names
 
-    def constrain(self, z: Array) -> PyTree:
+    def constrain(self, z: Float[Array, "dim"]) -> PyTree:
         return self.target.constrain(z)
 
-    def unconstrain(self, values: PyTree) -> Array:
+    def unconstrain(self, values: PyTree) -> Float[Array, "dim"]:
         return self.target.unconstrain(values)
 
-    def log_density(self, z: Array) -> Array:
+    def log_density(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
         scale = self.target.num_rows / self.size
         move = z - self.anchor.point
         rows = jnp.sum(self._likelihood(z)) - self._taylor_of_rows(move)
         return self.target.log_prior(z) + self._taylor_of_all(move) + scale * rows
 
-    def _likelihood(self, z: Array) -> Array:
+    def _likelihood(self, z: Float[Array, "dim"]) -> Float[Array, "rows"]:
         return self.target.log_likelihood(z, self.rows)
 
-    def _taylor_of_all(self, move: Array) -> Array:
+    def _taylor_of_all(self, move: Float[Array, "dim"]) -> Float[Array, ""]:
         if self.order == 0:
             return jnp.zeros((), move.dtype)
         first = self.anchor.value + self.anchor.gradient @ move
         return first if self.order == 1 else first + 0.5 * move @ (self.anchor.hessian @ move)
 
-    def _taylor_of_rows(self, move: Array) -> Array:
-        """The polynomials of the batch's rows, summed: derivatives along the move only, no matrix."""
+    def _taylor_of_rows(self, move: Float[Array, "dim"]) -> Float[Array, ""]:
+        """The polynomials of the batch's rows, summed.
+
+        By derivatives along the move alone: no matrix is built.
+        """
         if self.order == 0:
             return jnp.zeros((), move.dtype)
 
-        def along(t):
+        def along(t: Float[Array, ""]) -> Float[Array, ""]:
             return jnp.sum(self._likelihood(self.anchor.point + t * move))
 
         zero, one = jnp.zeros((), move.dtype), jnp.ones((), move.dtype)
@@ -238,8 +256,9 @@ class _Anchored(Density):
         return value + slope + 0.5 * bend
 
 
-def _centre(q: Any) -> jax.Array:
-    """About the mean of q, `[d]`: exactly so where mirrored noise makes mirrored draws."""
+def _centre(q: AbstractFamily) -> Float[Array, "dim"]:
+    """About the mean of q: exactly so where mirrored noise makes mirrored draws."""
+    # The same draws at each step, whatever the key: the anchor follows q, and no noise of its own.
     q = frozen(q)
     if q.noise_dim is None:
         return jnp.mean(jax.vmap(q._sample)(jr.split(jr.key(0), _ANCHOR_DRAWS)), axis=0)
@@ -247,7 +266,7 @@ def _centre(q: Any) -> jax.Array:
     return jnp.mean(jax.vmap(q._from_noise)(jnp.concatenate([half, -half])), axis=0)
 
 
-def _anchor(target: Any, point: jax.Array, order: int) -> Anchor:
+def _anchor(target: Rows, point: Float[Array, "dim"], order: int) -> Anchor:
     """One gradient on all rows, and d products with the Hessian for the second order."""
     dim = point.shape[0]
     empty = jnp.zeros((0, 0), point.dtype)
@@ -255,7 +274,7 @@ def _anchor(target: Any, point: jax.Array, order: int) -> Anchor:
         return Anchor(point, jnp.zeros((), point.dtype), jnp.zeros_like(point), empty)
     rows = target.rows_at(jnp.arange(target.num_rows))
 
-    def total(z):
+    def total(z: Float[Array, "dim"]) -> Float[Array, ""]:
         return jnp.sum(target.log_likelihood(z, rows))
 
     value, gradient = jax.value_and_grad(total)(point)

@@ -1,24 +1,23 @@
-"""Gradients through the draws.
-
-Z = r(q, noise) is differentiated in q (the reparameterisation trick).
-"""
+"""Gradients through the draws z = r(q, noise), differentiated in q (reparameterisation)."""
 
 import abc
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
+from jaxtyping import Float
 
-from .._types import PyTree
+from .._types import Array, Key
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO, IWELBO
 from ..objectives.fisher import Fisher
 from ..objectives.renyi import VRIWAE
-from .base import AbstractEstimator, frozen
-from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_noise
+from .base import AbstractEstimator, Evaluable, frozen
+from .draws import Noise, Points, check_draws, check_noise, draw, evaluate, prepare_noise
 
 
-class AbstractPathwise(AbstractEstimator):
+class AbstractPathwise(AbstractEstimator[Evaluable]):
     """Draws once per step and differentiates through the draws.
 
     Members differ in which q their log q may move.
@@ -29,22 +28,27 @@ class AbstractPathwise(AbstractEstimator):
     needs_reparameterised: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def _density_of(self, q: Any) -> Any:
-        """The q whose log density enters the loss: q itself, or q with its parameters held fixed."""
+    def _density_of(self, q: AbstractFamily) -> AbstractFamily:
+        """The q whose log density enters the loss: q itself, or q with its parameters held."""
 
-    def _check_draws(self, q: Any, objective: AbstractObjective | None) -> None:
+    def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         check_draws(self.noise, self.n, type(self).__name__, q, objective)
 
-    def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
+    def prepare(self, target: Evaluable, q: AbstractFamily, key: Key) -> Points:
         return prepare_noise(self.noise, self.n, q, key)
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+        self,
+        objective: AbstractObjective,
+        target: Evaluable,
+        q: AbstractFamily,
+        state: Points,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Points]:
         z = draw(q, self.noise, state, self.n, objective.group, key)
         return objective.loss(evaluate(objective, target, self._density_of(q), z)), state
 
-    def evaluations_per_step(self, target: Any) -> float:
+    def evaluations_per_step(self, target: Evaluable) -> float:
         return float(self.n)
 
 
@@ -69,17 +73,17 @@ class Pathwise(AbstractPathwise):
     def __check_init__(self):
         check_noise(self.noise, self.n, "Pathwise")
 
-    def _density_of(self, q: Any) -> Any:
+    def _density_of(self, q: AbstractFamily) -> AbstractFamily:
         return q
 
 
 class StickTheLanding(AbstractPathwise):
-    """Pathwise without the score term: log q is evaluated with its parameters held, so only z
-    carries gradients.
+    """Pathwise without the score term.
 
-    The term left out, E_q[grad log q], is zero for the ELBO, and without it the noise of the
-    gradient vanishes where q equals the posterior. Far from it the noise can be larger than
-    Pathwise's. Biased for IWELBO, whose weights multiply that term (use DoublyReparam there).
+    log q is evaluated with its parameters held, so that only z carries gradients. The term left
+    out, E_q[grad log q], is zero for the ELBO, and without it the noise of the gradient vanishes
+    where q equals the posterior. Far from it the noise can be larger than Pathwise's. Biased for
+    IWELBO, whose weights multiply that term (use DoublyReparam there).
 
     Source: Roeder, Wu & Duvenaud 2017, section 2.
 
@@ -99,7 +103,7 @@ class StickTheLanding(AbstractPathwise):
     def zero_variance_at_optimum(self) -> bool:
         return True
 
-    def _density_of(self, q: Any) -> Any:
+    def _density_of(self, q: AbstractFamily) -> AbstractFamily:
         return frozen(q)
 
 

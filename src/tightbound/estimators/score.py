@@ -1,33 +1,32 @@
-"""The score function estimator (REINFORCE).
+"""The score function estimator (REINFORCE): gradients from values of log p alone."""
 
-Gradients from values of log p alone, for any family that can be drawn from.
-"""
-
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from .._types import PyTree
+from .._types import Array, Key, PyTree
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective, Draws
 from ..objectives.classic import ELBO, IWELBO
 from ..objectives.fisher import Fisher
 from ..objectives.renyi import VRIWAE
 from ..results import PairingError
-from .base import AbstractEstimator, frozen
+from .base import AbstractEstimator, Evaluable, frozen
 from .baselines import BASELINES, Baseline, Terms, check_baseline
 from .draws import Noise, check_draws, check_noise, draw, evaluate, prepare_noise
 
 
-class Score(AbstractEstimator):
-    """grad = E_q[(f - b) grad log q] + E_q[grad f at fixed draws], f the loss of one draw, b a
-    control variate.
+class Score(AbstractEstimator[Evaluable]):
+    """grad = E_q[(f - b) grad log q] + E_q[grad f at fixed draws].
 
-    It needs draws from q, log q differentiable in its parameters, and *values* of log p: use it for
-    discrete latents, mixtures, densities with jumps. Not where draws are a smooth function of the
-    parameters and log p is smooth: there Pathwise has a fraction of the variance. With more than a
-    few dimensions, never without a baseline.
+    Here f is the loss of one draw and b a control variate. It needs draws from q, log q
+    differentiable in its parameters, and *values* of log p: use it for discrete latents, mixtures,
+    densities with jumps. Not where draws are a smooth function of the parameters and log p is
+    smooth: there Pathwise has a fraction of the variance. With more than a few dimensions, never
+    without a baseline.
 
     The second term vanishes for the ELBO and is left out there. Baselines, all of which leave the
     gradient unbiased:
@@ -39,9 +38,9 @@ class Score(AbstractEstimator):
     - "optimal": for each parameter the b that minimises the variance, E[f s^2] / E[s^2] with s its
       score, from the other draws. Takes memory for n x parameters scores.
     - "taylor": the second-order Taylor polynomial h of f at the mean of q, whose E_q[h grad log q]
-      is known (the delta method); scaled by a factor per parameter learnt over the steps. For a q
-      with `mean` and `cov` and a smooth log density of moderate dimension, since it takes the d x d
-      Hessian of log p at each step.
+      is known (the delta method); scaled by a factor per parameter learnt over the steps. For a
+      Gaussian q and a smooth log density of moderate dimension, since it takes the d x d Hessian of
+      log p at each step.
 
     Source: Williams 1992 (REINFORCE); Ranganath, Gerrish & Blei 2014, eqs. 3 and 9 (optimal); Kool
     et al. 2019 (leave-one-out); Paisley, Blei & Jordan 2012, section 3 (taylor); Mohamed et al.
@@ -67,28 +66,34 @@ class Score(AbstractEstimator):
         """Whether the baseline removes a loss that is the same at every draw."""
         return self.baseline in ("leave_one_out", "optimal", "taylor")
 
-    def _check_draws(self, q: Any, objective: AbstractObjective | None) -> None:
+    def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         check_draws(self.noise, self.n, "Score", q, objective)
         group = 1 if objective is None else objective.group
         block = group * (2 if self.noise == "antithetic" else 1)
         if self.baseline in ("leave_one_out", "optimal") and self.n < 2 * block:
             raise PairingError(
                 f"Score: the {self.baseline} baseline of a draw is made from the others, so"
-                f" {self.noise} draws in groups of "
-                f"{group} need n of at least {2 * block}, got {self.n}; or use"
-                ' baseline="moving_average".'
+                f" {self.noise} draws in groups of {group} need n of at least {2 * block}, got"
+                f' {self.n}; or use baseline="moving_average".'
             )
         if self.baseline == "taylor":
             _check_taylor(q, objective)
 
-    def prepare(self, target: Any, q: Any, key: Any) -> PyTree:
+    def prepare(self, target: Evaluable, q: AbstractFamily, key: Key) -> PyTree:
         return prepare_noise(self.noise, self.n, q, key), BASELINES[self.baseline].start(q)
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+        self,
+        objective: AbstractObjective,
+        target: Evaluable,
+        q: AbstractFamily,
+        state: PyTree,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], PyTree]:
         points, memory = state
-        z = jax.lax.stop_gradient(draw(frozen(q), self.noise, points, self.n, objective.group, key))
+        # Held draws: whatever gradient there is comes from log q, never through z.
+        drawn = draw(frozen(q), self.noise, points, self.n, objective.group, key)
+        z = jnp.asarray(jax.lax.stop_gradient(drawn))
         draws = evaluate(objective, target, q, z)
         loss, influence = influences(objective, draws)
         terms = Terms(
@@ -98,21 +103,26 @@ class Score(AbstractEstimator):
         moving = direct(objective, draws) + gradient
         return loss + moving - jax.lax.stop_gradient(moving), (points, memory)
 
-    def evaluations_per_step(self, target: Any) -> float:
-        return float(self.n) + (2.0 * target.dim if self.baseline == "taylor" else 0.0)
+    def evaluations_per_step(self, target: Evaluable) -> float:
+        # The Hessian of the Taylor baseline takes one product, that is two gradients, a coordinate.
+        if self.baseline != "taylor":
+            return float(self.n)
+        return self.n + 2.0 * len(target.coordinate_names)
 
 
-def influences(objective: AbstractObjective, draws: Draws) -> tuple[jax.Array, jax.Array]:
-    """The loss, and what each of its T terms does to it, `[T]`: the derivative in the term's
-    weight, times T.
+def influences(
+    objective: AbstractObjective, draws: Draws
+) -> tuple[Float[Array, ""], Float[Array, "terms"]]:
+    """The loss, and what each of its terms does to it.
 
-    For an average that is the loss of the term itself; for a function of averages the linearisation
-    that makes the score function gradient that of the estimated loss.
+    That is the derivative of the loss in the term's weight, times the number of terms. For an
+    average that is the loss of the term itself; for a function of averages the linearisation that
+    makes the score function gradient that of the estimated loss.
     """
     count = draws.log_q.shape[0] // objective.group
     held = jax.lax.stop_gradient(draws)
 
-    def loss(log_weights: jax.Array) -> jax.Array:
+    def loss(log_weights: Float[Array, "terms"]) -> Float[Array, ""]:
         return objective.loss(
             eqx.tree_at(lambda d: d.log_weights, held, log_weights, is_leaf=lambda x: x is None)
         )
@@ -121,12 +131,12 @@ def influences(objective: AbstractObjective, draws: Draws) -> tuple[jax.Array, j
     return value, count * slope
 
 
-def direct(objective: AbstractObjective, draws: Draws) -> jax.Array:
-    """The loss as a function of q at fixed draws, less a multiple of mean log q, whose expected
-    gradient is zero.
+def direct(objective: AbstractObjective, draws: Draws) -> Float[Array, ""]:
+    """The loss as a function of q at fixed draws, less a multiple of mean log q.
 
-    The multiple is what a shift of log q does to the loss (`AbstractObjective`), so nothing at all
-    is left of the ELBO.
+    The expected gradient of mean log q is zero, so that any multiple may be taken off. This one is
+    what a shift of log q does to the loss (`AbstractObjective`): nothing at all is left of the
+    ELBO.
     """
     shift = jax.grad(
         lambda c: objective.loss(eqx.tree_at(lambda d: d.log_q, draws, draws.log_q + c))
@@ -135,8 +145,8 @@ def direct(objective: AbstractObjective, draws: Draws) -> jax.Array:
     return objective.loss(draws) - multiple * jnp.mean(draws.log_q)
 
 
-def _check_taylor(q: Any, objective: AbstractObjective | None) -> None:
-    if not (hasattr(q, "mean") and hasattr(q, "cov")):
+def _check_taylor(q: AbstractFamily, objective: AbstractObjective | None) -> None:
+    if q.covariance_structure == "none":
         raise PairingError(
             "Score: the taylor baseline needs the mean and the covariance of q, which"
             f' {type(q).__name__} does not give; use baseline="leave_one_out".'

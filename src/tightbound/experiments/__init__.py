@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from typing import Any
+import types
 
 from .result import OptionError as OptionError
 from .result import Result as Result
@@ -25,7 +25,7 @@ REGISTRY: dict[str, str] = {
         " figures 4-6)"
     ),
     "elbo-identity": (
-        "ELBO = log Z - KL and grad ELBO = -grad KL, both sides apart (lecture, section 1)"
+        "ELBO = log Z - KL and grad ELBO = -grad KL, both sides apart (Blei et al. 2017, section 2)"
     ),
     "estimator-variance": (
         "variance of gradient estimators by cost function (Mohamed et al. 2020, section 3)"
@@ -48,7 +48,7 @@ The file of that name in this folder has `run(fast, **options) -> Result`, and w
 picture `figures(result) -> {name: matplotlib figure}`, drawn from the result's tables alone."""
 
 
-def run(name: str, fast: bool = True, **options: Any) -> Result:
+def run(name: str, fast: bool = True, **options: object) -> Result:
     """Run one experiment.
 
     Arguments:
@@ -76,7 +76,7 @@ def pictures(result: Result) -> dict[str, bytes]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    draw = getattr(_module(result.name), "figures", None)
+    draw = getattr(_module(result.name), "figures", None)  # of a module, which may have none
     if draw is None:
         return {}
     from .drawing import png  # imports matplotlib
@@ -84,7 +84,8 @@ def pictures(result: Result) -> dict[str, bytes]:
     return {name: png(figure) for name, figure in draw(result).items()}
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> types.ModuleType:
+    """The module of one experiment, imported when it is first asked for."""
     if name not in REGISTRY:
         raise OptionError(
             f"experiments.run: there is no experiment {name!r}; there are"

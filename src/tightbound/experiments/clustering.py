@@ -1,243 +1,179 @@
-"""McNamara, Loper & Regier 2024, section 5.2, table 1 and figure 2: clusters with a shared shift.
+"""Clusters with a shared shift (McNamara, Loper & Regier 2024, section 5.2, table 1 and figure 2).
 
-S ~ N(0, 100^2), Z_j | S ~ N(mu_j + S, 0.5^2) with mu = (-20, -10, 0, 10, 20), X_i | Z an equal
-mixture of N(Z_j, 0.1^2). Amortised forward KL finds the clusters in their order; the ELBO and its
-relatives, on the one data set, do not. Clusters lie a hundred sds apart, so the labels are certain
-and the exact posterior is Gaussian: how far each q is from it is reported too. q has unit variances
-("mean"), or variances of its own in the convex coordinates of heads.Gaussian ("natural").
+The model stands in `clustering_model.py`. Amortised forward KL finds the clusters in their order;
+the ELBO and its relatives, on the one data set, do not. The labels are certain, so the exact
+posterior is Gaussian: how far each q is from it is reported too. q has unit variances ("mean"), or
+variances of its own in the convex coordinates of heads.Gaussian ("natural").
 """
 
-import functools
-import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import x64
-from .._types import Array, PyTree
-from ..amortised import encoders, heads
+from .._types import Array
 from ..estimators import FromModel
-from ..families import Conditional, Conditioned, Gaussian, Scaling, kl
+from ..families import Conditional, Conditioned, Gaussian, kl
 from ..fit import fit
 from ..objectives import ELBO, IWELBO, Draws, ForwardKL, SoftmaxWeighted
 from ..solvers import NaturalGradient
-from ..targets.simulator import SimulatedModel, SimulatorPosterior, from_simulator
-from .result import Result, agrees, below
-from .training import harmonic, train
+from ..targets.simulator import SimulatedModel
+from .clustering_model import (
+    CENTRES,
+    TRUE_SHIFT,
+    DataSets,
+    at_traced,
+    exact_posterior,
+    model,
+    network,
+    observed,
+)
+from .result import Cell, Claim, Result, Table, agrees, below, number, numbers
+from .training import Schedule, harmonic, train
 
-SOURCE = "McNamara et al. 2024, table 1; forward-KL spec, sections 2.2 and 5.2"
-CENTRES = np.array([-20.0, -10.0, 0.0, 10.0, 20.0])
-SPREAD, NOISE, SHIFT_SD, TRUE_SHIFT = 0.5, 0.1, 100.0, 100.0
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SOURCE = "McNamara et al. 2024, table 1"
 COMPETITORS = ("ELBO", "IWELBO", "softmax-weighted")
 FORMS = ("mean", "natural")
 REFINED = "forward KL, then refined"
-# replicates, observations, steps of forward KL, steps of the others, draws, starts of the
-# multi-start ELBO
+_NOISE = 200  # standard normals by which bounds of several starts are compared
+_network = eqx.filter_jit(network)
+
+P = ParamSpec("P")
+Found = TypeVar("Found")
+
+
+class Sizes(NamedTuple):
+    """How much is run: data sets, observations in each, steps of Adam, draws, and starts.
+
+    `starts` are of the multi-start ELBO on the first data set.
+    """
+
+    replicates: int
+    observations: int
+    steps: int
+    other_steps: int
+    draws: int
+    starts: int
+
+
 SIZES = {
-    "fast": (6, 100, 4_000, 2_500, 30, 12),
-    "reference": (30, 100, 20_000, 4_000, 100, 100),
-    "full": (100, 1000, 50_000, 50_000, 100, 100),
+    "fast": Sizes(6, 100, 4_000, 2_500, 30, 12),
+    "reference": Sizes(30, 100, 20_000, 4_000, 100, 100),
+    "full": Sizes(100, 1000, 50_000, 50_000, 100, 100),
 }
 
 
-class Pooled(eqx.Module):
-    """Numbers for each of a few learned seeds: rows by a network and averaged, the seed added, one
-    layer for all seeds.
+class Scored(NamedTuple):
+    """What one method found, and the data sets that it was given."""
 
-    As in the published pooling by attention, the seeds share everything but themselves. Modes with
-    weights of their own would be put in order by the prior while none has found the data, and the
-    comparison would be about that.
-    """
-
-    first: eqx.nn.Linear
-    second: eqx.nn.Linear
-    seeds: Any
-    together: eqx.nn.Linear
-    last: eqx.nn.Linear
-
-    @staticmethod
-    def make(count: int, outputs: int, key: Any, width: int = 64) -> "Pooled":
-        a, b, c, d, e = jr.split(key, 5)
-        linear = functools.partial(eqx.nn.Linear, dtype=jnp.float32)
-        seeds = jr.normal(c, (count, width), jnp.float32) * (2 / (count + width)) ** 0.5  # Xavier
-        return Pooled(
-            linear(1, width, key=a),
-            linear(width, width, key=b),
-            seeds,
-            linear(width, width, key=d),
-            linear(width, outputs, key=e),
-        )
-
-    def __call__(self, x: Array) -> Array:
-        """`[seeds, outputs]` for x `[n]`."""
-        rows = jax.vmap(lambda row: self.second(jax.nn.relu(self.first(row[None]))))(x)
-        h = jnp.mean(jax.nn.relu(rows), axis=0) + self.seeds
-        return jax.vmap(self.last)(h + jax.nn.relu(jax.vmap(self.together)(h)))
-
-
-class TwoEncoders(encoders.AbstractEncoder):
-    """One network for S and one for Z, trained together, on x / 100.
-
-    What places q is multiplied by 100 in turn.
-    """
-
-    shift: Pooled
-    centres: Pooled
-
-    def __call__(self, x: PyTree) -> Array:
-        out = jnp.concatenate([self.shift(x / SHIFT_SD), self.centres(x / SHIFT_SD)])
-        return jnp.concatenate([out[:, 0] * SHIFT_SD, *(1.0 + column for column in out[:, 1:].T)])
-
-
-def model(n: int) -> SimulatedModel:
-    """The model with n observations; its values are s and z[0], ..., z[4]."""
-
-    def draw_prior(key):
-        a, b = jr.split(key)
-        s = SHIFT_SD * jr.normal(a)
-        return {"s": s, "z": s + CENTRES + SPREAD * jr.normal(b, (5,))}
-
-    def simulate(key, params):
-        a, b = jr.split(key)
-        return params["z"][jr.randint(a, (n,), 0, 5)] + NOISE * jr.normal(b, (n,))
-
-    def log_prior(params):
-        # networks in float32 train at half the cost
-        centres = jnp.asarray(CENTRES, params["z"].dtype)
-        within = jnp.sum(((params["z"] - centres - params["s"]) / SPREAD) ** 2)
-        return (
-            -0.5 * (params["s"] / SHIFT_SD) ** 2
-            - 0.5 * within
-            - 5 * math.log(SPREAD * math.sqrt(2 * math.pi))
-        )
-
-    def log_likelihood(params, x):
-        # One vector over the observations for each cluster: a sum over a last axis of length 5
-        # takes five times as long.
-        each = [-0.5 * ((x - params["z"][j]) / NOISE) ** 2 for j in range(5)]
-        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, each))
-        mixed = top + jnp.log(functools.reduce(jnp.add, [jnp.exp(e - top) for e in each]))
-        return jnp.sum(mixed - math.log(NOISE * math.sqrt(2 * math.pi) * 5))
-
-    return from_simulator(draw_prior, simulate, log_prior=log_prior, log_likelihood=log_likelihood)
+    method: str
+    networks: list[Conditional]
+    x: DataSets
+    z: Float[np.ndarray, "replicates 5"]
+    steps: int
+    seconds: float
 
 
 def run(
-    fast: bool = True, reference: bool = False, sizes: Any = None, forms: tuple[str, ...] = FORMS
+    fast: bool = True,
+    reference: bool = False,
+    sizes: Sizes | tuple[int, int, int, int, int, int] | None = None,
+    forms: tuple[str, ...] = FORMS,
 ) -> Result:
-    """Forward KL, ELBO, IWELBO and the softmax-weighted loss from the same starts on the same data
-    sets.
+    """Forward KL, ELBO, IWELBO and the softmax-weighted loss, from the same starts and data sets.
 
     Arguments:
         fast: 6 replicates of 100 observations; else the published 100 of 1000 and 50,000 steps
             (days on a CPU).
         reference: 30 replicates of 100 observations, 20,000 steps.
-        sizes: (replicates, observations, steps of forward KL, of the others, draws, starts) of your
-            own.
+        sizes: your own; see Sizes.
         forms: of q, "mean" (unit variances) and "natural".
     """
     name = "reference" if reference else "fast" if fast else "full"
-    replicates, n, steps, other_steps, draws, starts = SIZES[name] if sizes is None else sizes
+    size = SIZES[name] if sizes is None else Sizes(*sizes)
+    rows: list[dict[str, Cell]] = []
+    modes: list[dict[str, Cell]] = []
+    start: list[Gaussian] = []
     with x64(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        target = model(n)
-        x, z = observed(target, replicates)
-        rows, modes = [], []
+        target = model(size.observations)
+        x, z = observed(target, size.replicates)
         for form in forms:
-            found, seconds = _timed(fit_forward, form, target, x, steps)
-            scored = [("forward KL", found, x, z, steps, seconds)]
-            many = starts if form == "mean" else 0
-            competing, seconds = _timed(fit_competitors, form, target, x, other_steps, draws, many)
-            share = seconds / len(jax.tree.leaves(list(competing.values()), is_leaf=_is_network))
-            scored += [
-                (m, competing[m], x, z, other_steps, share * replicates) for m in COMPETITORS
-            ]
-            if many:
-                best = _best_bound(target, competing["starts"], x[0])
-                scored.append(
-                    (
-                        f"ELBO, best of {many} starts",
-                        [best],
-                        x[:1],
-                        z[:1],
-                        other_steps,
-                        share * many,
-                    )
-                )
-            for method, networks, data, truth, own_steps, took in scored:
-                found = _gaussians(networks, data)
-                rows.append(
-                    _row(method, form, found, data, truth) | {"steps": own_steps, "seconds": took}
-                )
-                modes += _modes(method, form, found)
-        start = _gaussians(scored[0][1], x)
+            for scored in _compared(form, target, x, z, size):
+                found = _gaussians(scored.networks, scored.x)
+                row = _row(scored.method, form, found, scored.x, scored.z)
+                rows.append(row | {"steps": scored.steps, "seconds": scored.seconds})
+                modes += _modes(scored.method, form, found)
+                if scored.method == "forward KL":  # of the last form
+                    start = found
     refined, seconds = _timed(_refined, target, x, start)
-    rows.append(_row(REFINED, "full", refined, x, z) | {"steps": None, "seconds": seconds})
+    row = _row(REFINED, "full", refined, x, z)
+    rows.append(row | {"steps": None, "seconds": seconds})
     modes += _modes(REFINED, "full", refined)
     note = (
-        f"{name}: {replicates} replicates of {n} observations; {steps:,} steps of forward KL,"
-        f" {other_steps:,} of the others."
+        f"{name}: {size.replicates} replicates of {size.observations} observations;"
+        f" {size.steps:,} steps of forward KL, {size.other_steps:,} of the others."
     )
     return Result("clustering", _claims(rows, forms), {"methods": rows, "modes": modes}, note)
 
 
-def observed(target: SimulatedModel, replicates: int) -> tuple[Any, np.ndarray]:
-    """Data sets drawn with S = 100, `[replicates, n]`, and their true Z `[replicates, 5]`."""
-
-    def one(key):
-        a, b = jr.split(key)
-        z = TRUE_SHIFT + CENTRES + SPREAD * jr.normal(a, (5,))
-        return target.simulate(b, {"z": z}), z
-
-    x, z = jax.jit(jax.vmap(one))(jr.split(jr.key(200), replicates))
-    return x.astype(jnp.float32), np.asarray(z)
-
-
-def network(n: int, key: Any, form: str = "mean") -> Conditional:
-    """q(s, z | x).
-
-    Means at unit variances ("mean"), or means and variances ("natural"), which start at about 1.
-    """
-    head = (
-        heads.Gaussian(6, "mean", sd=(1.0,) * 6)
-        if form == "mean"
-        else heads.Gaussian(6, "diagonal")
+def _compared(
+    form: str,
+    target: SimulatedModel,
+    x: DataSets,
+    z: Float[np.ndarray, "replicates 5"],
+    size: Sizes,
+) -> list[Scored]:
+    """All methods with one form of q; several starts for the form whose bounds compare easily."""
+    networks, seconds = _timed(fit_forward, form, target, x, size.steps)
+    scored = [Scored("forward KL", networks, x, z, size.steps, seconds)]
+    starts = size.starts if form == "mean" else 0
+    competing, seconds = _timed(
+        fit_competitors, form, target, x, size.other_steps, size.draws, starts
     )
-    a, b = jr.split(key)
-    outputs = head.size // 6
-    encoder = TwoEncoders(Pooled.make(1, outputs, a), Pooled.make(5, outputs, b))
-    return Conditional(encoder, head, Scaling.none(np.zeros(n, np.float32), 6, np.float32))
+    # They ran in one program, so that each network is counted an equal share of its time.
+    share = seconds / sum(len(each) for each in competing.values())
+    scored += [Scored(m, competing[m], x, z, size.other_steps, share * len(x)) for m in COMPETITORS]
+    if starts:
+        best = _best_bound(target, competing["starts"], x[0])
+        name, took = f"ELBO, best of {starts} starts", share * starts
+        scored.append(Scored(name, [best], x[:1], z[:1], size.other_steps, took))
+    return scored
 
 
-_network = eqx.filter_jit(network)
+def _schedule(steps: int) -> Schedule:
+    """The published one, which divides a run of 50,000 steps into a hundred parts."""
+    return harmonic(1e-3, max(1, steps // 100))
 
 
-def fit_forward(form: str, target: SimulatedModel, x: Any, steps: int) -> list[Conditional]:
+def fit_forward(form: str, target: SimulatedModel, x: DataSets, steps: int) -> list[Conditional]:
     """One network for each data set, trained on simulations."""
     networks = [_network(x.shape[1], jr.key(100 + i), form) for i in range(len(x))]
-    estimator, state = (
-        FromModel(1),
-        FromModel(1, held_out=100).prepare(target, networks[0], jr.key(0)),
-    )
+    estimator = FromModel(1)
+    state = FromModel(1, held_out=100).prepare(target, networks[0], jr.key(0))
 
     def loss(q, _, key):
         return estimator.surrogate(ForwardKL(), target, q, state, key)[0]
 
-    return train(
-        loss, networks, x, jr.key(9), rate=harmonic(1e-3, max(1, steps // 100)), steps=steps
-    )
+    return train(loss, networks, x, jr.key(9), rate=_schedule(steps), steps=steps)
 
 
 def fit_competitors(
-    form: str, target: SimulatedModel, x: Any, steps: int, draws: int, starts: int = 0
+    form: str, target: SimulatedModel, x: DataSets, steps: int, draws: int, starts: int = 0
 ) -> dict[str, list[Conditional]]:
     """One network for each objective and data set, and `starts` of the ELBO on the first data set.
 
-    In one program.
+    In one program: the objective is chosen by number, so that all networks compile once.
     """
     objectives = (ELBO(), IWELBO(draws), SoftmaxWeighted(draws))
     which = np.repeat([0, 1, 2, 3], [len(x)] * 3 + [starts])
@@ -249,14 +185,11 @@ def fit_competitors(
         x, objective = data
         at, target_at = Conditioned(q, x), at_traced(target, x)
         z = jax.vmap(at._sample)(jr.split(key, draws))
-        log_p: Any = jax.vmap(target_at.log_density)(z)
-        drawn = Draws(log_p, jax.vmap(at._log_prob)(z))
+        drawn = Draws(jax.vmap(target_at.log_density)(z), jax.vmap(at._log_prob)(z))
         return jnp.stack([o.loss(drawn) for o in objectives])[objective]
 
     data = (x[index], jnp.asarray(which % 3))  # the further starts are the ELBO's
-    found = train(
-        loss, networks, data, jr.key(9), rate=harmonic(1e-3, max(1, steps // 100)), steps=steps
-    )
+    found = train(loss, networks, data, jr.key(9), rate=_schedule(steps), steps=steps)
     names = (*COMPETITORS, "starts")
     return {
         name: [q for q, i in zip(found, which, strict=True) if i == j]
@@ -264,63 +197,39 @@ def fit_competitors(
     }
 
 
-def at_traced(target: SimulatedModel, x: Any) -> SimulatorPosterior:
-    """`target.at(x)` for data that are being traced."""
-    assert target.log_prior is not None
-    return SimulatorPosterior(
-        target.layout, None, False, target.circular, target.log_prior, target.log_likelihood, x
-    )
-
-
-def exact_posterior(x: np.ndarray, z: np.ndarray) -> Gaussian:
-    """The posterior of (s, z) with the labels known.
-
-    Every point belongs to the centre nearest to it.
-    """
-    label = np.argmin(np.abs(x[:, None] - z), axis=1)
-    precision, linear = np.zeros((6, 6)), np.zeros(6)
-    precision[0, 0] += SHIFT_SD**-2
-    for j in range(5):
-        a = np.zeros(6)
-        a[0], a[1 + j] = -1.0, 1.0
-        precision += np.outer(a, a) / SPREAD**2
-        linear += a * CENTRES[j] / SPREAD**2
-        precision[1 + j, 1 + j] += np.sum(label == j) / NOISE**2
-        linear[1 + j] += np.sum(x[label == j]) / NOISE**2
-    cov = np.linalg.inv(precision)
-    return Gaussian.from_root(cov @ linear, np.linalg.cholesky(cov))
-
-
-def _timed(function: Any, *arguments: Any) -> tuple[Any, float]:
+def _timed(
+    function: Callable[P, Found], *arguments: P.args, **named: P.kwargs
+) -> tuple[Found, float]:
+    """What a function returns, and the seconds that it took."""
     began = time.perf_counter()
-    return function(*arguments), time.perf_counter() - began
+    return function(*arguments, **named), time.perf_counter() - began
 
 
-def _is_network(value: Any) -> bool:
-    return isinstance(value, Conditional)
-
-
-def _gaussians(networks: list[Conditional], x: Any) -> list[Gaussian]:
+def _gaussians(networks: list[Conditional], x: DataSets) -> list[Gaussian]:
     """Each network's q at its data."""
-    each: list[Any] = [q.head.moments(q.eta(data)) for q, data in zip(networks, x, strict=True)]
-    return [
-        Gaussian.diagonal(6).moved(np.asarray(mean, float), np.asarray(sd, float))
-        for mean, sd in each
-    ]
+    found = []
+    for q, data in zip(networks, x, strict=True):
+        moments = q.head.moments(q.eta(data))
+        assert moments is not None  # a Gaussian head has them in closed form
+        mean, sd = (np.asarray(part, float) for part in moments)
+        found.append(Gaussian.diagonal(6).moved(mean, sd))
+    return found
 
 
-def _refined(target: SimulatedModel, x: Any, start: list[Gaussian]) -> list[Gaussian]:
-    """The full-rank Gaussian of the largest ELBO at each data set, by natural gradient from an
-    amortised answer.
+def _refined(target: SimulatedModel, x: DataSets, start: list[Gaussian]) -> list[Gaussian]:
+    """The full-rank Gaussian of the largest ELBO at each data set, by natural gradient.
+
+    Started from an amortised answer.
     """
-    pairs = [(q, target.at(data)) for q, data in zip(start, x, strict=True)]
-    return [
-        fit(t, Gaussian.from_root(q.mean, np.diag(q.sd)), solver=NaturalGradient()).q
-        for q, t in pairs
-    ]
+    found = []
+    for q, data in zip(start, x, strict=True):
+        full = Gaussian.from_root(q.mean, np.diag(q.sd))
+        refined = fit(target.at(data), full, solver=NaturalGradient()).q
+        found.append(cast(Gaussian, refined))  # of the family that it started from
+    return found
 
 
-def _modes(method: str, form: str, found: list[Gaussian]) -> list[dict[str, Any]]:
+def _modes(method: str, form: str, found: list[Gaussian]) -> list[dict[str, Cell]]:
     means = [[float(m) for m in q.mean] for q in found]
     return [
         {"method": method, "form": form, "s": s, **{f"z[{j}]": value for j, value in enumerate(z)}}
@@ -328,7 +237,13 @@ def _modes(method: str, form: str, found: list[Gaussian]) -> list[dict[str, Any]
     ]
 
 
-def _row(method: str, form: str, found: list[Gaussian], x: Any, z: np.ndarray) -> dict[str, Any]:
+def _row(
+    method: str,
+    form: str,
+    found: list[Gaussian],
+    x: DataSets,
+    z: Float[np.ndarray, "replicates 5"],
+) -> dict[str, Cell]:
     """The scores of the q's that one method found, each at its data set."""
     means, sds = np.array([q.mean for q in found]), np.array([q.sd for q in found])
     at = means[:, 1:]
@@ -338,12 +253,8 @@ def _row(method: str, form: str, found: list[Gaussian], x: Any, z: np.ndarray) -
         exact_posterior(np.asarray(data, np.float64), truth)
         for data, truth in zip(x, z, strict=True)
     ]
-    exact = [kl(p, q) for p, q in zip(posteriors, found, strict=True)]
-    least = {
-        "mean": lambda p: kl(p, Gaussian.diagonal(6).moved(p.mean)),
-        "natural": lambda p: kl(p, Gaussian.diagonal(6).moved(p.mean, p.sd)),
-        "full": lambda p: 0.0,
-    }
+    exact = [float(kl(p, q)) for p, q in zip(posteriors, found, strict=True)]
+    least = [_least(form, p) for p in posteriors]
     return {
         "method": method,
         "form": form,
@@ -354,44 +265,53 @@ def _row(method: str, form: str, found: list[Gaussian], x: Any, z: np.ndarray) -
         "l1 sd": float(distance.std()),
         "shift": float(np.median(means[:, 0])),
         "sd of q(Z_1)": float(np.median(sds[:, 1])),
-        "median KL(p || q)": float(np.median(np.array(exact, float))),
-        "least KL(p || q) of the family": float(np.median([least[form](p) for p in posteriors])),
+        "median KL(p || q)": float(np.median(exact)),
+        "least KL(p || q) of the family": float(np.median(least)),
     }
 
 
-def _best_bound(target: SimulatedModel, networks: list[Conditional], x: Any) -> Conditional:
+def _least(form: str, p: Gaussian) -> float:
+    """KL(p || q) of the best q of that form: it has the moments of p that the form leaves free."""
+    if form == "full":
+        return 0.0
+    free = Gaussian.diagonal(6).moved(p.mean, 1.0 if form == "mean" else p.sd)
+    return float(kl(p, free))
+
+
+def _best_bound(
+    target: SimulatedModel, networks: list[Conditional], x: Float[Array, " n"]
+) -> Conditional:
     """Of several networks with unit variances the one with the largest ELBO at x."""
-    means = [q.mean for q in _gaussians(networks, [x] * len(networks))]
+    means = [q.mean for q in _gaussians(networks, jnp.stack([x] * len(networks)))]
     evaluate = jax.jit(jax.vmap(at_traced(target, x).log_density))
-    noise = np.random.default_rng(0).standard_normal((200, 6))
-    # the entropy is the same for all
+    noise = np.random.default_rng(0).standard_normal((_NOISE, 6))
+    # The entropy is the same for all of them, and is left out.
     bounds = [float(np.mean(np.asarray(evaluate(jnp.asarray(m + noise))))) for m in means]
     return networks[int(np.argmax(bounds))]
 
 
-def _claims(rows: list[dict[str, Any]], forms: tuple[str, ...]) -> list[dict[str, Any]]:
-    claims = []
+def _claims(rows: Table, forms: tuple[str, ...]) -> list[Claim]:
+    claims: list[Claim] = []
     for form in forms:
         by = {row["method"]: row for row in rows if row["form"] == form}
         what = f"share of replicates that forward KL orders ({form})"
-        claims.append(agrees(what, SOURCE, 1.0, by["forward KL"]["ordered"], 0.0))
+        ordered = {m: number(by[m], "ordered") for m in ("forward KL", *COMPETITORS)}
+        claims.append(agrees(what, SOURCE, 1.0, ordered["forward KL"], 0.0))
         claims += [
-            below(
-                f"share of replicates that the {m} orders ({form})", SOURCE, 0.1, by[m]["ordered"]
-            )
+            below(f"share of replicates that the {m} orders ({form})", SOURCE, 0.1, ordered[m])
             for m in COMPETITORS
         ]
-        worst = min(by[m]["l1"] for m in COMPETITORS)
+        worst = min(number(by[m], "l1") for m in COMPETITORS)
         what = (
             f"l1 distance of forward KL's modes to the truth over the least of the others ({form})"
         )
-        claims.append(below(what, SOURCE, 0.5, by["forward KL"]["l1"] / worst))
+        claims.append(below(what, SOURCE, 0.5, number(by["forward KL"], "l1") / worst))
     return claims
 
 
-def figures(result: Result) -> dict[str, Any]:
+def figures(result: Result) -> "dict[str, Figure]":
     """Where each method puts the five modes and the shift."""
-    from .drawing import COLOURS, panels
+    from .drawing import panels
 
     forms = {"unit variances": ("mean",), "variances of its own": ("natural", "full")}
     with panels(1, 3, width=13.0) as (figure, axes):
@@ -399,27 +319,7 @@ def figures(result: Result) -> dict[str, Any]:
         labels: list[str] = []
         for axis, (words, shown) in zip(left, forms.items(), strict=True):
             own = [r for r in result.tables["modes"] if r["form"] in shown]
-            methods = list(dict.fromkeys(r["method"] for r in own))
-            for i, (method, colour) in enumerate(zip(methods, COLOURS, strict=False)):
-                rows = [r for r in own if r["method"] == method]
-                position = np.arange(5) + 0.15 * (i - 2)
-                for k, row in enumerate(rows):
-                    height = [row[f"z[{j}]"] for j in range(5)]
-                    axis.plot(
-                        position, height, ".", color=colour, alpha=0.6, label=None if k else method
-                    )
-                right.plot(
-                    [r["s"] for r in rows], [len(labels)] * len(rows), "o", color=colour, alpha=0.6
-                )
-                labels.append(f"{method}, {words}")
-            axis.plot(
-                np.arange(5),
-                TRUE_SHIFT + CENTRES,
-                "_",
-                color="black",
-                ms=18,
-                label="mean of the truth",
-            )
+            labels += [f"{method}, {words}" for method in _panel(axis, right, own, len(labels))]
             axis.set(xlabel="j", ylabel="mode of q(Z$_j$)", title=f"Modes, {words}")
             axis.legend(fontsize=7)
         right.set(
@@ -433,8 +333,30 @@ def figures(result: Result) -> dict[str, Any]:
     return {"modes": figure}
 
 
+def _panel(axes: "Axes", shifts: "Axes", modes: Table, first: int) -> list[str]:
+    """The modes of one form of q on `axes`, its shifts on `shifts` from row `first` on.
+
+    Returns the methods that were drawn.
+    """
+    from .drawing import COLOURS
+
+    methods = list(dict.fromkeys(str(r["method"]) for r in modes))
+    for i, (method, colour) in enumerate(zip(methods, COLOURS, strict=False)):
+        rows = [r for r in modes if r["method"] == method]
+        position = np.arange(5) + 0.15 * (i - 2)  # methods side by side
+        for k, row in enumerate(rows):
+            height = [number(row, f"z[{j}]") for j in range(5)]
+            label = None if k else method
+            axes.plot(position, height, ".", color=colour, alpha=0.6, label=label)
+        shifts.plot(numbers(rows, "s"), [first + i] * len(rows), "o", color=colour, alpha=0.6)
+    truth = TRUE_SHIFT + CENTRES
+    axes.plot(np.arange(5), truth, "_", color="black", ms=18, label="mean of the truth")
+    return methods
+
+
 __all__ = [
     "SIZES",
+    "Sizes",
     "exact_posterior",
     "figures",
     "fit_competitors",

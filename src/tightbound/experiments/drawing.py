@@ -6,14 +6,11 @@ Imports matplotlib, so import it only to draw.
 import contextlib
 import io
 from collections.abc import Iterator
-from typing import Any
 
-# isort: skip  # after report.plots, which says what to install where it is missing
-import matplotlib.style
+import numpy as np
 
-from ..report.plots import STYLE
-
-from matplotlib.figure import Figure  # isort: skip
+# Before matplotlib itself, since it says what to install where matplotlib is missing.
+from ..report.plots import STYLE, Figure, matplotlib
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette: told apart with any colour vision."""
@@ -22,8 +19,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 @contextlib.contextmanager
 def panels(
     rows: int, columns: int, *, width: float = 10.0, height: float = 3.0
-) -> Iterator[tuple[Figure, Any]]:
-    """A figure of `rows` times `columns` axes `[rows, columns]` in the project's style.
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure, and its axes as an array of objects `[rows, columns]`, in the project's style.
 
     Draw inside the `with`.
 
@@ -39,9 +36,7 @@ def panels(
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG file, without date or version, so that the same picture is the same
-    bytes.
-    """
+    """The picture as a PNG file, without date or version: the same picture is the same bytes."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     return file.getvalue()

@@ -1,19 +1,19 @@
 """The Gaussian family: one class, whatever the shape of the covariance."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.random as jr
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float
 
-from .._numerics import scoped
-from .._types import Array, CovarianceStructure, Key, PyTree
-from .base import AbstractFamily, Nats, standard_normals
+from .._numerics import namespace, scoped
+from .._types import Array, CovarianceStructure, Key, PyTree, Scalar, Validated
+from .base import AbstractFamily, on_one_thread, standard_normals
 from .low_rank import LowRank
-from .scales import AbstractScale, Diagonal, Full, as_floating, namespace
+from .scales import AbstractScale, Diagonal, Full, as_floating
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -28,17 +28,17 @@ class Gaussian(AbstractFamily):
     log q(z) = -d/2 log 2 pi - log |root| - |root^-1 (z - mean)|^2 / 2.
 
     Attributes:
-        mean: `[d]`.
+        mean: the centre.
         scale: a square root of the covariance.
 
     Raises:
         ValueError: when mean and scale disagree in their dimension.
     """
 
-    mean: Float[Array, " d"] = eqx.field(converter=as_floating)
+    mean: Float[Array, "dim"] = eqx.field(converter=as_floating)
     scale: AbstractScale
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if np.shape(self.mean) != (self.scale.dim,):
             raise ValueError(
                 f"Gaussian: `mean` must have shape [{self.scale.dim}] as its scale has, got"
@@ -50,20 +50,18 @@ class Gaussian(AbstractFamily):
         return self.scale.structure
 
     @staticmethod
-    def diagonal(dim: int) -> "Gaussian":
+    def diagonal(dim: Validated[int, "_positive"]) -> "Gaussian":
         """The standard normal, with independent coordinates (mean field)."""
         return Gaussian(np.zeros(_positive(dim, "dim")), Diagonal(np.zeros(dim)))
 
     @staticmethod
-    def full(dim: int) -> "Gaussian":
+    def full(dim: Validated[int, "_positive"]) -> "Gaussian":
         """The standard normal, with room for any covariance."""
         return Gaussian(np.zeros(_positive(dim, "dim")), Full(np.zeros((dim, dim))))
 
     @staticmethod
-    def low_rank(dim: int, rank: int) -> "Gaussian":
-        """Mean zero, unit sds and nearly independent, with room for `rank` directions of
-        correlation.
-        """
+    def low_rank(dim: Validated[int, "_positive"], rank: Validated[int, "_positive"]) -> "Gaussian":
+        """Unit sds, nearly independent, with room for `rank` directions of correlation."""
         if _positive(rank, "rank") > _positive(dim, "dim"):
             raise ValueError(
                 f"Gaussian.low_rank: `rank` must not exceed `dim`, got rank {rank} of dim {dim};"
@@ -72,8 +70,10 @@ class Gaussian(AbstractFamily):
         return Gaussian(np.zeros(dim), LowRank.small(dim, rank))
 
     @staticmethod
-    def from_root(mean: Any, root: Any) -> "Gaussian":
-        """N(mean, root root') with a full scale, from any square root `[d, m]`, m >= d."""
+    def from_root(
+        mean: Float[Array, "dim"], root: Validated[npt.ArrayLike, "Full.from_root"]
+    ) -> "Gaussian":
+        """N(mean, root root') with a full scale, from any square root `[dim, m]`, m >= dim."""
         return Gaussian(mean, Full.from_root(root))
 
     @property
@@ -86,77 +86,82 @@ class Gaussian(AbstractFamily):
 
     @property
     @scoped
-    def sd(self) -> Array:
-        """Marginal standard deviations, `[d]`; never builds anything d x d."""
+    def sd(self) -> Float[Array, "dim"]:
+        """Marginal standard deviations; never builds anything d x d."""
         return self.scale.sd
 
     @property
     @scoped
-    def cov(self) -> Array:
-        """The covariance, `[d, d]`.
-
-        With a low-rank scale it takes the d^2 numbers that the scale avoids.
-        """
+    @on_one_thread
+    def cov(self) -> Float[Array, "dim dim"]:
+        """The covariance; of a low-rank scale, too, which itself avoids so many numbers."""
         return self.scale.cov
 
     @property
     @scoped
-    def root(self) -> Array:
-        """A square root of the covariance, `[d, d]`: the one that `unwhiten` applies."""
+    @on_one_thread
+    def root(self) -> Float[Array, "dim dim"]:
+        """A square root of the covariance: the one that `unwhiten` applies."""
         xp = namespace(*jax.tree.leaves(self))
         unwhiten = self.scale.unwhiten if xp is np else jax.vmap(self.scale.unwhiten)
         return unwhiten(xp.eye(self.dim, dtype=self.dtype)).T
 
     @scoped
-    def entropy(self) -> Nats:
+    @on_one_thread
+    def entropy(self) -> Scalar:
         """d/2 (1 + log 2 pi) + log |root|, nats, exact."""
         return 0.5 * self.dim * (1.0 + _LOG_2PI) + self.scale.half_log_det()
 
     @scoped
-    def moved(self, mean: Any, sd: Any = 1.0) -> "Gaussian":
-        """The law of mean + sd * (z - self.mean): this shape, centred elsewhere, each coordinate
-        stretched by `sd`.
+    def moved(
+        self,
+        mean: Validated[npt.ArrayLike, "xp.asarray"],
+        sd: Validated[npt.ArrayLike, "xp.asarray"] = 1.0,
+    ) -> "Gaussian":
+        """The law of mean + sd * (z - self.mean): centred and stretched anew, of the same shape.
 
         Raises:
             ValueError: when `sd` is not positive.
         """
         xp = namespace(mean, sd, self.mean)
-        sd = xp.broadcast_to(xp.asarray(sd, dtype=self.dtype), (self.dim,))
-        if xp is np and not np.all(sd > 0):
+        stretch = xp.broadcast_to(xp.asarray(sd, dtype=self.dtype), (self.dim,))
+        # On the host alone: a value that is being traced cannot be looked at.
+        if xp is np and not np.all(stretch > 0):
             raise ValueError("Gaussian.moved: `sd` must be positive.")
-        return Gaussian(xp.asarray(mean, dtype=self.dtype), self.scale.stretched(sd))
+        return Gaussian(xp.asarray(mean, dtype=self.dtype), self.scale.stretched(stretch))
 
     @scoped
-    def whiten(self, z: Array) -> Array:
-        """Coordinates in which q is standard normal: root^-1 (z - mean), `[d]`.
+    @on_one_thread
+    def whiten(self, z: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        """Coordinates in which q is standard normal: root^-1 (z - mean).
 
-        On the host also `[..., d]`.
+        Under JAX of one point, on the host also of many.
         """
         return self.scale.whiten(z - self.mean)
 
     @scoped
-    def unwhiten(self, white: Array) -> Array:
+    @on_one_thread
+    def unwhiten(self, white: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """The inverse of `whiten`: mean + root white."""
         return self.mean + self.scale.unwhiten(white)
 
     @scoped
-    def whiten_score(self, score: Array) -> Array:
+    @on_one_thread
+    def whiten_score(self, score: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """A gradient in z as a gradient in white coordinates: root' score."""
         return self.scale.whiten_score(score)
 
     def retract(self, step: "Gaussian") -> "Gaussian":
-        """mean + root step.mean, and the scale's own retraction.
-
-        A step of size 1 is one posterior sd.
-        """
+        """mean + root step.mean, so that 1 is one posterior sd, and the scale's own retraction."""
         return Gaussian(self.mean + self.scale.unwhiten(step.mean), self.scale.retract(step.scale))
 
-    def monitored(self) -> tuple[Array, Array]:
+    def monitored(self) -> tuple[Float[Array, "groups m"], Float[Array, "groups m"]]:
         """Means and marginal sds, in units of the sds."""
         xp, sd = namespace(self.mean), self.scale.sd
         return xp.stack([self.mean, sd]), xp.stack([sd, sd])
 
-    def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
+    @on_one_thread
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
         """`n` antithetic draws and their log densities, in NumPy: nothing to compile.
 
         Draw i mirrors draw i + n/2.
@@ -164,32 +169,37 @@ class Gaussian(AbstractFamily):
         q = self.on_host()
         noise = standard_normals(n, q.noise_dim, key, "gaussian").astype(q.dtype)
         delta = q.scale.displace(noise)
-        return q.mean + delta, -q._log_normaliser() - 0.5 * q.scale.quadratic(delta)
+        return np.asarray(q.mean + delta), np.asarray(q._log_prob_of(delta))
 
-    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+    @on_one_thread
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
         q = self.on_host()
-        return -q._log_normaliser() - 0.5 * q.scale.quadratic(z - q.mean)
+        return np.asarray(q._log_prob_of(z - q.mean))
 
-    def _sample(self, key: jax.Array, x: PyTree = None) -> Any:
+    def _sample(self, key: jax.Array, x: PyTree = None) -> Float[Array, "dim"]:
         return self._from_noise(jr.normal(key, (self.noise_dim,), self.dtype))
 
-    def _from_noise(self, noise: Array, x: PyTree = None) -> Array:
+    def _from_noise(self, noise: Float[Array, "noise"], x: PyTree = None) -> Float[Array, "dim"]:
         return self.mean + self.scale.displace(noise)
 
-    def _log_prob(self, z: Array, x: PyTree = None) -> Any:
-        return -self._log_normaliser() - 0.5 * self.scale.quadratic(z - self.mean)
+    def _log_prob(self, z: Float[Array, "dim"], x: PyTree = None) -> Float[Array, ""]:
+        return self._log_prob_of(z - self.mean)
 
-    def _log_normaliser(self) -> Any:
-        return 0.5 * self.dim * _LOG_2PI + self.scale.half_log_det()
+    def _log_prob_of(self, delta: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
+        """Log density at mean + delta."""
+        half_log_det, quadratic = self.scale.half_log_det_and_quadratic(delta)
+        return -(0.5 * self.dim * _LOG_2PI + half_log_det) - 0.5 * quadratic
 
 
 @scoped
-def kl(p: Gaussian, q: Gaussian) -> Nats:
-    """KL(p || q) in nats, exact: log |root_q| - log |root_p| + (tr cov_q^-1 cov_p + |mean
-    difference|^2_q - d) / 2.
+@on_one_thread
+def kl(p: Gaussian, q: Gaussian) -> Scalar:
+    """KL(p || q) in nats, exact.
+
+        log |root_q| - log |root_p| + (tr cov_q^-1 cov_p + |mean_p - mean_q|^2_q - dim) / 2
 
     With cov_p = D^2 + C C' the trace is sum D^2 diag(cov_q^-1) + the quadratic form of q at the
-    columns of C, so two low-rank (or diagonal) scales cost O(d r^2) and nothing d x d is built.
+    columns of C, so two low-rank (or diagonal) scales cost O(dim r^2), and nothing d x d is built.
 
     Raises:
         ValueError: when the dimensions differ.
@@ -204,15 +214,16 @@ def kl(p: Gaussian, q: Gaussian) -> Nats:
     return q.scale.half_log_det() - p.scale.half_log_det() + 0.5 * (trace + shift - p.dim)
 
 
-def _sum_of_quadratics(scale: AbstractScale, columns: Array) -> Any:
+def _sum_of_quadratics(scale: AbstractScale, columns: Float[Array, "dim m"]) -> Scalar:
     if columns.shape[1] == 0:
+        # Nothing to map over, which JAX refuses.
         return 0.0
     on_host = namespace(columns, *jax.tree.leaves(scale)) is np
     quadratic = scale.quadratic if on_host else jax.vmap(scale.quadratic)
     return quadratic(columns.T).sum()
 
 
-def _positive(value: Any, name: str) -> int:
+def _positive(value: Validated[int, "here"], name: str) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise ValueError(f"Gaussian: `{name}` must be an integer of at least 1, got {value!r}.")
     return int(value)

@@ -1,22 +1,20 @@
-"""Implicit reparameterisation.
-
-Derivatives through draws whose sampler has none, from the distribution function alone.
-"""
+"""Implicit reparameterisation: derivatives of draws from the distribution function alone."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+
+from .._types import Array
 
 
 def implicit(
-    z: jax.Array,
-    cdf: Callable[[jax.Array], jax.Array],
-    log_density: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """A draw z of one coordinate with the derivative dz/dlambda = -(dF(z; lambda)/dlambda) / q(z.
-
-    Lambda).
+    z: Float[Array, "*shape"],
+    cdf: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
+    log_density: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
+) -> Float[Array, "*shape"]:
+    """The draw z with the derivative dz/dlambda = -(dF(z; lambda)/dlambda) / q(z; lambda).
 
     For a family's `_sample`: draw z in any way (rejection, bisection), then pass it through here,
     and Pathwise works. Derivatives of first order only. Not needed for gamma, beta, Dirichlet and
@@ -25,12 +23,13 @@ def implicit(
     Source: Figurnov, Mohamed & Mnih 2018, eq. 4.
 
     Arguments:
-        z: the draw, a scalar or `[d]` independent coordinates.
+        z: the draw, a scalar or independent coordinates.
         cdf: F(z), elementwise, differentiable in the family's parameters over which it closes.
         log_density: log q(z), elementwise, nats.
     """
     z = jax.lax.stop_gradient(z)
     mass = cdf(z)
+    # Zero in value, and in derivative what the formula says.
     return z - (mass - jax.lax.stop_gradient(mass)) * jax.lax.stop_gradient(
         jnp.exp(-log_density(z))
     )

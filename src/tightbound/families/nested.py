@@ -1,9 +1,7 @@
-"""A Gaussian whose mean and covariance depend on one coordinate.
-
-What the log scale of a hierarchical model asks for.
-"""
+"""A Gaussian whose mean and covariance depend on one coordinate, such as a log scale."""
 
 import itertools
+from types import ModuleType
 from typing import ClassVar
 
 import equinox as eqx
@@ -12,22 +10,23 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.linalg as jsl
 import numpy as np
+from jaxtyping import Float, Int
 
 from .._numerics import host_rng
 from .._types import Array, Key, PyTree
-from .base import AbstractFamily, standard_normals
+from .base import AbstractFamily, on_one_thread, standard_normals
 from .log_linear import LogLinear
 
-_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host
-_REFINE = 32  # cells of the outer density per interval between knots
+_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host: 32 MB
+# Cells of the outer density per interval between knots: the error of linear interpolation falls
+# with the square of their number, to a thousandth of that at the knots alone.
+_REFINE = 32
 
 
 class NestedGaussian(AbstractFamily):
-    """q(z) = q(t) N(rest.
+    """q(z) = q(t) N(rest; m(t), C(t) C(t)'), t = z[coordinate]: in closed form, with exact draws.
 
-    M(t), C(t) C(t)'), t = z[coordinate]: a density in closed form, with exact draws.
-
-    Between `knots [K]` the mean is a cubic spline, and C(t), lower triangular, is interpolated
+    Between the knots the mean m(t) is a cubic spline, and C(t), lower triangular, is interpolated
     linearly (its diagonal on the log scale); q(t) has a piecewise linear log density. The general
     form of a nested Laplace approximation, without its restriction to latent Gaussian models. Not
     for posteriors with several separated modes.
@@ -35,35 +34,35 @@ class NestedGaussian(AbstractFamily):
     Attributes:
         coordinate: index of t among the `dim` coordinates.
         outer: the density of t.
-        coefficients: `[4, K - 1, dim - 1]`, highest power first, of the mean's spline.
-        lower: `[K, dim - 1, dim - 1]`, strictly lower part of C at the knots.
-        log_diagonal: `[K, dim - 1]`.
+        knots: values of t, ascending.
+        coefficients: of the mean's spline, highest power first.
+        lower: the part of C below its diagonal, at the knots.
+        log_diagonal: log of the diagonal of C at the knots.
 
-    Source: Rue, Martino & Chopin 2009 (nested Laplace); DESIGN section 6.
+    Source: Rue, Martino & Chopin 2009 (nested Laplace approximations).
     """
 
     coordinate: int = eqx.field(static=True)
     outer: LogLinear
-    knots: Array
-    coefficients: Array
-    lower: Array
-    log_diagonal: Array
+    knots: Float[Array, "knots"]
+    coefficients: Float[Array, "4 knots-1 rest"]
+    lower: Float[Array, "knots rest rest"]
+    log_diagonal: Float[Array, "knots rest"]
     reparameterised: ClassVar[bool] = False
 
     @classmethod
     def through(
         cls,
         coordinate: int,
-        knots: np.ndarray,
-        profile: np.ndarray,
-        means: np.ndarray,
-        roots: np.ndarray,
+        knots: Float[np.ndarray, "knots"],
+        profile: Float[np.ndarray, "knots"],
+        means: Float[np.ndarray, "knots rest"],
+        roots: Float[np.ndarray, "knots rest m"],
     ) -> "NestedGaussian":
-        """From Gaussians N(means[k], roots[k] roots[k]') fitted at `t = knots[k]` (ascending, at
-        least four).
+        """From Gaussians N(means[k], roots[k] roots[k]') fitted at t = knots[k].
 
-        `profile [K]`: log density of t at the knots, up to a constant (the ELBO of the conditional
-        fit).
+        Four knots at least, ascending. `profile`: log density of t at the knots, up to a constant
+        (the ELBO of the conditional fit).
         """
         import scipy.interpolate as si  # half a second of import that few fits need
 
@@ -71,6 +70,8 @@ class NestedGaussian(AbstractFamily):
             np.concatenate([np.linspace(a, b, _REFINE + 1) for a, b in itertools.pairwise(knots)])
         )
         outer = LogLinear.through(fine, si.CubicSpline(knots, profile)(fine))
+        # Interpolation wants roots that change smoothly with t: Cholesky factors, which are unique.
+        # By a QR, because the covariance itself has the square of the root's condition number.
         cholesky = np.stack([np.linalg.qr(root.T)[1].T for root in roots])
         sign = np.sign(np.einsum("kii->ki", cholesky))
         cholesky = cholesky * sign[:, None, :]
@@ -88,7 +89,7 @@ class NestedGaussian(AbstractFamily):
     def dim(self) -> int:
         return self.lower.shape[-1] + 1
 
-    def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
+    def _sample(self, key: jax.Array, x: PyTree = None) -> Float[Array, "dim"]:
         outer, inner = jr.split(key)
         t = self.outer.inverse_cdf(jr.uniform(outer, dtype=self.dtype), jnp)
         mean, lower, log_diagonal = self._conditional(t)
@@ -96,7 +97,8 @@ class NestedGaussian(AbstractFamily):
         rest = mean + lower @ noise + jnp.exp(log_diagonal) * noise
         return jnp.insert(rest, self.coordinate, t)
 
-    def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
+    def _log_prob(self, z: Float[Array, "dim"], x: PyTree = None) -> Float[Array, ""]:
+        # One index is unique: without this word `delete` sorts at run time.
         t, rest = z[self.coordinate], jnp.delete(z, self.coordinate, assume_unique_indices=True)
         mean, lower, log_diagonal = self._conditional(t)
         noise = jsl.solve_triangular(
@@ -107,7 +109,9 @@ class NestedGaussian(AbstractFamily):
         )
         return self.outer.log_prob(t, jnp) + normal
 
-    def _conditional(self, t: Array) -> tuple[Array, Array, Array]:
+    def _conditional(
+        self, t: Float[Array, ""]
+    ) -> tuple[Float[Array, "rest"], Float[Array, "rest rest"], Float[Array, "rest"]]:
         """Mean, strictly lower root and log diagonal of the rest given t."""
         cell, weight = self._position(t, jnp)
         mean = self._mean(t, cell, jnp)
@@ -118,7 +122,9 @@ class NestedGaussian(AbstractFamily):
             (1 - weight) * self.log_diagonal[cell] + weight * self.log_diagonal[cell + 1],
         )
 
-    def _position(self, t, xp):
+    def _position(
+        self, t: Float[Array, "*batch"], xp: ModuleType
+    ) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
         """The interval of knots that t lies in and its place there.
 
         Beyond the ends the end's values hold.
@@ -127,7 +133,9 @@ class NestedGaussian(AbstractFamily):
         place = (t - self.knots[cell]) / (self.knots[cell + 1] - self.knots[cell])
         return cell, xp.clip(place, 0.0, 1.0)
 
-    def _mean(self, t, cell, xp):
+    def _mean(
+        self, t: Float[Array, "*batch"], cell: Int[Array, "*batch"], xp: ModuleType
+    ) -> Float[Array, "*batch rest"]:
         """The spline inside the knots, its tangent outside."""
         inside = xp.clip(t, self.knots[0], self.knots[-1])
         s = (inside - self.knots[cell])[..., None]
@@ -136,17 +144,13 @@ class NestedGaussian(AbstractFamily):
             ((a * s + b) * s + c) * s + d + (t - inside)[..., None] * ((3 * a * s + 2 * b) * s + c)
         )
 
-    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+    @on_one_thread
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
         t, rest = z[:, self.coordinate], np.delete(z, self.coordinate, axis=1)
-        cell, weight = self._position(t, np)
-        log_diagonal = (1 - weight)[:, None] * self.log_diagonal[cell] + weight[
-            :, None
-        ] * self.log_diagonal[cell + 1]
-        moved, noise, rows = (
-            rest - self._mean(t, cell, np),
-            np.empty_like(rest),
-            max(1, _HOST_NUMBERS // self.dim**2),
-        )
+        cell, weight = map(np.asarray, self._position(t, np))
+        log_diagonal = self._log_diagonals(cell, weight)
+        moved, noise = rest - self._mean(t, cell, np), np.empty_like(rest)
+        rows = max(1, _HOST_NUMBERS // self.dim**2)
         for i in range(0, len(z), rows):
             part = slice(i, i + rows)
             w, k = weight[part, None, None], cell[part]
@@ -156,33 +160,46 @@ class NestedGaussian(AbstractFamily):
                 + np.exp(log_diagonal[part])[:, :, None] * np.eye(self.dim - 1)
             )
             noise[part] = np.linalg.solve(root, moved[part, :, None])[..., 0]
-        normal = (
-            -0.5 * np.sum(noise**2, axis=1)
-            - 0.5 * (self.dim - 1) * np.log(2 * np.pi)
-            - log_diagonal.sum(axis=1)
-        )
-        return self.outer.log_prob(t) + normal
+        return self._log_prob_of(t, noise, log_diagonal)
 
-    def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """Stratified in t, antithetic in the rest; no matrix per draw, only one product per knot."""
+    @on_one_thread
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+        """Stratified in t, antithetic in the rest; one matrix product per knot, none per draw."""
         normals = standard_normals(n, self.dim, key, "draw")
         half = -(-n // 2) if self.dim > 1 else n  # on the line nothing is left to mirror
         rng = host_rng(key, "strata")
         u = (rng.permutation(half) + rng.random(half)) / half
-        t = self.outer.inverse_cdf(np.concatenate([u, u])[:n])
+        t = np.asarray(self.outer.inverse_cdf(np.concatenate([u, u])[:n]))
         noise = np.delete(normals, self.coordinate, axis=1)
-        cell, weight = self._position(t, np)
-        log_diagonal = (1 - weight)[:, None] * self.log_diagonal[cell] + weight[
-            :, None
-        ] * self.log_diagonal[cell + 1]
+        cell, weight = map(np.asarray, self._position(t, np))
+        log_diagonal = self._log_diagonals(cell, weight)
         rest = self._mean(t, cell, np) + np.exp(log_diagonal) * noise
+        # The root at t is linear between those at two knots: all draws of an interval are
+        # multiplied by the same two matrices, and none has a matrix built for itself.
         for k in np.unique(cell):
             pick = cell == k
             rest[pick] += (1 - weight[pick])[:, None] * (noise[pick] @ self.lower[k].T)
             rest[pick] += weight[pick][:, None] * (noise[pick] @ self.lower[k + 1].T)
+        z = np.insert(rest, self.coordinate, t, axis=1)
+        return z, self._log_prob_of(t, noise, log_diagonal)
+
+    def _log_diagonals(
+        self, cell: Int[np.ndarray, " n"], weight: Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n rest"]:
+        """Log of the diagonal of C at places in intervals between knots."""
+        low, high = self.log_diagonal[cell], self.log_diagonal[cell + 1]
+        return np.asarray((1 - weight)[:, None] * low + weight[:, None] * high)
+
+    def _log_prob_of(
+        self,
+        t: Float[np.ndarray, " n"],
+        noise: Float[np.ndarray, "n rest"],
+        log_diagonal: Float[np.ndarray, "n rest"],
+    ) -> Float[np.ndarray, " n"]:
+        """Log density of the draws that t and `noise` make."""
         normal = (
             -0.5 * np.sum(noise**2, axis=1)
             - 0.5 * (self.dim - 1) * np.log(2 * np.pi)
             - log_diagonal.sum(axis=1)
         )
-        return np.insert(rest, self.coordinate, t, axis=1), self.outer.log_prob(t) + normal
+        return np.asarray(self.outer.log_prob(t)) + normal

@@ -1,8 +1,6 @@
-"""A Gaussian whose mean and covariance depend on two coordinates.
+"""A Gaussian whose mean and covariance depend on two coordinates, such as two log scales."""
 
-For models with two scales that matter.
-"""
-
+from types import ModuleType
 from typing import ClassVar
 
 import equinox as eqx
@@ -11,67 +9,68 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.linalg as jsl
 import numpy as np
+from jaxtyping import Float, Int
 
 from .._numerics import host_rng
-from .._types import Array, Key, PyTree
-from .base import AbstractFamily, standard_normals
+from .._types import Array, Key, PyTree, Scalar
+from .base import AbstractFamily, on_one_thread, standard_normals
 from .bilinear import Bilinear, interpolate, locate
 
-_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host
+_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host: 32 MB
 
 
 class NestedGaussianPair(AbstractFamily):
-    """q(z) = q(t) N(rest.
+    """q(z) = q(t) N(rest; m(t), C(t) C(t)'), t = z[coordinates] = centre + axes y.
 
-    M(t), C(t) C(t)'), t = z[coordinates] = centre + axes y: closed form, with exact draws.
-
-    Knots lie on a regular lattice of y. Between them the mean follows a cubic spline, C(t) is
-    bilinear (its diagonal on the log scale), and q(y) is bilinear on a finer lattice, zero outside
-    it. The same as a `NestedGaussian`, whose one coordinate is cheaper to fit. Not above some 40
-    dimensions, where the fits at some 60 knots cost too much.
+    In closed form, with exact draws. Knots lie on a regular lattice of y. Between them the mean
+    follows a cubic spline, C(t) is bilinear (its diagonal on the log scale), and q(y) is bilinear
+    on a finer lattice, zero outside it. The same as a `NestedGaussian`, whose one coordinate is
+    cheaper to fit. Not above some 40 dimensions, where the fits at some 60 knots cost too much.
 
     Attributes:
         coordinates: indices of t among the `dim` coordinates.
-        centre, axes: `[2]` and lower triangular `[2, 2]`.
+        centre: t at y = 0.
+        axes: lower triangular.
         outer: the density of y.
-        origin, step: the knots are y = origin + step (i, j).
-        means: `[N, M, dim - 2]` on the finer lattice of `outer`.
-        lower: `[n, m, dim - 2, dim - 2]`, strictly lower part of C at the knots.
-        log_diagonal: `[n, m, dim - 2]`.
+        origin: y at the first knot.
+        step: the knots are y = origin + step (i, j).
+        means: m at the nodes of `outer`, a finer lattice.
+        lower: the part of C below its diagonal, at the knots.
+        log_diagonal: log of the diagonal of C at the knots.
 
     Source: Rue, Martino & Chopin 2009, section 3.1 (a grid over standardised hyperparameters).
     """
 
     coordinates: tuple[int, int] = eqx.field(static=True)
-    centre: Array
-    axes: Array
+    centre: Float[Array, "2"]
+    axes: Float[Array, "2 2"]
     outer: Bilinear
-    origin: Array
-    step: Array
-    means: Array
-    lower: Array
-    log_diagonal: Array
+    origin: Float[Array, "2"]
+    step: Float[Array, ""]
+    means: Float[Array, "fine_rows fine_columns rest"]
+    lower: Float[Array, "rows columns rest rest"]
+    log_diagonal: Float[Array, "rows columns rest"]
     reparameterised: ClassVar[bool] = False
 
     @classmethod
     def through(
         cls,
         coordinates: tuple[int, int],
-        centre: np.ndarray,
-        axes: np.ndarray,
-        origin: np.ndarray,
-        step: float,
-        profile: np.ndarray,
-        means: np.ndarray,
-        roots: np.ndarray,
+        centre: Float[np.ndarray, "2"],
+        axes: Float[np.ndarray, "2 2"],
+        origin: Float[np.ndarray, "2"],
+        step: Scalar,
+        profile: Float[np.ndarray, "rows columns"],
+        means: Float[np.ndarray, "rows columns rest"],
+        roots: Float[np.ndarray, "rows columns rest m"],
         *,
         refine: int = 8,
     ) -> "NestedGaussianPair":
-        """From Gaussians N(means[i, j], roots[i, j] roots[i, j]') fitted at y = origin + step (i,
-        j), 4 x 4 or more.
+        """From Gaussians N(means[i, j], roots[i, j] roots[i, j]') fitted at the knots.
 
-        `profile [n, m]`: log density of t at the knots, up to a constant (the ELBO of the
-        conditional fit). `refine`: cells of q(y) and of the mean between knots.
+        The knots are y = origin + step (i, j), 4 x 4 or more. `profile`: log density of t at the
+        knots, up to a constant (the ELBO of the conditional fit). `refine`: cells of q(y) and of
+        the mean between knots.
         """
         import scipy.interpolate as si  # half a second of import that few fits need
 
@@ -83,9 +82,10 @@ class NestedGaussianPair(AbstractFamily):
             axis=-1,
         )
         at_knots = np.concatenate([profile[..., None], means], axis=-1)
-        smooth = si.RegularGridInterpolator((np.arange(n), np.arange(m)), at_knots, method="cubic")(
-            fine
-        )
+        knots = (np.arange(n), np.arange(m))
+        smooth = si.RegularGridInterpolator(knots, at_knots, method="cubic")(fine)
+        # Interpolation wants roots that change smoothly with y: Cholesky factors, which are unique.
+        # By a QR, because the covariance itself has the square of the root's condition number.
         cholesky = np.swapaxes(np.linalg.qr(np.swapaxes(roots, -1, -2))[1], -1, -2)
         cholesky = cholesky * np.sign(np.einsum("ijkk->ijk", cholesky))[..., None, :]
         return cls(
@@ -105,23 +105,20 @@ class NestedGaussianPair(AbstractFamily):
         return self.lower.shape[-1] + 2
 
     @property
-    def rest(self) -> np.ndarray:
-        """Indices of the other coordinates, `[dim - 2]`."""
+    def rest(self) -> Int[np.ndarray, "rest"]:
+        """Indices of the other coordinates."""
         return np.delete(np.arange(self.dim), self.coordinates)
 
-    def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
+    def _sample(self, key: jax.Array, x: PyTree = None) -> Float[Array, "dim"]:
         outer, inner = jr.split(key)
         y = self.outer.inverse_cdf(jr.uniform(outer, (3,), dtype=self.dtype), jnp)
         mean, lower, log_diagonal = self._conditional(y, jnp)
         noise = jr.normal(inner, (self.dim - 2,), dtype=self.dtype)
-        z = (
-            jnp.zeros(self.dim, self.dtype)
-            .at[self.rest]
-            .set(mean + lower @ noise + jnp.exp(log_diagonal) * noise)
-        )
+        rest = mean + lower @ noise + jnp.exp(log_diagonal) * noise
+        z = jnp.zeros(self.dim, self.dtype).at[self.rest].set(rest)
         return z.at[np.array(self.coordinates)].set(self.centre + self.axes @ y)
 
-    def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
+    def _log_prob(self, z: Float[Array, "dim"], x: PyTree = None) -> Float[Array, ""]:
         y = jsl.solve_triangular(self.axes, z[np.array(self.coordinates)] - self.centre, lower=True)
         mean, lower, log_diagonal = self._conditional(y, jnp)
         noise = jsl.solve_triangular(
@@ -129,7 +126,8 @@ class NestedGaussianPair(AbstractFamily):
         )
         return self._log_of(y, noise, log_diagonal, jnp)
 
-    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+    @on_one_thread
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
         y = np.linalg.solve(self.axes, (z[:, self.coordinates] - self.centre).T).T
         log_q = np.empty(len(z))
         for part in self._blocks(len(z)):
@@ -139,19 +137,14 @@ class NestedGaussianPair(AbstractFamily):
             log_q[part] = self._log_of(y[part], noise, log_diagonal, np)
         return log_q
 
-    def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
+    @on_one_thread
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
         """Stratified over the cells of the outer density, antithetic in the rest."""
         noise = standard_normals(n, self.dim, key, "draw")[:, : self.dim - 2]
         # in the plane nothing is left to mirror
         count, rng = (-(-n // 2) if self.dim > 2 else n), host_rng(key, "strata")
-        u = np.stack(
-            [
-                (rng.permutation(count) + rng.random(count)) / count,
-                rng.random(count),
-                rng.random(count),
-            ],
-            axis=1,
-        )
+        cells = (rng.permutation(count) + rng.random(count)) / count
+        u = np.stack([cells, rng.random(count), rng.random(count)], axis=1)
         y = self.outer.inverse_cdf(np.concatenate([u, u])[:n])
         z, log_q = np.empty((n, self.dim)), np.empty(n)
         z[:, self.coordinates] = self.centre + y @ self.axes.T
@@ -167,7 +160,11 @@ class NestedGaussianPair(AbstractFamily):
         rows = max(1, _HOST_NUMBERS // self.dim**2)
         return [slice(i, i + rows) for i in range(0, n, rows)]
 
-    def _conditional(self, y, xp):
+    def _conditional(
+        self, y: Float[Array, "*batch 2"], xp: ModuleType
+    ) -> tuple[
+        Float[Array, "*batch rest"], Float[Array, "*batch rest rest"], Float[Array, "*batch rest"]
+    ]:
         """Mean, strictly lower root and log diagonal of the rest at y.
 
         Beyond the lattice those of its edge.
@@ -182,7 +179,13 @@ class NestedGaussianPair(AbstractFamily):
             interpolate(self.log_diagonal, cell, place),
         )
 
-    def _log_of(self, y, noise, log_diagonal, xp):
+    def _log_of(
+        self,
+        y: Float[Array, "*batch 2"],
+        noise: Float[Array, "*batch rest"],
+        log_diagonal: Float[Array, "*batch rest"],
+        xp: ModuleType,
+    ) -> Float[Array, "*batch"]:
         normal = (
             -0.5 * xp.sum(noise**2, axis=-1)
             - 0.5 * (self.dim - 2) * np.log(2 * np.pi)

@@ -1,10 +1,6 @@
-"""Student's t in many dimensions.
-
-A Gaussian with heavy tails, its degrees of freedom learnt with the rest.
-"""
+"""Student's t in many dimensions: a Gaussian with heavy tails."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,20 +12,24 @@ import scipy.special
 import scipy.stats
 from jaxtyping import Float
 
-from .._numerics import host_rng, scoped
-from .._types import Array, Key, PyTree
-from .base import AbstractFamily, Nats, standard_normals
-from .scales import AbstractScale, Diagonal, Full, as_floating, namespace
+from .._numerics import host_rng, namespace, scoped
+from .._types import Array, Key, PyTree, Scalar, Validated
+from .base import AbstractFamily, on_one_thread, standard_normals
+from .gaussian import Gaussian
+from .scales import AbstractScale, Diagonal, Full, as_floating
 
+# Exact to rounding for every shape from 0.05 (df = 0.1) up, where six do; one is to spare.
 _NEWTON_STEPS = 7
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # of a logarithm: by how much a step that has arrived may leave its bracket
 _WIDEST = 80.0  # log of how far below its mean a gamma variate is looked for
-_START = 10.0  # degrees of freedom
+_START = 10.0  # degrees of freedom: tails that are visibly heavy, with four moments
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: Validated[Scalar, "nobody: placeholders pass"]) -> Validated[Array, "nobody"]:
     """A 0-d array: NumPy's own scalars count as Python floats, which nothing moves to a device."""
-    return np.asarray(value, np.float64) if isinstance(value, (int, float, np.generic)) else value
+    if isinstance(value, (int, float, np.generic)):
+        return np.asarray(value, np.float64)
+    return value
 
 
 class StudentT(AbstractFamily):
@@ -50,17 +50,17 @@ class StudentT(AbstractFamily):
     reparameterisation).
 
     Attributes:
-        loc: `[d]`, the centre; the mean where df > 1.
+        loc: the centre; the mean where df > 1.
         shape: a square root of the scale matrix; the covariance is df / (df - 2) times its square
             where df > 2.
         log_df: log of the degrees of freedom.
     """
 
-    loc: Float[Array, " d"] = eqx.field(converter=as_floating)
+    loc: Float[Array, "dim"] = eqx.field(converter=as_floating)
     shape: AbstractScale
     log_df: Float[Array, ""] = eqx.field(converter=_scalar)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if np.shape(self.loc) != (self.shape.dim,):
             raise ValueError(
                 f"StudentT: `loc` must have shape [{self.shape.dim}] as its `shape` has, got"
@@ -78,7 +78,7 @@ class StudentT(AbstractFamily):
         return StudentT(np.zeros(dim), Diagonal(np.zeros(dim)), np.log(_positive(df)))
 
     @staticmethod
-    def around(q: Any, df: float = _START) -> "StudentT":
+    def around(q: Gaussian, df: float = _START) -> "StudentT":
         """The mean and the scale of a Gaussian, with heavier tails."""
         return StudentT(q.mean, q.scale, np.log(_positive(df)))
 
@@ -93,45 +93,48 @@ class StudentT(AbstractFamily):
 
     @property
     @scoped
-    def df(self) -> Array:
+    def df(self) -> Float[Array, ""]:
         """Degrees of freedom."""
         return namespace(self.log_df).exp(self.log_df)
 
     @property
     @scoped
-    def mean(self) -> Array:
+    def mean(self) -> Float[Array, "dim"]:
         """`loc` where df > 1, else NaN."""
         return namespace(self.loc).where(self.df > 1, self.loc, np.nan)
 
     @property
     @scoped
-    def sd(self) -> Array:
-        """Marginal standard deviations, `[d]`; infinite where df <= 2."""
+    def sd(self) -> Float[Array, "dim"]:
+        """Marginal standard deviations; infinite where df <= 2."""
         xp = namespace(self.loc)
         widen = xp.where(self.df > 2, self.df / xp.where(self.df > 2, self.df - 2, 1.0), np.inf)
         return xp.sqrt(widen) * self.shape.sd
 
     @scoped
-    def entropy(self) -> Nats:
-        """Exact, nats: the constant of the density plus (df + d)/2 (psi((df + d)/2) - psi(df/2))."""
+    def entropy(self) -> Scalar:
+        """Exact, nats.
+
+        Less the constant of the log density it is (df + dim)/2 (psi((df + dim)/2) - psi(df/2)).
+        """
         psi = scipy.special.digamma if namespace(self.log_df) is np else jsp.digamma
         half, both = 0.5 * self.df, 0.5 * (self.df + self.dim)
-        return -self._log_constant() + both * (psi(both) - psi(half))
+        constant = self._log_constant(self.shape.half_log_det())
+        return -constant + both * (psi(both) - psi(half))
 
     def retract(self, step: "StudentT") -> "StudentT":
         """The Gaussian's retraction of centre and scale; log df moves by the step."""
         loc = self.loc + self.shape.unwhiten(step.loc)
         return StudentT(loc, self.shape.retract(step.shape), self.log_df + step.log_df)
 
-    def monitored(self) -> tuple[Array, Array]:
-        """Centres and scales in units of the scales, and 1 / df in units of itself, or of 0.1 where
-        it is smaller.
-        """
+    def monitored(self) -> tuple[Float[Array, "groups m"], Float[Array, "groups m"]]:
+        """Centres and scales in units of the scales, 1 / df in units of itself or of 0.1."""
         xp, sd = namespace(self.loc), self.shape.sd
         tail = xp.broadcast_to(xp.exp(-self.log_df), sd.shape)
         return xp.stack([self.loc, sd, tail]), xp.stack([sd, sd, xp.maximum(tail, 0.1)])
 
-    def draw(self, n: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
+    @on_one_thread
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
         """`n` draws in mirrored pairs, as far out as each other, and log densities.
 
         Nothing to compile.
@@ -144,13 +147,14 @@ class StudentT(AbstractFamily):
         )
         reach = np.sqrt(q.df / scipy.stats.chi2.ppf(np.concatenate([uniform, uniform])[:n], q.df))
         delta = q.shape.displace(normals) * reach[:, None]
-        return q.loc + delta, q._log_of(q.shape.quadratic(delta))
+        return np.asarray(q.loc + delta), np.asarray(q._log_prob_of(delta))
 
-    def log_prob_on_host(self, z: np.ndarray) -> np.ndarray:
+    @on_one_thread
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
         q = self.on_host()
-        return q._log_of(q.shape.quadratic(z - q.loc))
+        return np.asarray(q._log_prob_of(z - q.loc))
 
-    def _sample(self, key: jax.Array, x: PyTree = None) -> Any:
+    def _sample(self, key: jax.Array, x: PyTree = None) -> Float[Array, "dim"]:
         # JAX's own gamma draws are differentiated implicitly too; their rejections make them no
         # smooth function of noise
         normal, far = jr.split(key)
@@ -160,19 +164,23 @@ class StudentT(AbstractFamily):
             half / jr.gamma(far, half, dtype=self.dtype)
         )
 
-    def _from_noise(self, noise: Array, x: PyTree = None) -> Array:
+    def _from_noise(self, noise: Float[Array, "noise"], x: PyTree = None) -> Float[Array, "dim"]:
         half = 0.5 * jnp.exp(self.log_df)
         reach = jnp.sqrt(half / gamma_of_normal(half, noise[-1]))
         return self.loc + self.shape.displace(noise[:-1]) * reach
 
-    def _log_prob(self, z: Array, x: PyTree = None) -> Any:
-        return self._log_of(self.shape.quadratic(z - self.loc))
+    def _log_prob(self, z: Float[Array, "dim"], x: PyTree = None) -> Float[Array, ""]:
+        return self._log_prob_of(z - self.loc)
 
-    def _log_of(self, quadratic: Any) -> Any:
+    def _log_prob_of(self, delta: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
+        """Log density at loc + delta."""
         xp, df = namespace(self.log_df), namespace(self.log_df).exp(self.log_df)
-        return self._log_constant() - 0.5 * (df + self.dim) * xp.log1p(quadratic / df)
+        half_log_det, quadratic = self.shape.half_log_det_and_quadratic(delta)
+        constant = self._log_constant(half_log_det)
+        return constant - 0.5 * (df + self.dim) * xp.log1p(quadratic / df)
 
-    def _log_constant(self) -> Any:
+    def _log_constant(self, half_log_det: Scalar) -> Scalar:
+        """Log density at the centre."""
         xp, dim = namespace(self.log_df), self.dim
         gammaln = scipy.special.gammaln if xp is np else jsp.gammaln
         df = xp.exp(self.log_df)
@@ -181,13 +189,14 @@ class StudentT(AbstractFamily):
             - gammaln(0.5 * df)
             - 0.5 * dim * (self.log_df + math.log(math.pi))
         )
-        return constant - self.shape.half_log_det()
+        return constant - half_log_det
 
 
 @jax.custom_jvp
-def gamma_of_normal(a: jax.Array, noise: jax.Array) -> jax.Array:
-    """The g with P(Gamma(a, 1) <= g) = Phi(noise): a gamma variate as a smooth function of a normal
-    one.
+def gamma_of_normal(
+    a: Float[Array, "*shape"], noise: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """The g with P(Gamma(a, 1) <= g) = Phi(noise): a gamma variate, smooth in a normal one.
 
     By Newton steps in log g on the log of whichever tail is the smaller, so that both ends keep
     their digits, from Wilson & Hilferty's cube; a step that leaves the bracket halves it instead.
@@ -195,7 +204,7 @@ def gamma_of_normal(a: jax.Array, noise: jax.Array) -> jax.Array:
     lower = noise < 0
     log_tail = jsp.log_ndtr(-jnp.abs(noise))
 
-    def refine(_, state):
+    def refine(_: int | jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, middle = state
         g = jnp.exp(middle)
         log_here = jnp.log(jnp.where(lower, jsp.gammainc(a, g), jsp.gammaincc(a, g)))
@@ -221,12 +230,15 @@ def gamma_of_normal(a: jax.Array, noise: jax.Array) -> jax.Array:
 
 
 @gamma_of_normal.defjvp
-def _implicit(primals, tangents):
+def _implicit(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[Array, jax.Array]:
     """dg/da = -(dF/da)/(dF/dg), dg/dnoise = phi(noise) / (dF/dg)."""
     a, noise = primals
     g = gamma_of_normal(a, noise)
     log_density = (a - 1.0) * jnp.log(g) - g - jsp.gammaln(a)
     in_noise = jnp.exp(-0.5 * noise**2 - 0.5 * math.log(2 * math.pi) - log_density)
+    # JAX's stub asks for a dtype that the function itself works out.
     in_a = jax.lax.random_gamma_grad(*jnp.broadcast_arrays(a, g))  # pyright: ignore[reportCallIssue]
     return g, in_a * tangents[0] + in_noise * tangents[1]
 

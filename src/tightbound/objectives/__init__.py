@@ -2,10 +2,10 @@
 
 from .base import AbstractObjective as AbstractObjective
 from .base import Draws as Draws
-from .base import KnownGaussian as KnownGaussian
 from .base import Source as Source
 from .classic import ELBO as ELBO
 from .classic import IWELBO as IWELBO
+from .closed_forms import KnownGaussian as KnownGaussian
 from .fisher import Fisher as Fisher
 from .forward_kl import ForwardKL as ForwardKL
 from .forward_kl import SoftmaxWeighted as SoftmaxWeighted
@@ -13,3 +13,19 @@ from .inclusive import WakePhase as WakePhase
 from .renyi import VRIWAE as VRIWAE
 from .renyi import ChiUpper as ChiUpper
 from .renyi import Renyi as Renyi
+
+__all__ = [
+    "ELBO",
+    "IWELBO",
+    "VRIWAE",
+    "AbstractObjective",
+    "ChiUpper",
+    "Draws",
+    "Fisher",
+    "ForwardKL",
+    "KnownGaussian",
+    "Renyi",
+    "SoftmaxWeighted",
+    "Source",
+    "WakePhase",
+]

@@ -3,13 +3,15 @@
 import abc
 import enum
 import math
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from ..families.base import AbstractFamily, Nats
+from .._types import Array, Scalar
+from ..families.base import AbstractFamily
 from ..targets.base import AbstractTarget
 
 
@@ -22,73 +24,69 @@ class Source(enum.Enum):
 
 
 class Draws(eqx.Module):
-    """What a batch of K draws carries; an objective states which fields it needs.
+    """What a batch of `n` draws carries; an objective states which fields it needs.
 
-    Shapes: `log_p`, `log_q` `[K]` in nats; `score_p`, `score_q` `[K, dim]` are gradients in z.
-    Fields that nobody asked for are None. `log_weights` `[terms]` are those of a quadrature rule or
-    of an enumeration, one per group of draws, their exponentials summing to 1; None where all
-    groups count alike.
+    Fields that nobody asked for are None.
+
+    Attributes:
+        log_p: log density of the target, nats.
+        log_q: log density of q, nats.
+        score_p: gradient of log p in z.
+        score_q: gradient of log q in z.
+        log_weights: those of a quadrature rule or of an enumeration, one for each group of draws,
+            their exponentials summing to 1; None where all groups count alike.
     """
 
-    log_p: jax.Array | None
-    log_q: jax.Array
-    score_p: jax.Array | None = None
-    score_q: jax.Array | None = None
-    log_weights: jax.Array | None = None
+    log_p: Float[Array, " n"] | None
+    log_q: Float[Array, " n"]
+    score_p: Float[Array, "n dim"] | None = None
+    score_q: Float[Array, "n dim"] | None = None
+    log_weights: Float[Array, " terms"] | None = None
 
-    def average(self, terms: jax.Array) -> jax.Array:
-        """The mean of one number per group of draws, `[terms]`, weighted where the draws are."""
+    def average(self, terms: Float[Array, " terms"]) -> Float[Array, ""]:
+        """The mean of one number for each group of draws, weighted where the draws are."""
         return (
             jnp.mean(terms)
             if self.log_weights is None
             else jnp.sum(jnp.exp(self.log_weights) * terms)
         )
 
-    def log_average(self, log_terms: jax.Array) -> jax.Array:
+    def log_average(self, log_terms: Float[Array, " terms"]) -> Float[Array, ""]:
         """The log of the average of exp(log_terms), safe for any finite input."""
         if self.log_weights is None:
             return jax.nn.logsumexp(log_terms) - math.log(log_terms.shape[0])
         return jax.nn.logsumexp(log_terms + self.log_weights)
 
     @property
-    def log_w(self) -> jax.Array:
-        """Log importance weights log p - log q, `[K]`."""
+    def log_w(self) -> Float[Array, " n"]:
+        """Log importance weights log p - log q."""
         assert self.log_p is not None
         return self.log_p - self.log_q
 
 
-@runtime_checkable
-class KnownGaussian(Protocol):
-    """A target whose density is exp(log_evidence) times a Gaussian's: what closed forms are taken
-    against.
-
-    `gaussian` is that normalised Gaussian (a tb.families.Gaussian); a target that merely knows its
-    moments has no such attribute.
-    """
-
-    @property
-    def gaussian(self) -> Any: ...
-
-    @property
-    def log_evidence(self) -> Any: ...
-
-
 class AbstractObjective(eqx.Module):
-    """A measure of closeness between q and the target, as a loss over draws (smaller is better, in
-    nats).
+    """A measure of closeness between q and the target: a loss over draws in nats, to be minimised.
 
-    `drawn_from`: the distribution that the expectation is under. `needs`: the fields of Draws that
-    `loss` reads. `averages`: whether the loss of many draws is the average of the losses of their
-    groups, hence an expectation that can be estimated without bias; where it is a function of
-    averages (a logarithm, a ratio) it has a bias of order 1/K.
+    `drawn_from`: the distribution that the expectation is under. `is_elbo`: whether it is the ELBO
+    itself, which solvers with an exact or deterministic rule maximise. `needs`: the fields of Draws
+    that `loss` reads. `averages`: whether the loss of many draws is the average of the losses of
+    their groups, hence an expectation that can be estimated without bias; where it is a function of
+    averages (a logarithm, a ratio) it has a bias of order 1/n.
 
     Adding c to log_q moves `loss` by a fixed multiple of c: 1 for bounds on the evidence, 0 for
     what is free of scale.
     """
 
-    drawn_from: eqx.AbstractClassVar[Source]
+    # Equinox refuses to make an objective whose class has no `drawn_from`, and names the omission.
+    # Type checkers take AbstractClassVar for a variable of the instance, which no variable of a
+    # class may override; so they are shown a plain ClassVar.
+    if TYPE_CHECKING:
+        drawn_from: ClassVar[Source]
+    else:
+        drawn_from: eqx.AbstractClassVar[Source]
     needs: ClassVar[tuple[str, ...]] = ("log_p", "log_q")
     averages: ClassVar[bool] = True
+    is_elbo: ClassVar[bool] = False
 
     @property
     def group(self) -> int:
@@ -99,16 +97,13 @@ class AbstractObjective(eqx.Module):
         return 1
 
     @abc.abstractmethod
-    def loss(self, draws: Draws) -> jax.Array:
-        """The loss estimated from K draws.
+    def loss(self, draws: Draws) -> Float[Array, ""]:
+        """The loss estimated from the draws, differentiable in everything that `draws` holds."""
 
-        A scalar in nats, differentiable in everything that `draws` holds.
-        """
+    def exact(self, target: AbstractTarget, q: AbstractFamily) -> Scalar | None:
+        """The loss without Monte Carlo error; None where there is no closed form.
 
-    def exact(self, target: AbstractTarget, q: AbstractFamily) -> Nats | None:
-        """The loss without Monte Carlo error where it has a closed form (Gaussian q and target),
-        else None.
-
-        This is the oracle that the batteries test estimators against.
+        By default None. Some objectives have one for a Gaussian q and a Gaussian target; the
+        batteries test estimators against it.
         """
         return None

@@ -5,42 +5,47 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax
+from jaxtyping import Float
 
-from ..families.base import AbstractFamily, Nats
-from ..families.gaussian import Gaussian, kl
+from .._types import Array, Scalar
+from ..families.base import AbstractFamily
+from ..families.gaussian import kl
 from ..targets.base import AbstractTarget
-from .base import AbstractObjective, Draws, KnownGaussian, Source
+from .base import AbstractObjective, Draws, Source
+from .closed_forms import gaussian_pair
 
 
 class ELBO(AbstractObjective):
-    """KL(q || posterior) up to a constant: loss = -E_q[log p - log q] = KL(q || posterior) - log Z,
-    nats.
+    """loss = -E_q[log p - log q] = KL(q || posterior) - log Z, nats.
 
-    Easy to optimise and never above the evidence. Not for judging tails: it forgives a q that is
-    too narrow, and with several modes it is content with one.
+    Easy to optimise, and its negative is never above the log evidence. Not for judging tails: a q
+    that is too narrow loses little in it, and where the posterior has several modes a q on one of
+    them is an optimum.
 
     Source: Blei, Kucukelbir & McAuliffe 2017, eq. 13.
     """
 
+    is_elbo: ClassVar[bool] = True
     drawn_from: ClassVar[Source] = Source.q
 
-    def loss(self, draws: Draws) -> jax.Array:
+    def loss(self, draws: Draws) -> Float[Array, ""]:
         return -draws.average(draws.log_w)
 
-    def exact(self, target: AbstractTarget, q: AbstractFamily) -> Nats | None:
-        if not (isinstance(target, KnownGaussian) and isinstance(q, Gaussian)):
+    def exact(self, target: AbstractTarget, q: AbstractFamily) -> Scalar | None:
+        pair = gaussian_pair(target, q)
+        if pair is None:
             return None
-        return kl(q, target.gaussian) - target.log_evidence
+        posterior, q, log_evidence = pair
+        return kl(q, posterior) - log_evidence
 
 
 class IWELBO(AbstractObjective):
-    """The importance-weighted bound: loss = -E log (1/k) sum of w_i over k draws of q, w = p / q,
-    nats.
+    """The importance-weighted bound: loss = -E log (1/k) sum of w_i, nats.
 
-    k = 1 is the ELBO; the bound rises to log Z with k. Use it to bound the evidence, or to fit a q
-    that will be corrected by importance weights. Not for summaries read from q itself: with growing
-    k the optimum is a q that is too wide, and the signal-to-noise ratio of pathwise gradients falls
-    like 1 / sqrt(k) (Rainforth et al. 2018).
+    The sum is over k draws of q, w = p / q. k = 1 is the ELBO; the bound rises to log Z with k. Use
+    it to bound the evidence, or to fit a q that will be corrected by importance weights. Not for
+    summaries read from q itself: with growing k the optimum is a q that is too wide, and the
+    signal-to-noise ratio of pathwise gradients falls like 1 / sqrt(k) (Rainforth et al. 2018).
 
     The draws are taken in groups of k, in order.
 
@@ -53,7 +58,7 @@ class IWELBO(AbstractObjective):
     k: int = eqx.field(static=True)
     drawn_from: ClassVar[Source] = Source.q
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"IWELBO: `k` must be at least 1, got {self.k}.")
 
@@ -61,15 +66,17 @@ class IWELBO(AbstractObjective):
     def group(self) -> int:
         return self.k
 
-    def loss(self, draws: Draws) -> jax.Array:
-        terms = jax.nn.logsumexp(
-            grouped(draws.log_w, self.k, f"IWELBO({self.k})"), axis=1
-        ) - math.log(self.k)
-        return -draws.average(terms)
+    def loss(self, draws: Draws) -> Float[Array, ""]:
+        groups = grouped(draws.log_w, self.k, f"IWELBO({self.k})")
+        return -draws.average(jax.nn.logsumexp(groups, axis=1) - math.log(self.k))
 
 
-def grouped(log_w: jax.Array, k: int, what: str) -> jax.Array:
-    """Consecutive groups of k draws, `[n / k, k]`."""
+def grouped(log_w: Float[Array, " n"], k: int, what: str) -> Float[Array, "terms k"]:
+    """Consecutive groups of k draws.
+
+    Raises:
+        ValueError: when the number of draws is no multiple of k; `what` says who needs it.
+    """
     if log_w.shape[0] % k:
         raise ValueError(
             f"{what}: the number of draws must be a multiple of {k}, got {log_w.shape[0]}."

@@ -5,7 +5,9 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from .._types import Array
 from .base import AbstractObjective, Draws, Source
 
 
@@ -14,7 +16,7 @@ class ForwardKL(AbstractObjective):
 
     Minimised by simulations alone: no likelihood, no prior density, no reparameterisation, and
     nuisance unknowns drop out. It covers mass where the ELBO seeks a mode. If -log q is convex in
-    what the network returns (the convex tier of `tb.amortised.heads`), the objective is convex in
+    what the network returns (the convex heads of `tb.amortised.heads`), the objective is convex in
     the network's function, and wide networks reach its minimum from any start
     (`docs/forward-kl.md`, with the conditions). The price is the average over p(x): at one observed
     x the answer is only as good as the network and the simulations around it. Also known as neural
@@ -26,18 +28,17 @@ class ForwardKL(AbstractObjective):
     drawn_from: ClassVar[Source] = Source.joint
     needs: ClassVar[tuple[str, ...]] = ("log_q",)
 
-    def loss(self, draws: Draws) -> jax.Array:
+    def loss(self, draws: Draws) -> Float[Array, ""]:
         return -jnp.mean(draws.log_q)
 
 
 class SoftmaxWeighted(AbstractObjective):
-    """-sum_k w_k log(p/q)_k, w = softmax(log p/q) over K draws, the gradient also through w.
+    """loss = -sum of w_i log(p/q)_i over k draws, w = softmax(log p/q). For comparisons only.
 
-    Not a bound: a competitor only.
-
-    What the public code of McNamara, Loper & Regier 2024 calls the ELBO. For K = 1 it is the ELBO.
-    As K grows it tends to -log Z - KL(p || q), which is *smaller* for a worse q, so its minimum is
-    not the posterior. Built to run the published comparison as it was run; use ELBO or IWELBO.
+    The gradient goes through w, too. This is what the public code of McNamara, Loper & Regier 2024
+    calls the ELBO, and it is here to repeat their comparison as they ran it. For k = 1 it is the
+    ELBO. With growing k it tends to -log Z - KL(p || q), which is *smaller* for a worse q: it is no
+    bound, and its minimum is not the posterior. Use ELBO or IWELBO.
 
     Attributes:
         k: draws per term.
@@ -46,7 +47,7 @@ class SoftmaxWeighted(AbstractObjective):
     k: int = eqx.field(default=100, static=True)
     drawn_from: ClassVar[Source] = Source.q
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"SoftmaxWeighted: `k` must be at least 1, got {self.k}.")
 
@@ -54,7 +55,7 @@ class SoftmaxWeighted(AbstractObjective):
     def group(self) -> int:
         return self.k
 
-    def loss(self, draws: Draws) -> jax.Array:
+    def loss(self, draws: Draws) -> Float[Array, ""]:
         log_w = draws.log_w.reshape((-1, self.k))
         return -jnp.mean(jnp.sum(jax.nn.softmax(log_w, axis=1) * log_w, axis=1))
 

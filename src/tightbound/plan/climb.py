@@ -1,470 +1,278 @@
-"""The ladder that `fit(target)` climbs until the certificate passes, or says plainly that it does
-not.
+"""The climb that `fit(target)` makes until the certificate passes, or says that it does not.
 
-Rungs: the Gaussian of `default.py`; a Student-t where its weights show heavy tails and nothing
-else; a Gaussian nested on the coordinate, or the two, that explain what it misses; other starts; a
-warped Gaussian or a Student-t; where the searches of the check find optima that q misses, a mixture
-over them. A rung replaces the one below only for a significant gain in the ELBO on fresh draws.
+The start is rung 0 and the Gaussian (or what the recipe begins with) the first. Above them, in this
+order: a Student-t where the weights show heavy tails and nothing else; a Gaussian nested on the
+coordinate, or the two, that explain what it misses; other starts; a warped Gaussian or a t; where
+the searches of the certificate find optima that q misses, a mixture over them. A rung replaces the
+one below only for a significant gain in the ELBO on fresh draws.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
-from typing import Any
+import functools
+from typing import TypedDict
 
 import numpy as np
+from jax.typing import DTypeLike
 
-from .._types import Budget
-from ..certify.certificate import certify, fresh_sample, judge, wants_more
-from ..certify.draws import FreshDraws
-from ..certify.finding import Certificate, Finding, Verdict
-from ..certify.findings.coverage import misses
-from ..families.gaussian import Gaussian
-from ..families.mixture import Mixture
-from ..families.student import StudentT
-from ..families.warped import Warped
-from ..loop import Run, Trace
-from ..results import Result
-from ..search.explained import Explained, explained
+from .._numerics import key_words, to_device, to_host
+from .._types import Budget, Key
+from ..account import CERTIFICATE, START, Account, BudgetSpent, Stage
+from ..certify.certificate import Certificate, certify, check, look_closer
+from ..certify.climbed import Climbed
+from ..certify.finding import Verdict
+from ..families.base import AbstractFamily
+from ..loop import Progress, Run, Trace, run
+from ..objectives.base import AbstractObjective
+from ..results import PairingError, Result
 from ..solvers.base import AbstractSolver
-from ..solvers.fixed_noise import FixedNoise
-from ..solvers.natural import NaturalGradient
-from ..solvers.nested import Nested
-from ..solvers.nested_pair import NestedPair
-from ..starts.paths import LocalGaussian
-from ..starts.student import heavy_tailed_start
-from ..targets.batched import batched
+from ..solvers.stochastic import StochasticGradient
+from ..targets.base import AbstractTarget, Density
+from . import policy
+from .attempt import Attempt, Beginning, Climber, Recipe, RunSolver, reserve_of
+from .rungs.bent import bent
+from .rungs.mixture import mixture
+from .rungs.nested import nested
+from .rungs.restart import restart
+from .rungs.start import cut_short
+from .rungs.student import student
 
-# gradients after which no further rung is tried, and that one rung may use, where no budget says
-# else
-_PATIENCE = 40_000
-_TO_JUDGE = 10_000  # gradients that judging one more family takes, where its first draws do not do
-_MAX_MIXTURES = 2
-_MAX_RIVALS = 4
-_APART = 4.0  # nats of log density (median) by which two components of a mixture differ
-_MAX_RESTARTS = 2
-_NESTED_COST = 100  # gradients per dimension, about
-_SMALL = 8  # dimensions in which one coordinate costs next to nothing: either is tried first
-_LARGE = 30  # dimensions above which two cost all the patience, and one is tried first
-_PAIR_UP_TO = 64  # dimensions; above it the fits at some 60 knots cost more than they bring
-_WELL_FITTED = 0.7  # share of effective draws from which on q is the posterior, up to details
-# share of the variance of log weights that one or two coordinates explain, from which on to nest
-# first
-_PROMISING = 0.5
-_HOPELESS = 0.2  # below it no nested family comes near
-# by which two coordinates must explain more to be tried after one, or before it
-_LITTLE_MORE, _MUCH_MORE = 0.05, 0.2
-_NEARLY_EQUAL = 0.9
-_LOST = 0.7  # k-hat of a Gaussian that may sit on the wrong optimum
-_CHECK_STARTS = 32
+# A run that may use nothing: it is stopped before its first step, and returns its start.
+_NOTHING = Budget(1e-9, 1)
+_INTERRUPTED = "interrupted during the climb"
 
-_BENT: dict[str, Callable[[Gaussian], Any]] = {"Warped": Warped.around, "StudentT": StudentT.around}
 
-RunSolver = Callable[[Any, AbstractSolver, Budget], Run]
-"""(q, solver, what is left of the budget) -> Run on the target at hand."""
+class LoopOptions(TypedDict):
+    """What goes to `loop.run` as it is."""
+
+    key: Key
+    tol: float
+    max_steps: int | None
+    progress: Progress | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
-    """A run, fresh draws from its q, and what the findings that need no search say of them."""
+class Outcome:
+    """What became of a recipe.
 
-    name: str
+    Attributes:
+        run: the one that was kept, with the trace of all.
+        rung: where on the ladder it stands, and why the climb stopped there.
+        certificate: of its q; None where the caller chose the search.
+    """
+
     run: Run
-    sample: FreshDraws
-    found: tuple[Finding, ...]
-    seconds: float
-    used: int  # gradients that drawing and judging took
-    gaussian: Any = None  # the full-rank Gaussian that richer families start from
-    told: Explained | None = None  # which coordinates explain what that Gaussian misses
+    rung: str
+    certificate: Certificate | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The caller's choices, and the recipe for the rest."""
+
+    recipe: Recipe
+    q: AbstractFamily | None
+    objective: AbstractObjective | None
+    solver: AbstractSolver | None
+    dtype: DTypeLike | None
 
     @property
-    def settled(self) -> bool:
-        """Whether no rung above could do more.
+    def climbs(self) -> bool:
+        """Whether the search was left to the recipe: then it goes on to ladder and certificate."""
+        return self.solver is None and self.objective is None
 
-        Long tails of a posterior that q fits are its own, pulls on q small.
-        """
-        doubts = {f.name for f in self.found if f.verdict is not Verdict.PASS}
-        fits = self.sample.smoothed.ess > _WELL_FITTED * len(self.sample.z)
-        return not doubts or (fits and doubts <= {"tails", "converged"})
+    def begun(self, target: AbstractTarget, key: Key, starts: int | None) -> Beginning:
+        """The start, with the caller's choices in the place of the recipe's."""
+        if self.solver is not None:
+            own = self.q if self.q is not None else self.solver.own_start(target, key, starts)
+            if own is not None:
+                return self.completed(target, Beginning(own, self.solver))
+        return self.completed(target, self.recipe.begin(target, key, starts))
+
+    def completed(self, target: AbstractTarget, beginning: Beginning) -> Beginning:
+        """A beginning with the caller's solver, or with one that serves the objective."""
+        q, solver = beginning.q, beginning.solver if self.solver is None else self.solver
+        if self.solver is None and self.objective is not None:
+            solver = solver if _serves(solver, target, q, self.objective) else StochasticGradient()
+        if self.dtype is not None:
+            q = to_host(to_device(q, np.dtype(self.dtype)))
+        return dataclasses.replace(beginning, q=q, solver=solver)
+
+    def goal(self, solver: AbstractSolver) -> AbstractObjective | None:
+        """What a run of the first solver is to reach."""
+        return self.objective if self.objective is not None else solver.default_objective()
 
 
-@dataclasses.dataclass(frozen=True)
-class Climb:
-    """Where a climb ended: the run that was kept, its certificate, and why it stopped there."""
+def carry_out(
+    chosen: Chosen,
+    target: AbstractTarget,
+    account: Account,
+    *,
+    starts: int | None,
+    loop: LoopOptions,
+) -> Outcome:
+    """Start, first run, and where the search was left to the recipe ladder and certificate.
 
-    run: Run
-    certificate: Certificate
-    why: str
-    evaluations: int  # of the fit: all runs, and the draws that were only used to compare rungs
-    trace: Trace
+    Everything is charged to `account`, whose budget ends what it does not cover; Ctrl-C ends the
+    stage that it falls into. What was found by then is returned. Call inside `x64()`.
+    """
+    reserve = reserve_of(account.budget) if chosen.climbs else 0.0
+    beginning, ended = _begun(chosen, target, account, loop["key"], starts, reserve)
+    beginning.solver.check(target, beginning.q, chosen.goal(beginning.solver))
 
+    def run_solver(q: AbstractFamily, solver: AbstractSolver, left: Budget) -> Run:
+        goal = chosen.goal(solver) if solver is beginning.solver else solver.default_objective()
+        return run(target, q, goal, solver, budget=left, **loop)
 
-@dataclasses.dataclass
-class _Spent:
-    """What the climb has used so far, against the budget."""
-
-    budget: Budget
-    started: float
-    evaluations: int = 0
-    traces: list[Trace] = dataclasses.field(default_factory=list)
-
-    def add(self, run: Run) -> None:
-        shifted = dataclasses.replace(
-            run.trace, evaluations=run.trace.evaluations + self.evaluations
+    if ended is Result.interrupted:
+        nothing = Trace(np.empty(0), np.empty(0), np.empty(0))
+        return Outcome(
+            Run(to_host(beginning.q), target, ended, 0, nothing, 0.0), "interrupted at the start"
         )
-        self.traces.append(shifted)
-        self.evaluations += int(run.trace.evaluations[-1]) if run.steps else 0
+    with account.stage(type(beginning.q).__name__, reserve=reserve):
+        left = account.left(reserve) or _NOTHING
+        first = run_solver(beginning.q, beginning.solver, left)
+    usable = first.result.usable and first.result is not Result.interrupted
+    if not (chosen.climbs and usable):
+        return Outcome(first, "chosen by the caller")
+    seed = int(np.random.SeedSequence(list(key_words(loop["key"]))).generate_state(1)[0])
+    try:
+        return _certified(first, beginning, chosen.recipe, run_solver, account, seed)
+    except KeyboardInterrupt:
+        return Outcome(dataclasses.replace(first, result=Result.interrupted), _INTERRUPTED)
 
-    def trace(self) -> Trace:
-        """The traces of all runs, one after the other.
 
-        Evaluations count on, those of comparisons in between included.
-        """
-        columns = ("loss", "change", "evaluations")
-        return Trace(
-            *(np.concatenate([getattr(trace, name) for trace in self.traces]) for name in columns)
-        )
+def _begun(
+    chosen: Chosen,
+    target: AbstractTarget,
+    account: Account,
+    key: Key,
+    starts: int | None,
+    reserve: float,
+) -> tuple[Beginning, Result | None]:
+    """Where the start ended; with a result where the budget or the user cut it short.
 
-    def left(self) -> Budget | None:
-        """What the next rung may use.
+    What is left of it then is the best point that it saw.
+    """
+    try:
+        with account.stage(START, reserve=reserve):
+            return chosen.begun(target, key, starts), None
+    except (BudgetSpent, KeyboardInterrupt) as cut:
+        if not isinstance(target, Density):
+            raise
+        ended = Result.budget if isinstance(cut, BudgetSpent) else Result.interrupted
+        return chosen.completed(target, cut_short(target, account.best)), ended
 
-        None when nothing is left, or after 40,000 evaluations where no budget says else.
-        """
-        seconds, evaluations = self.budget.seconds, self.budget.evaluations
-        seconds = None if seconds is None else seconds - (time.perf_counter() - self.started)
-        evaluations = _PATIENCE if evaluations is None else evaluations - self.evaluations
-        if self.budget.evaluations is None and self.evaluations >= _PATIENCE:
-            return None
-        if (seconds is not None and seconds <= 0) or evaluations <= 0:
-            return None
-        return Budget(seconds, evaluations)
 
-    def has_room(self, evaluations: int) -> bool:
-        """Whether a rung that takes about so many evaluations ends within the patience, where no
-        budget says else.
-        """
-        return self.budget.evaluations is not None or self.evaluations + evaluations <= _PATIENCE
+def _certified(
+    first: Run,
+    beginning: Beginning,
+    recipe: Recipe,
+    run_solver: RunSolver,
+    account: Account,
+    seed: int,
+) -> Outcome:
+    """The end of the ladder, with its certificate."""
 
-    def shared(self, left: Budget, room: int = 0) -> Budget:
-        """For rungs that are a second thought.
+    def run_or_stop(q: AbstractFamily, solver: AbstractSolver, left: Budget) -> Run:
+        ran = run_solver(q, solver, left)
+        if ran.result is Result.interrupted:  # one Ctrl-C ends the climb, not only its rung
+            raise KeyboardInterrupt
+        return ran
 
-        No more than is left of the patience, with room to be judged.
-        """
-        if self.budget.evaluations is not None:
-            return left
-        return dataclasses.replace(left, evaluations=max(_PATIENCE - self.evaluations - room, 1))
+    if recipe.settled:
+        names = {"solver": type(beginning.solver).__name__, "family": type(first.q).__name__}
+        with account.stage(CERTIFICATE, binds=False):
+            certificate = check(first, key=seed, allowance=account.allowance)
+        return Outcome(first, recipe.settled.format(**names), certificate)
+    ladder = climb if recipe.ladder is None else recipe.ladder
+    end = ladder(first, beginning, run_or_stop, key=seed, account=account)
+    with account.stage(CERTIFICATE, binds=False):
+        certificate = look_closer(end.run, end.certificate, seed, allowance=account.allowance)
+    result = Result.unbounded if "proper" in certificate else end.run.result
+    ran = dataclasses.replace(end.run, result=result, trace=end.trace)
+    rung = f"{end.why} ({recipe.note})" if recipe.note else end.why
+    return Outcome(ran, rung, certificate)
+
+
+def _serves(
+    solver: AbstractSolver, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective
+) -> bool:
+    try:
+        solver.check(target, q, objective)
+    except PairingError:
+        return False
+    return True
 
 
 def climb(
-    first: Run,
-    others: tuple[LocalGaussian, ...],
-    run_solver: RunSolver,
-    *,
-    key: Any,
-    budget: Budget,
-    started: float,
-    rival: Any = None,
-) -> Climb:
-    """Judge the first run, climb while it does not pass and the budget lasts, and certify what was
-    kept.
+    first: Run, beginning: Beginning, run_solver: RunSolver, *, key: int, account: Account
+) -> Climbed:
+    """Judge the first run, climb while it does not pass and the budget lasts, certify what is kept.
 
-    `others`: local Gaussians at other ends of the start's searches, best first. `rival`: a member
-    of another family that the start found, such as a mixture over known modes; kept where its ELBO
-    is significantly better.
+    Arguments:
+        first: the run of the recipe's solver.
+        beginning: what its start found; a `rival` is kept where its ELBO is significantly better.
+        run_solver: runs a solver on the same target.
+        key: of draws and checks.
+        account: of the fit.
     """
-    spent = _Spent(budget, started)
-    spent.add(first)
-    attempt = _attempt(type(first.q).__name__, first, key)
-    if rival is not None:
-        attempt = _better_of(
-            attempt, _attempt(type(rival).__name__, dataclasses.replace(first, q=rival), key), spent
+    again = functools.partial(nested, again=True)
+    climber = Climber(run_solver, key, account, again, beginning.others, [first.trace])
+    attempt = climber.attempted(type(first.q).__name__, first)
+    if beginning.rival is not None:
+        rival = dataclasses.replace(first, q=beginning.rival)
+        attempt = climber.better_of(
+            attempt, climber.attempted(type(beginning.rival).__name__, rival)
         )
-    # no family fits an improper posterior, though some look as if they did
+    # No family fits an improper posterior, though some look as if they did.
     if first.result is not Result.unbounded:
-        attempt = _heavy_tailed(attempt, run_solver, key, spent)
-        attempt = _nested(attempt, run_solver, key, spent)
-        attempt = _restarted(attempt, others, run_solver, key, spent)
-        attempt = _bent(attempt, run_solver, key, spent)
-    for _ in range(_MAX_MIXTURES):
-        attempt = _extended(attempt, key)
-        certificate = _certificate(attempt, key)
-        mixed = _mixed(attempt, certificate, run_solver, key, spent)
+        # A t is tried even where all passes: in a few thousand draws its tails can look Gaussian.
+        attempt = student(attempt, climber)
+        for rung in (nested, restart, bent):
+            attempt = attempt if attempt.settled else rung(attempt, climber)
+    attempt, certificate = _mixed(attempt, climber)
+    return Climbed(attempt.run, certificate, _why(attempt, certificate, climber), climber.trace())
+
+
+def _mixed(attempt: Attempt, climber: Climber) -> tuple[Attempt, Certificate]:
+    """The attempt with the rivals that its certificate finds, and the certificate of the last."""
+    for _ in range(policy.MOST_MIXTURES):
+        attempt = climber.extended(attempt)
+        certificate = _certificate(attempt, climber)
+        if not certificate.rivals:
+            return attempt, certificate
+        # Searches that lead to another rung are part of the climb, and no longer of a certificate.
+        used = Stage(certificate.evaluations, certificate.seconds) + -attempt.judging
+        climber.account.transfer(used, to="Mixture")
+        mixed = mixture(attempt, certificate, climber)
         if mixed is attempt:
-            break
+            climber.account.transfer(-used, to="Mixture")
+            return attempt, certificate
         attempt = mixed
-    else:
-        attempt = _extended(attempt, key)
-        certificate = _certificate(attempt, key)
-    return Climb(
-        attempt.run,
-        certificate,
-        _why(attempt, certificate, spent),
-        spent.evaluations,
-        spent.trace(),
-    )
+    attempt = climber.extended(attempt)
+    return attempt, _certificate(attempt, climber)
 
 
-def _attempt(name: str, run: Run, key: Any) -> Attempt:
-    began, before = time.perf_counter(), batched(run.target).evaluations
-    sample = fresh_sample(run, key, extend=False)
-    found = judge(run.q, sample, key)
-    used = batched(run.target).evaluations - before
-    full = run.q.covariance_structure == "full" and run.result.usable
-    attempt = Attempt(
-        name, run, sample, found, time.perf_counter() - began, used, run.q if full else None
-    )
-    if attempt.settled:
-        return attempt
-    attempt = dataclasses.replace(attempt, told=_explained(attempt))
-    # good weights, too few of them: more draws before a richer family, unless the next one has much
-    # to gain
-    promising = attempt.told is not None and attempt.told.both > _PROMISING
-    return attempt if promising or sample.smoothed.khat >= _LOST else _extended(attempt, key)
-
-
-def _explained(attempt: Attempt) -> Explained | None:
-    """Which coordinates explain what a Gaussian attempt misses; None where its draws do not tell."""
-    q, sample = attempt.gaussian, attempt.sample
-    if q is None or attempt.run.q is not q or q.dim < 2 or not np.all(sample.finite):
-        return None
-    try:
-        return explained(q, sample.z, sample.log_w, sample.scores, pairs=q.dim <= _PAIR_UP_TO)
-    # q is so thin that its regression on one coordinate is lost in rounding
-    except np.linalg.LinAlgError:
-        return None
-
-
-def _nested_rungs(gaussian: Gaussian, told: Explained | None) -> list[AbstractSolver]:
-    """One coordinate, then two held together where they explain more of the log weights.
-
-    None where neither explains much.
-
-    Two come first in up to 30 dimensions where one explains little; in up to 8, each alone comes
-    before both. In the plane both at once are a grid, which fits anything.
-    """
-    if gaussian.dim == 2:
-        return [NestedPair(), Nested()]
-    if told is None:
-        return [Nested()]
-    if told.both < _HOPELESS:
-        return []
-    one: list[AbstractSolver] = [Nested(told.first)]
-    if told.second is None or told.both < told.one + _LITTLE_MORE:
-        return one
-    both = NestedPair((min(told.first, told.second), max(told.first, told.second)))
-    at_once = (
-        _SMALL < gaussian.dim <= _LARGE
-        and told.one < _PROMISING
-        and told.both > told.one + _MUCH_MORE
-    )
-    if gaussian.dim <= _SMALL:
-        return [*one, Nested(told.second), both]
-    return [both, *one] if at_once else [*one, both]
-
-
-def _extended(attempt: Attempt, key: Any) -> Attempt:
-    """The attempt judged on more draws, where few of the first ones are effective."""
-    if not wants_more(attempt.sample):
-        return attempt
-    began, before = time.perf_counter(), batched(attempt.run.target).evaluations
-    sample = fresh_sample(attempt.run, key)
-    longer = len(sample.z) > len(attempt.sample.z)
-    found = judge(attempt.run.q, sample, key) if longer else attempt.found
-    used = attempt.used + batched(attempt.run.target).evaluations - before
-    seconds = attempt.seconds + time.perf_counter() - began
-    return dataclasses.replace(attempt, sample=sample, found=found, seconds=seconds, used=used)
-
-
-def _restarted(
-    attempt: Attempt,
-    others: tuple[LocalGaussian, ...],
-    run_solver: RunSolver,
-    key: Any,
-    spent: _Spent,
-) -> Attempt:
-    """The best of climbs from a few other starts, where the first looks lost.
-
-    Its weights are beyond repair.
-    """
-    for other in others[:_MAX_RESTARTS]:
-        left = spent.left()
-        if attempt.sample.smoothed.khat <= _LOST or left is None:
-            break
-        run = run_solver(
-            Gaussian.from_root(other.mean, other.root), NaturalGradient(), spent.shared(left)
+def _certificate(attempt: Attempt, climber: Climber) -> Certificate:
+    used, seconds = int(attempt.judging.evaluations), attempt.judging.seconds
+    with climber.account.stage(CERTIFICATE, binds=False):
+        return certify(
+            attempt.run.q,
+            attempt.sample,
+            attempt.found,
+            key=climber.key,
+            seconds=seconds,
+            used=used,
+            allowance=climber.account.allowance,
         )
-        spent.add(run)
-        if run.result.usable:
-            attempt = _better_of(
-                attempt,
-                _nested(_attempt("Gaussian", run, key), run_solver, key, spent, again=True),
-                spent,
-            )
-    return attempt
 
 
-def _heavy_tailed(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
-    """The Student-t rung, where the Gaussian's weights show heavy tails and nothing else."""
-    left, gaussian, sample = spent.left(), attempt.gaussian, attempt.sample
-    # a Gaussian with less can pass on a t by luck
-    nearly_equal = sample.smoothed.ess > _NEARLY_EQUAL * len(sample.z)
-    if (attempt.settled and nearly_equal) or left is None or gaussian is None:
-        return attempt
-    start = heavy_tailed_start(gaussian, sample.z, sample.log_w, sample.smoothed.weights)
-    if start is None:
-        return attempt
-    return _tried(attempt, start, FixedNoise(), left, run_solver, key, spent)
-
-
-def _nested(
-    attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent, *, again: bool = False
-) -> Attempt:
-    """The nested rung, where the one below does not pass and is a full-rank Gaussian.
-
-    `again`: not the first Gaussian, so only where there is room.
-    """
-    gaussian = attempt.gaussian
-    if gaussian is None:
-        return attempt
-    for i, solver in enumerate(_nested_rungs(gaussian, attempt.told)):
-        left = spent.left()
-        if (
-            attempt.settled
-            or left is None
-            or ((i or again) and not spent.has_room(_NESTED_COST * gaussian.dim))
-        ):
-            break
-        attempt = _tried(attempt, gaussian, solver, left, run_solver, key, spent)
-    return attempt
-
-
-def _bent(attempt: Attempt, run_solver: RunSolver, key: Any, spent: _Spent) -> Attempt:
-    """The warped and the Student-t rung, each started from the Gaussian.
-
-    Skewed coordinates, heavy tails.
-    """
-    for name, around in _BENT.items():
-        left, gaussian = spent.left(), attempt.gaussian
-        if attempt.settled or left is None or gaussian is None or not spent.has_room(_TO_JUDGE):
-            break
-        if name == attempt.name:  # a t that was found before
-            continue
-        attempt = _tried(
-            attempt,
-            around(gaussian),
-            FixedNoise(),
-            spent.shared(left, _TO_JUDGE),
-            run_solver,
-            key,
-            spent,
-        )
-    return attempt
-
-
-def _tried(
-    attempt: Attempt,
-    q: Any,
-    solver: AbstractSolver,
-    left: Budget,
-    run_solver: RunSolver,
-    key: Any,
-    spent: _Spent,
-) -> Attempt:
-    """The better of the attempt and of what the solver makes of q, if that is another family than
-    the Gaussian.
-    """
-    run = run_solver(q, solver, left)
-    spent.add(run)
-    if not run.result.usable or isinstance(run.q, Gaussian):
-        return attempt
-    new = dataclasses.replace(
-        _attempt(type(run.q).__name__, run, key), gaussian=attempt.gaussian, told=attempt.told
-    )
-    return _better_of(attempt, new, spent)
-
-
-def _better_of(old: Attempt, new: Attempt, spent: _Spent) -> Attempt:
-    """The new attempt for a gain in the ELBO beyond two standard errors, unless the old one's draws
-    show what it misses.
-    """
-    a, b = old.sample.elbo, new.sample.elbo
-    gain = b.value - a.value
-    error = (
-        0.0
-        if not np.isfinite(a.value)
-        else 2.0 * float(np.hypot(np.nan_to_num(a.stderr), np.nan_to_num(b.stderr)))
-    )
-    better = np.isfinite(b.value) and gain > error and not misses(new.run.q, new.sample, old.sample)
-    kept, dropped = (new, old) if better else (old, new)
-    spent.evaluations += dropped.used
-    return kept
-
-
-def _certificate(attempt: Attempt, key: Any) -> Certificate:
-    sample = attempt.sample
-    how = {"key": key, "starts": _CHECK_STARTS, "seconds": attempt.seconds, "used": attempt.used}
-    return certify(attempt.run.q, sample, attempt.found, **how)
-
-
-def _mixed(
-    attempt: Attempt, certificate: Certificate, run_solver: RunSolver, key: Any, spent: _Spent
-) -> Attempt:
-    """A mixture of q and of what is refitted at the rivals that the check found, weighted by their
-    evidence.
-
-    log evidence of a component is taken as its ELBO: exact where it matches its mode, and the
-    importance weights of the certificate tell where it does not.
-    """
-    rivals = sorted(certificate["optima"].detail["rivals"], key=lambda rival: -rival[0])[
-        :_MAX_RIVALS
-    ]
-    parts, logits = _components(attempt)
-    spent.evaluations += certificate.evaluations if rivals else 0
-    for _, mean, root in rivals:
-        left = spent.left()
-        if left is None:
-            break
-        run = run_solver(Gaussian.from_root(mean, root), NaturalGradient(), left)
-        spent.add(run)
-        if not run.result.usable:
-            continue
-        new = _attempt("Gaussian", run, key)
-        # the other parts cover the rest
-        if any(f.verdict is not Verdict.PASS for f in new.found if f.name != "coverage"):
-            new = _nested(new, run_solver, key, spent, again=True)
-        if all(_apart(new.run.q, q) for q in parts):
-            spent.evaluations += new.used
-            parts, logits = [*parts, new.run.q], [*logits, new.sample.elbo.value]
-        else:
-            attempt = _better_of(attempt, new, spent)  # it grew over both
-            parts, logits = _components(attempt) if attempt is new else (parts, logits)
-    if len(parts) == len(_components(attempt)[0]):
-        return attempt
-    mixture = dataclasses.replace(attempt.run, q=Mixture(parts, np.array(logits)))
-    return _better_of(attempt, _attempt("Mixture", mixture, key), spent)
-
-
-def _components(attempt: Attempt) -> tuple[list[Any], list[float]]:
-    """The parts of q with their log evidence: of a mixture its components, of anything else itself."""
-    q = attempt.run.q
-    if isinstance(q, Mixture):
-        return list(q.components), list(np.asarray(q.logits))
-    return [q], [attempt.sample.elbo.value]
-
-
-def _apart(new: Any, old: Any) -> bool:
-    """Whether draws of `new` lie where `old` has next to no density, so that both belong in a
-    mixture.
-    """
-    z, log_new = new.draw(200, 0)
-    return float(np.median(log_new - old.log_prob_on_host(z))) > _APART
-
-
-def _why(attempt: Attempt, certificate: Certificate, spent: _Spent) -> str:
+def _why(attempt: Attempt, certificate: Certificate, climber: Climber) -> str:
     if certificate.verdict is Verdict.PASS:
         return f"{attempt.name}: the certificate passes."
-    if attempt.settled and certificate["optima"].verdict is Verdict.PASS:
+    searched = certificate.get("optima")
+    if attempt.settled and searched is not None and searched.verdict is Verdict.PASS:
         return f"{attempt.name}: q fits; no richer family would settle what the certificate doubts."
-    if spent.left() is None:
+    if climber.left() is None:
         return f"{attempt.name}: the budget is spent; a larger `budget` climbs further."
     return f"{attempt.name}: the last rung; no richer family gained ELBO beyond its error."

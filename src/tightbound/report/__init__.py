@@ -1,17 +1,14 @@
-"""`fit.report(path)`.
-
-A fit and its certificate as one HTML page that needs nothing else, on line or off.
-"""
+"""`fit.report(path)`: a fit and its certificate as one HTML page that needs no other file."""
 
 from pathlib import Path
-from typing import Any
 
-from ..storage import write_whole
+from ..storage import AnyPath, write_whole
+from ..summary import Reported
 from .contents import gather
 from .page import render
 
 
-def write(fit: Any, path: Any, *, title: str | None = None) -> Path:
+def write(fit: Reported, path: AnyPath, *, title: str | None = None) -> Path:
     """Write the report of `fit` to `path`; returns the path.
 
     The page holds the verdict in plain words, the findings, the summary table, the way of the

@@ -3,17 +3,19 @@
 import dataclasses
 import importlib.metadata
 import platform
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from .._types import Estimate
-from ..certify.certificate import fresh_sample
-from ..certify.corrections import MomentTable, value_table
-from ..certify.draws import FreshDraws
-from ..certify.finding import Certificate
+from ..certify.certificate import Certificate
+from ..certify.draws import FreshDraws, MomentTable, fresh_sample
 from ..loop import Trace
-from ..summary import weights_usable
+from ..summary import Reported, weights_usable
+
+if TYPE_CHECKING:
+    import pandas  # half a second that a command line without a report does without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +23,10 @@ class Contents:
     """Everything on the page.
 
     Attributes:
-        summary: what `fit.summary()` returns (a pandas.DataFrame).
-        names: of the user's values, P of them.
-        values: `[S, P]`, at fresh draws of q.
-        weights: `[S]`, smoothed importance weights (they sum to 1), or None where they repair less
+        summary: what `fit.summary()` returns.
+        names: of the user's values, p of them.
+        values: `[n, p]`, at fresh draws of q.
+        weights: `[n]`, smoothed importance weights (they sum to 1), or None where they repair less
             than they break.
         worst: indices of the values, those first that the weights move most.
         draws: the draws themselves, for the weights.
@@ -32,11 +34,11 @@ class Contents:
     """
 
     certificate: Certificate
-    summary: Any
+    summary: "pandas.DataFrame"
     names: tuple[str, ...]
-    values: np.ndarray
-    weights: np.ndarray | None
-    worst: np.ndarray
+    values: Float[np.ndarray, "n p"]
+    weights: Float[np.ndarray, " n"] | None
+    worst: Int[np.ndarray, " p"]
     draws: FreshDraws
     trace: Trace
     elbo: Estimate
@@ -53,14 +55,14 @@ class Picture:
     caption: str
 
 
-def gather(fit: Any) -> Contents:
+def gather(fit: Reported) -> Contents:
     """Draw, weigh and rank: the numbers behind every table and plot of the report."""
     certificate, summary = fit.certificate, fit.summary()
     # Draws of a poor q may overflow in the user's values; the plots leave those out.
     with np.errstate(all="ignore"):
         draws = fresh_sample(fit, fit.seed)
         names, values = draws.values
-        worst = worst_first(value_table(draws))
+        worst = worst_first(draws.value_table)
     weights = draws.smoothed.weights if weights_usable(draws) else None
     return Contents(
         certificate,
@@ -77,10 +79,8 @@ def gather(fit: Any) -> Contents:
     )
 
 
-def worst_first(table: MomentTable) -> np.ndarray:
-    """Indices of the values by what the finding `moments` judges.
-
-    In their own order where no eye sees a difference.
+def worst_first(table: MomentTable) -> Int[np.ndarray, " p"]:
+    """Indices of the values by what the finding `moments` judges, the largest first.
 
     The size is the correction of the mean in posterior sds, or of the log sd, less two standard
     errors.
@@ -88,14 +88,16 @@ def worst_first(table: MomentTable) -> np.ndarray:
     shift = np.abs(table.shift) - 2.0 * table.shift_stderr
     ratio = np.abs(table.log_sd_ratio) - 2.0 * table.log_sd_stderr
     size = np.nan_to_num(np.maximum(np.maximum(shift, ratio), 0.0), nan=0.0, posinf=0.0)
+    # Rounded, so that values stay in the user's order where no eye sees a difference.
     return np.argsort(-np.round(size, 2), kind="stable")
 
 
-def facts(fit: Any) -> tuple[tuple[str, str], ...]:
+def facts(fit: Reported) -> tuple[tuple[str, str], ...]:
     """How the fit was run, as pairs of words."""
     certificate = fit.certificate
     structure = fit.q.covariance_structure
-    family = type(fit.q).__name__ + (f" ({structure.replace('_', ' ')})" if structure else "")
+    kept = "" if structure == "none" else f" ({structure.replace('_', ' ')})"
+    family = type(fit.q).__name__ + kept
     rows = [
         ("How it ended", str(fit.result)),
         ("Target", f"{type(fit.target).__name__} with {fit.q.dim:,} unconstrained coordinates"),
@@ -109,7 +111,7 @@ def facts(fit: Any) -> tuple[tuple[str, str], ...]:
         ("Key", ", ".join(map(str, fit.key))),
         ("Versions", versions()),
     ]
-    rung = getattr(fit, "rung", None)
+    rung = getattr(fit, "rung", None)  # an amortised posterior has climbed no ladder
     return tuple(rows if rung is None else [*rows[:3], ("Chosen", str(rung)), *rows[3:]])
 
 

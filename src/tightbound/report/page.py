@@ -3,11 +3,12 @@
 import html
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from ..certify.finding import Certificate, Finding, Verdict
+from ..certify.certificate import Certificate
+from ..certify.finding import Finding, Verdict
 from ..certify.psis import khat_threshold
 from .contents import Contents, Picture
 from .style import CSS
@@ -51,7 +52,7 @@ def render(contents: Contents, pictures: Mapping[str, Picture], title: str) -> s
     )
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """Escaped for any place in the page, attributes included."""
     return html.escape(str(value), quote=True)
 
@@ -75,6 +76,7 @@ def decimals(values: Iterable[float], sd: float) -> list[str]:
     """Numbers of one row to a common number of decimals: three digits of `sd`."""
     values = [float(value) for value in values]
     finite = [abs(value) for value in values if np.isfinite(value)]
+    # beyond these sizes fixed decimals are long rows of zeros
     if not (np.isfinite(sd) and sd > 1e-5 and max(finite, default=0.0) < 1e7):
         return [number(value) for value in values]
     places = int(np.clip(2 - np.floor(np.log10(sd)), 0, 7))
@@ -109,10 +111,9 @@ def _tiles(contents: Contents) -> str:
     if "rhat" in certificate:
         return _cells(_chain_tiles(certificate))
     count, (lower, upper) = len(contents.values), certificate.log_evidence
-    bounds, elbo = (
-        decimals((lower, upper), upper - lower),
-        decimals([contents.elbo.value], 10 * max(contents.elbo.stderr, 1e-3)),
-    )
+    bounds = decimals((lower, upper), upper - lower)
+    # one digit more than the standard error settles, and never more than three decimals
+    elbo = decimals([contents.elbo.value], 10 * max(contents.elbo.stderr, 1e-3))
     tiles = [
         (
             "k-hat",
@@ -127,10 +128,7 @@ def _tiles(contents: Contents) -> str:
 
 
 def _chain_tiles(certificate: Certificate) -> list[tuple[str, str, str]]:
-    """What there is to say of a sampler's draws.
-
-    They have no weights, no ELBO and no bounds on the evidence.
-    """
+    """The tiles of a sampler's draws: they have no weights, no ELBO, no bounds on the evidence."""
     mixing, effective, runaway = (certificate[name] for name in ("rhat", "ess", "divergences"))
     return [
         ("R-hat", f"{mixing.value:.3f}", f"the largest; chains agree below {mixing.threshold:.2f}"),
@@ -164,7 +162,12 @@ def _summary(contents: Contents) -> str:
         of = f"{_ROWS} of {len(contents.names):,} values"
         note += f" Shown are the {of} that the weights move most; fit.summary() has all."
     head = "".join(f'<th class="number" scope="col">{text(name)}</th>' for name in columns)
-    rows = "".join(_summary_row(str(name), row, columns) for name, row in table.iterrows())
+    values = zip(
+        table.index, table[columns].to_numpy(float), table["sd"], table["draws"], strict=True
+    )
+    rows = "".join(
+        _summary_row(str(name), row, float(sd), str(kind)) for name, row, sd, kind in values
+    )
     head = f'<tr><th scope="col">value</th>{head}<th scope="col">draws</th></tr>'
     return f"<section><h2>Summary</h2><p>{note}</p>{_table('summary', head, rows)}</section>"
 
@@ -176,12 +179,8 @@ def _table(name: str, head: str, rows: str) -> str:
     )
 
 
-def _summary_row(name: str, row: Any, columns: list[str]) -> str:
-    cells = "".join(
-        f'<td class="number">{value}</td>'
-        for value in decimals((row[c] for c in columns), float(row["sd"]))
-    )
-    kind = str(row["draws"])
+def _summary_row(name: str, values: Float[np.ndarray, " columns"], sd: float, kind: str) -> str:
+    cells = "".join(f'<td class="number">{value}</td>' for value in decimals(values, sd))
     return (
         f'<tr><th scope="row"><code>{text(name)}</code></th>{cells}<td'
         f' class="{text(kind)}">{text(kind)}</td></tr>'
@@ -204,7 +203,8 @@ def _findings(certificate: Certificate) -> str:
         " The worst of them is the verdict. No check can see a mode that neither a draw nor a"
         " search has reached."
     )
-    return f"<section><h2>Findings</h2><p>{note}</p>{_table('findings', f'<tr>{head}</tr>', rows)}</section>"
+    table = _table("findings", f"<tr>{head}</tr>", rows)
+    return f"<section><h2>Findings</h2><p>{note}</p>{table}</section>"
 
 
 def _finding_row(finding: Finding) -> str:
@@ -233,11 +233,10 @@ def _adds(finding: Finding) -> bool:
 
 def _figure(name: str, picture: Picture) -> str:
     narrow = ' class="narrow"' if name == "pairs" else ""
-    return (
-        "<section"
-        f' id="{name}"><figure><h2>{_HEADINGS[name]}</h2><figcaption>{text(picture.caption)}</figcaption><img{narrow}'
-        f' src="{picture.uri}" alt="{text(picture.alt)}"></figure></section>'
-    )
+    heading = f"<h2>{_HEADINGS[name]}</h2>"
+    caption = f"<figcaption>{text(picture.caption)}</figcaption>"
+    image = f'<img{narrow} src="{picture.uri}" alt="{text(picture.alt)}">'
+    return f'<section id="{name}"><figure>{heading}{caption}{image}</figure></section>'
 
 
 def _side_by_side(sections: list[str]) -> str:

@@ -1,15 +1,15 @@
-"""The report's pictures, as data URIs. The only file that imports matplotlib.
+"""The report's pictures, as data URIs. The one file that imports matplotlib; no state of it moves.
 
-No global state of it is touched.
+pyplot is not imported: it keeps every figure, and chooses a window system.
 """
 
 import base64
 import io
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from ..certify.psis import khat_threshold, tail_size
 from ..results import MissingExtraError
@@ -17,6 +17,7 @@ from .contents import Contents, Picture
 
 try:
     import matplotlib.style
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 except ImportError as error:
@@ -24,7 +25,7 @@ except ImportError as error:
 
 # Blue and vermilion of Okabe and Ito: told apart with any colour vision, and in grey.
 Q, CORRECTED = "#0072B2", "#D55E00"
-_INK, _SOFT = "#24292f", "#57606a"
+_INK, _SOFT = "#24292f", "#57606a"  # text, and text beside it: the greys of the page
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -43,8 +44,8 @@ STYLE = {
     "svg.hashsalt": "tightbound",  # else ids in the file are random
     "figure.facecolor": "white",
 }
-_MARGINALS, _PAIRS = 12, 4
-_BINS = 40
+_MARGINALS, _PAIRS = 12, 4  # values shown: three rows of histograms; six scatter plots
+_BINS = 40  # 4,000 draws: a hundred in each on average
 _POINTS = 1200  # dots of each colour in a pair plot
 _WIDTH, _HALF = 10.0, 5.4  # inches: plots across the page, and of half of it
 _TAIL_POINTS = 400  # dots of the weight plot; all of 16,000 would be two megabytes
@@ -76,18 +77,15 @@ def marginals(contents: Contents) -> Picture | None:
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = _figure(rows * 1.75 + 0.5)
-    figure.get_layout_engine().set(wspace=0.05)
+    figure.set_layout_engine("constrained", wspace=0.05)  # histograms have no labels between them
     for place, j in enumerate(shown):
         axes = figure.add_subplot(rows, columns, place + 1)
         _marginal(axes, contents.values[:, j], contents.weights)
-        axes.set_title(_short(contents.names[j]), parse_math=False)
+        axes.set_title(shortened(contents.names[j]), parse_math=False)
     _legend(figure, contents)
-    of = (
-        "all"
-        if len(shown) == len(contents.names)
-        else f"the {len(shown)} of {len(contents.names):,}"
-    )
-    moved = " that the importance weights move most" if of != "all" else ""
+    everything = len(shown) == len(contents.names)
+    of = "all" if everything else f"the {len(shown)} of {len(contents.names):,}"
+    moved = "" if everything else " that the importance weights move most"
     caption = f"Marginals of {of} values{moved}, the largest correction first. {_colours(contents)}"
     return Picture(
         _svg(figure), f"Histograms of {', '.join(contents.names[j] for j in shown)}.", caption
@@ -95,7 +93,7 @@ def marginals(contents: Contents) -> Picture | None:
 
 
 def pairs(contents: Contents) -> Picture | None:
-    """Scatter plots of the worst values against each other; draws of q and resampled ones in front."""
+    """Scatter plots of the worst values against each other: draws of q, resampled ones in front."""
     shown = _with_spread(contents, _PAIRS)
     if len(shown) < 2:
         return None
@@ -108,8 +106,10 @@ def pairs(contents: Contents) -> Picture | None:
             _scatter(axes, contents, i, j, clouds)
             axes.tick_params(labelbottom=row == size - 1, labelleft=column == 0)
             # a $ in a user's name is a dollar
-            axes.set_xlabel(_short(contents.names[i]) if row == size - 1 else "", parse_math=False)
-            axes.set_ylabel(_short(contents.names[j]) if column == 0 else "", parse_math=False)
+            axes.set_xlabel(
+                shortened(contents.names[i]) if row == size - 1 else "", parse_math=False
+            )
+            axes.set_ylabel(shortened(contents.names[j]) if column == 0 else "", parse_math=False)
     _legend(figure, contents)
     caption = f"Pairs of the values that the importance weights move most. {_colours(contents)}"
     return Picture(
@@ -118,8 +118,9 @@ def pairs(contents: Contents) -> Picture | None:
 
 
 def weight_tail(contents: Contents) -> Picture | None:
-    """Sorted importance ratios on log-log axes, the fitted Pareto tail, and the steepest tail that
-    passes.
+    """Sorted importance ratios on log-log axes, the fitted Pareto tail, and the steepest good one.
+
+    Of a Pareto tail with shape k the r-th largest of S falls as r^-k: a straight line.
     """
     log_w, smoothed = contents.draws.log_w, contents.draws.smoothed
     finite = np.isfinite(log_w)
@@ -197,7 +198,7 @@ def path(contents: Contents) -> Picture | None:
     )
 
 
-def _from_where_it_matters(axes: Any, y: np.ndarray, final: float) -> None:
+def _from_where_it_matters(axes: Axes, y: Float[np.ndarray, " steps"], final: float) -> None:
     """The first steps may lie a million nats below the rest: cut them off, and say so."""
     top = max(y.max(), final) if np.isfinite(final) else y.max()
     low = top - max(4 * (top - np.quantile(y[len(y) // 4 :], 0.1)), 2.0)
@@ -215,9 +216,11 @@ def _from_where_it_matters(axes: Any, y: np.ndarray, final: float) -> None:
         )
 
 
-def _marginal(axes: Any, x: np.ndarray, weights: np.ndarray | None) -> None:
+def _marginal(
+    axes: Axes, x: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None
+) -> None:
     low, high = _range(x, weights)
-    bins = np.linspace(low, high, _BINS + 1)
+    bins = np.linspace(low, high, _BINS + 1).tolist()
     axes.hist(x, bins, density=True, histtype="stepfilled", color=Q, alpha=0.35, lw=0)
     if weights is not None:
         axes.hist(x, bins, weights=weights, density=True, histtype="step", color=CORRECTED, lw=1.5)
@@ -229,7 +232,11 @@ def _marginal(axes: Any, x: np.ndarray, weights: np.ndarray | None) -> None:
 
 
 def _scatter(
-    axes: Any, contents: Contents, i: int, j: int, clouds: list[tuple[str, np.ndarray]]
+    axes: Axes,
+    contents: Contents,
+    i: int,
+    j: int,
+    clouds: list[tuple[str, Int[np.ndarray, " dots"]]],
 ) -> None:
     for colour, index in clouds:
         axes.plot(
@@ -247,7 +254,9 @@ def _scatter(
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
-def _range(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+def _range(
+    x: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None
+) -> tuple[float, float]:
     """Nearly all of both laws, so that one far draw does not squeeze the rest."""
     kept = np.isfinite(x)
     x, low_high = x[kept], (0.002, 0.998)
@@ -274,10 +283,11 @@ def _with_spread(contents: Contents, most: int) -> list[int]:
     return found
 
 
-def _clouds(contents: Contents) -> Iterator[tuple[str, np.ndarray]]:
-    """Indices of the dots.
+def _clouds(contents: Contents) -> Iterator[tuple[str, Int[np.ndarray, " dots"]]]:
+    """Colour and indices of the dots: of q, then corrected ones where weights can be used.
 
-    Those of q from its first half (the other mirrors it), corrected ones by cumulative weight.
+    Those of q come from the first half of the draws (the other half mirrors it), the corrected
+    ones by cumulative weight.
     """
     count = len(contents.values)
     positions = (np.arange(min(_POINTS, count // 2)) + 0.5) / min(_POINTS, count // 2)
@@ -289,12 +299,13 @@ def _clouds(contents: Contents) -> Iterator[tuple[str, np.ndarray]]:
         )
 
 
-def _running_mean(y: np.ndarray, width: int) -> np.ndarray:
+def _running_mean(y: Float[np.ndarray, " steps"], width: int) -> Float[np.ndarray, " steps"]:
+    """The mean of `width` neighbours, of fewer at the ends."""
     kernel = np.ones(width)
     return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")
 
 
-def _legend(figure: Any, contents: Contents) -> None:
+def _legend(figure: Figure, contents: Contents) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=Q, alpha=0.45, label="q")]
@@ -309,23 +320,28 @@ def _colours(contents: Contents) -> str:
     return "Blue: draws of q. Orange: the same draws, corrected by their importance weights."
 
 
-def _figure(height: float, width: float = _WIDTH) -> Any:
+def _figure(height: float, width: float = _WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _short(name: str, most: int = 26) -> str:
+def shortened(name: str, most: int = 26) -> str:
     """On one line, with the middle of a long name left out."""
     name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
 
 
-def _svg(figure: Any) -> str:
+def svg_bytes(figure: Figure) -> bytes:
+    """The figure as an SVG file, without the time, so that equal pictures are equal files."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _png(figure: Any) -> str:
+def _svg(figure: Figure) -> str:
+    return _uri("image/svg+xml", svg_bytes(figure))
+
+
+def _png(figure: Figure) -> str:
     """For thousands of dots, which are smaller as pixels than as paths."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})

@@ -5,15 +5,20 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+from .._types import Array
 from ..estimators.base import Moments
-from ..estimators.fixed_design import whitened_moments
+from ..estimators.fixed_design import moment_matched, whitened_moments
+from .explained import coupling_of
 from .lbfgs import Evaluate
-from .natural_rule import Conduct
-from .natural_search import RUNNING, START, begun, propose, tell
+from .natural_rule import RUNNING, Conduct
+from .natural_search import START, begun, propose, tell
 
+# Designs that the coupling is averaged over: with one, the strongest of many coordinates is noise.
+_REPEATS = 4
 _MOST_ROUNDS = 16  # proposals of a knot; those that are left then are as good as they get
 # A knot is one of some forty, between which q interpolates: it needs no extrapolation and no long
-# steps, its guess may be the answer, and it is done at a move of .03 sds and sds that are 2.5 % off.
+# steps, its guess may be the answer, and it is done at a move of .03 sds and at sds that are 2.5 %
+# off.
 _CONDUCT = Conduct(
     least_gain=1e-3,
     sufficient=0.0,
@@ -38,20 +43,9 @@ class Knot:
     """
 
     t: float | Float[np.ndarray, "held"]
-    mean: Float[np.ndarray, "rest"]
-    root: Float[np.ndarray, "rest rest"]
+    mean: Float[Array, "rest"]
+    root: Float[Array, "rest rest"]
     elbo: float
-
-
-def regression(
-    root: Float[np.ndarray, "dim dim"], coordinates: Int[np.ndarray, "held"]
-) -> tuple[Float[np.ndarray, "rest held"], Float[np.ndarray, "rest rest"]]:
-    """Under N(0, root root'): slopes of the rest on those held, and a root of its covariance."""
-    covariance, rest = root @ root.T, np.delete(np.arange(len(root)), coordinates)
-    held = covariance[np.ix_(coordinates, coordinates)]
-    slope = np.linalg.solve(held, covariance[np.ix_(coordinates, rest)]).T
-    conditional = covariance[np.ix_(rest, rest)] - slope @ held @ slope.T
-    return slope, np.linalg.cholesky(conditional + 1e-10 * np.diag(np.diag(conditional)))
 
 
 def refit(
@@ -74,7 +68,7 @@ def refit(
             dataclasses.replace(g, elbo=float(v) if np.isfinite(v) else -np.inf)
             for g, v in zip(guesses, values, strict=True)
         ]
-    searches = [begun(g.mean, g.root, float(np.linalg.slogdet(g.root)[1])) for g in guesses]
+    searches = [begun(g.mean, g.root, np.linalg.slogdet(g.root)[1]) for g in guesses]
     rounds = [_MOST_ROUNDS] * len(guesses)
     while True:
         active = [i for i, s in enumerate(searches) if s.status == RUNNING and rounds[i]]
@@ -118,3 +112,24 @@ def _moments(
             whitened_moments(design, values[pick], inner, float(np.linalg.slogdet(knot.root)[1]))
         )
     return out
+
+
+def third_order_coupling(
+    evaluate: Evaluate,
+    mean: Float[np.ndarray, "dim"],
+    root: Float[np.ndarray, "dim dim"],
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "dim dim"]:
+    """T[j, k] = E_q[s_k u_j u_k] with standardised coordinates u and scores s.
+
+    Zero for every Gaussian target.
+    """
+    dim = len(mean)
+    sd = np.sqrt(np.sum(root**2, axis=1))
+    total = np.zeros((dim, dim))
+    for _ in range(_REPEATS):
+        moves = moment_matched(rng, max(dim, 64), dim) @ root.T
+        values, scores = evaluate(np.concatenate([mean + moves, mean - moves]))
+        good = np.isfinite(values) & np.all(np.isfinite(scores), axis=1)
+        total += coupling_of(np.concatenate([moves, -moves])[good] / sd, scores[good] * sd)
+    return total / _REPEATS

@@ -1,35 +1,38 @@
 """The conjugate form of a target: its own, or the one that is found in a NumPyro model."""
 
 import weakref
-from typing import Any
 
 import equinox as eqx
 import jax
+from jaxtyping import Bool
 
 from .._numerics import to_device, to_host, x64
 from ..families.exponential.product import Product
-from ..targets.base import Conjugate, require
+from ..targets.base import AbstractTarget, Conjugate, require
+from ..targets.conjugate.base import AbstractConjugateTarget
 from ..targets.conjugate.discovery import FoundModel, find, tabulated
 from ..targets.numpyro_model import AbstractNumPyroTarget
 from .factor_rule import order, sweep, valid
 
 _SWEEPS = 30  # of the first solution, around which the tables are made anew
-_ROUNDS = 2
+_ROUNDS = 2  # the first solution is of tables around a guess, the second around the first
 
-_found: dict[int, tuple[Any, FoundModel]] = {}
+# By identity, as equal targets may hold different data; the weak reference tells whether the id
+# still belongs to the same target.
+_found: dict[int, tuple[weakref.ref, FoundModel]] = {}
 
 
-def as_conjugate(target: Any) -> Any:
-    """`target` itself where it has the ability, else the conjugate form of its NumPyro model, found
-    once per target.
+def as_conjugate(target: AbstractTarget) -> AbstractConjugateTarget:
+    """`target` itself where it is conjugate, else the conjugate form of its NumPyro model.
+
+    The form is found once per target.
 
     Raises:
-        PairingError: neither; for a NumPyro model the message says which site is not conjugate, and
-            why.
+        PairingError: there is none; for a NumPyro model the message says which site is not
+            conjugate, and why.
     """
     if not isinstance(target, AbstractNumPyroTarget):
-        require("CoordinateAscent", target, Conjugate)
-        return target
+        return require("CoordinateAscent", target, AbstractConjugateTarget)
     entry = _found.get(id(target))
     if entry is not None and entry[0]() is target:
         return entry[1]
@@ -47,7 +50,8 @@ def as_conjugate(target: Any) -> Any:
 
 
 @eqx.filter_jit
-def _settled(target: Any, q: Product) -> tuple[Product, jax.Array]:
+def _settled(target: Conjugate, q: Product) -> tuple[Product, Bool[jax.Array, ""]]:
+    """q after the sweeps of the first solution, and whether it is inside its domain."""
     q = jax.lax.fori_loop(0, _SWEEPS, lambda _, q: sweep(target, q, order(q)), q)
     return q, valid(q)
 

@@ -4,19 +4,22 @@ The rule, shortened until the ELBO climbs.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from .._numerics import to_device, to_host
-from .._types import Scalar
+from .._types import PyTree, Scalar
 from ..families.base import AbstractFamily
 from ..families.exponential.product import Product
 from ..results import Result
 from ..targets.base import AbstractTarget, Conjugate
+from ..targets.conjugate.base import AbstractConjugateTarget
 from .factor_rule import (
     best_natural,
     check_product,
@@ -28,8 +31,13 @@ from .factor_rule import (
     valid,
 )
 
+# Of a step: at 1e-9 of it rounding decides whether the ELBO climbs.
 _HALVINGS = 30
 _SHARE = 0.1  # of tol that the way still to go may amount to
+
+
+Tries: TypeAlias = tuple[Float[jax.Array, ""], Float[jax.Array, ""], Int[jax.Array, ""]]
+"""(step size, ELBO there, halvings so far)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +55,8 @@ class DampedState:
 
 def check(target: AbstractTarget, q: AbstractFamily) -> None:
     """Refuse a q that is not a product of the target's factors."""
-    check_product("NaturalGradient", target, q)
+    # Every conjugate target has the layout and the factors that are compared.
+    check_product("NaturalGradient", cast(AbstractConjugateTarget, target), q)
 
 
 def init(target: Conjugate, q: Product, tol: float) -> DampedState:
@@ -70,10 +79,10 @@ def step(state: DampedState) -> tuple[Product, DampedState, float, float, int]:
     return to_host(new), state, -value, change, int(tried)
 
 
-def _ended(changes: tuple[float, ...], rhos: np.ndarray, tol: float) -> Result | None:
-    """Converged when the last moves, continued as a geometric series, lead nowhere far with steps
-    of a fair size.
-    """
+def _ended(
+    changes: tuple[float, ...], rhos: Float[np.ndarray, "factors"], tol: float
+) -> Result | None:
+    """Converged when the last moves, continued as a geometric series, lead nowhere far."""
     if changes[-1] < 1e-9:
         return Result.converged if rhos.min() > 1e-3 else Result.stalled
     if len(changes) < 3:
@@ -87,8 +96,8 @@ def _ended(changes: tuple[float, ...], rhos: np.ndarray, tol: float) -> Result |
 
 
 @eqx.filter_jit
-def _elbo(target: Conjugate, q: Product) -> jax.Array:
-    return elbo(target, q)
+def _elbo(target: Conjugate, q: Product) -> Float[jax.Array, ""]:
+    return jnp.asarray(elbo(target, q))
 
 
 @eqx.filter_jit
@@ -106,16 +115,25 @@ def _stepped(
     for i, name in enumerate(order(q)):
         towards = best_natural(target, q, name, moments_of(q), None, 1.0)
 
-        def attempt(rho, q=q, name=name, towards=towards):
+        # Names that the loop binds anew are arguments, so that each factor keeps its own.
+        def attempt(
+            rho: Float[jax.Array, ""],
+            q: Product = q,
+            name: str = name,
+            towards: PyTree = towards,
+        ) -> tuple[Product, Float[jax.Array, ""]]:
             new = moved(q, name, towards, rho)
-            return new, jnp.where(valid(new), elbo(target, new), -jnp.inf)
+            return new, jnp.where(valid(new), jnp.asarray(elbo(target, new)), -jnp.inf)
 
-        def short_of(state, value=value):
+        def short_of(state: Tries, value: Float[jax.Array, ""] = value) -> Bool[jax.Array, ""]:
             _, new_value, count = state
-            # rounding of a sum of many terms may hide the last of the climb
+            # Rounding of a sum of many terms may hide the last of the climb.
             return (count < _HALVINGS) & ~(new_value >= value - 1e-12 * jnp.abs(value))
 
-        def halved(state, attempt=attempt):
+        def halved(
+            state: Tries,
+            attempt: Callable[..., tuple[Product, Float[jax.Array, ""]]] = attempt,
+        ) -> Tries:
             rho, _, count = state
             return 0.5 * rho, attempt(0.5 * rho)[1], count + 1
 
@@ -127,4 +145,4 @@ def _stepped(
         q, value = attempt(rho)[0], jnp.where(climbs, new_value, value)
         new_rhos.append(jnp.minimum(1.0, jnp.where(climbs, 1.8 * rho, 1e-6)))
         tried = tried + count + 1
-    return q, value, jnp.stack(new_rhos), distance(q, start), tried
+    return q, value, jnp.stack(new_rhos), jnp.asarray(distance(q, start)), tried

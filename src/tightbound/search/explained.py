@@ -7,22 +7,23 @@ import dataclasses
 import itertools
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from ..families.gaussian import Gaussian
-from .conditional_refit import regression
 
 _CANDIDATES = 4  # of each of the two kinds of coupling
-_FEW = 3  # where each regression has thousands of features
-_MANY = 64  # dimensions
+_FEW = 3  # in more than _MANY dimensions, where each regression has thousands of features
+_MANY = 64
+# Relative to the largest: what keeps near-singular directions of q, and of the features, solvable.
 _RIDGE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class Explained:
-    """The coordinate that explains most of the variance of log weights, the best one to hold with
-    it, and the shares.
+    """The coordinate that explains most of the variance of log weights, and the best beside it.
 
-    `second` is None, and `both` that of one, where no pair was looked at.
+    `one` and `both`: the shares that they explain, alone and together. `second` is None, and `both`
+    that of one, where no pair was looked at.
     """
 
     first: int
@@ -32,10 +33,16 @@ class Explained:
 
 
 def explained(
-    q: Gaussian, z: np.ndarray, log_w: np.ndarray, scores: np.ndarray, *, pairs: bool
+    q: Gaussian,
+    z: Float[np.ndarray, "n dim"],
+    log_w: Float[np.ndarray, "n"],
+    scores: Float[np.ndarray, "n dim"],
+    *,
+    pairs: bool,
 ) -> Explained:
-    """How much of the variance of log weights a Gaussian whose moments depend on one coordinate, or
-    on two, would remove.
+    """What a Gaussian whose moments depend on one coordinate, or on two, would explain.
+
+    That is, of the variance of its log weights.
 
     Given the coordinates a that are held, log w is regressed on a cubic in a, and on each whitened
     coordinate of the rest and its square, times a quadratic and a line in a: what a mean that bends
@@ -44,9 +51,9 @@ def explained(
 
     Arguments:
         q: the Gaussian.
-        z: `[S, d]` draws of q.
-        log_w: `[S]` their log weights, all finite.
-        scores: `[S, d]` gradients of log p at them.
+        z: draws of q.
+        log_w: their log weights, all finite.
+        scores: gradients of log p at them.
         pairs: whether to look for a second coordinate.
     """
     mean, root, sd = np.asarray(q.mean), np.asarray(q.root), np.asarray(q.sd)
@@ -63,15 +70,34 @@ def explained(
     return Explained(first, second, alone[first], together[second])
 
 
-def coupling_of(u: np.ndarray, s: np.ndarray, v: np.ndarray | None = None) -> np.ndarray:
-    """T[j, k], the mean of u_j s_k v_k over draws.
+def regression(
+    root: Float[np.ndarray, "dim dim"], coordinates: Int[np.ndarray, "held"]
+) -> tuple[Float[np.ndarray, "rest held"], Float[np.ndarray, "rest rest"]]:
+    """Under N(0, root root'): slopes of the rest on those held, and a root of its covariance."""
+    covariance, rest = root @ root.T, np.delete(np.arange(len(root)), coordinates)
+    held = covariance[np.ix_(coordinates, coordinates)]
+    slope = np.linalg.solve(held, covariance[np.ix_(coordinates, rest)]).T
+    conditional = covariance[np.ix_(rest, rest)] - slope @ held @ slope.T
+    return slope, np.linalg.cholesky(conditional + 1e-10 * np.diag(np.diag(conditional)))
 
-    Coordinates `u` and `v [S, d]` (u if left out), scores `s` in v.
+
+def coupling_of(
+    u: Float[np.ndarray, "n dim"],
+    s: Float[np.ndarray, "n dim"],
+    v: Float[np.ndarray, "n dim"] | None = None,
+) -> Float[np.ndarray, "dim dim"]:
+    """T[j, k], the mean of u_j s_k v_k over draws: zero for every Gaussian target.
+
+    Coordinates `u` and `v` (u if left out), scores `s` in v.
     """
     return u.T @ (s * (u if v is None else v)) / max(len(u), 1)
 
 
-def _candidates(u: np.ndarray, s: np.ndarray, unit: np.ndarray) -> list[int]:
+def _candidates(
+    u: Float[np.ndarray, "n dim"],
+    s: Float[np.ndarray, "n dim"],
+    unit: Float[np.ndarray, "dim dim"],
+) -> list[int]:
     """The most strongly coupled coordinates.
 
     Whitened scores see past directions in which q is long and thin.
@@ -84,7 +110,12 @@ def _candidates(u: np.ndarray, s: np.ndarray, unit: np.ndarray) -> list[int]:
     return list(dict.fromkeys(int(j) for j in np.concatenate(ranked)))
 
 
-def _share(u: np.ndarray, log_w: np.ndarray, unit: np.ndarray, held: list[int]) -> float:
+def _share(
+    u: Float[np.ndarray, "n dim"],
+    log_w: Float[np.ndarray, "n"],
+    unit: Float[np.ndarray, "dim dim"],
+    held: list[int],
+) -> float:
     """The share of the variance of log w, adjusted for the number of features."""
     a, rest = u[:, held], np.delete(np.arange(u.shape[1]), held)
     slope, root = regression(unit, np.array(held))
@@ -101,6 +132,7 @@ def _share(u: np.ndarray, log_w: np.ndarray, unit: np.ndarray, held: list[int]) 
     columns += [w * term[:, None] for term in quadratic] + [w**2 * term[:, None] for term in line]
     features = np.concatenate(columns, axis=1)
     freedom = len(u) - features.shape[1]
+    # With hardly more draws than features the adjusted share is noise.
     if freedom < len(u) // 4:
         return 0.0
     gram = features.T @ features
@@ -109,4 +141,4 @@ def _share(u: np.ndarray, log_w: np.ndarray, unit: np.ndarray, held: list[int]) 
     return float(1.0 - np.var(residual) / max(np.var(log_w), 1e-300) * len(u) / freedom)
 
 
-__all__ = ["Explained", "coupling_of", "explained"]
+__all__ = ["Explained", "coupling_of", "explained", "regression"]

@@ -8,46 +8,67 @@ variational inference; else a damped natural-gradient step. Everything here is a
 use under jit.
 """
 
-from typing import Any
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Bool, Float
 
-from ..families.exponential.base import inner, rebuilt
+from .._types import Array, PyTree, Scalar
+from ..families.base import AbstractFamily
+from ..families.exponential.base import AbstractExponentialFamily, inner, rebuilt
 from ..families.exponential.product import Product
 from ..results import PairingError
-from ..targets.conjugate.base import hidden_factors
+from ..targets.base import Conjugate
+from ..targets.conjugate.base import AbstractConjugateTarget, hidden_factors
 
 _AFFINE = 1e-7  # relative difference of two slopes that counts as rounding
 
+Moments: TypeAlias = dict[str, PyTree]
+"""Mean parameters by factor, each with the axes of its plate in front."""
 
-def moments_of(q: Product) -> dict[str, Any]:
+
+def moments_of(q: Product) -> Moments:
     """Mean parameters by factor."""
     return {name: factor.each(lambda f: f._mean()) for name, factor in q.factors.items()}
 
 
 def best_natural(
-    target: Any, q: Product, name: str, moments: dict[str, Any], rows: Any = None, scale: Any = 1.0
-) -> Any:
+    target: Conjugate,
+    q: Product,
+    name: str,
+    moments: Moments,
+    rows: PyTree = None,
+    scale: Scalar = 1.0,
+) -> PyTree:
     """eta* = d/dm_d E_q[log p - log h_d].
 
     The natural parameters that the rule moves the factor `name` towards.
+
+    Arguments:
+        target: whose expected log joint.
+        q: all factors.
+        name: of the factor that moves.
+        moments: mean parameters of all factors.
+        rows: some rows of data; None for all of them.
+        scale: N / B where B of N rows are given.
     """
     factor = q.factors[name]
 
-    def of_mean(mean):
+    def of_mean(mean: PyTree) -> Float[Array, ""]:
         base = factor.each(lambda f, m: f._expected_log_base(m), mean)
         return target.expected_log_joint({**moments, name: mean}, rows, scale) - jnp.sum(base)
 
     return factor.each(lambda f, eta: f._cleaned(eta), jax.grad(of_mean)(moments[name]))
 
 
-def moved(q: Product, name: str, towards: Any, rho: Any = 1.0) -> Product:
+def moved(q: Product, name: str, towards: PyTree, rho: Scalar = 1.0) -> Product:
     """q after the rule's step of size rho in one factor."""
     factor = q.factors[name]
+    # A whole step skips the average, which would round.
     if not (isinstance(rho, float) and rho == 1.0):
         towards = jax.tree.map(
             lambda new, old: rho * new + (1.0 - rho) * old,
@@ -59,14 +80,17 @@ def moved(q: Product, name: str, towards: Any, rho: Any = 1.0) -> Product:
 
 
 def sweep(
-    target: Any,
+    target: Conjugate,
     q: Product,
     names: tuple[str, ...],
-    rows: Any = None,
-    scale: Any = 1.0,
-    rho: Any = 1.0,
+    rows: PyTree = None,
+    scale: Scalar = 1.0,
+    rho: Scalar = 1.0,
 ) -> Product:
-    """q after one step in each of the factors `names`, each seeing the moments of those before it."""
+    """q after one step in each of the factors `names`, one after the other.
+
+    Each sees the moments of those that moved before it, which is what makes the ELBO rise.
+    """
     moments = moments_of(q)
     for name in names:
         q = moved(q, name, best_natural(target, q, name, moments, rows, scale), rho)
@@ -74,7 +98,9 @@ def sweep(
     return q
 
 
-def elbo(target: Any, q: Product, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+def elbo(
+    target: Conjugate, q: Product, rows: PyTree = None, scale: Scalar = 1.0
+) -> Float[Array, ""]:
     """E_q[log p] + entropy, exact, in nats.
 
     On B of N rows with scale = N/B an unbiased estimate of it.
@@ -86,16 +112,17 @@ def elbo(target: Any, q: Product, rows: Any = None, scale: Any = 1.0) -> jax.Arr
     return target.expected_log_joint(moments_of(q), rows, scale) + entropy
 
 
-def distance(new: Product, old: Product) -> jax.Array:
+def distance(new: Product, old: Product) -> Float[Array, ""]:
     """The largest move of a member, as sqrt(2 KL(new || old)).
 
     A move of a Gaussian's mean by c sds counts c.
     """
+    # Rounding may leave a KL just below zero, whose root would be NaN.
     kls = [jnp.max(new.factors[name].kls(old.factors[name])) for name in new.factors]
     return jnp.sqrt(2.0 * jnp.maximum(jnp.max(jnp.stack(kls)), 0.0))
 
 
-def valid(q: Product) -> jax.Array:
+def valid(q: Product) -> Bool[jax.Array, ""]:
     """Whether every factor's parameters are inside their domain."""
     return jnp.all(
         jnp.stack([jnp.all(factor.each(lambda f: f._valid())) for factor in q.factors.values()])
@@ -108,8 +135,24 @@ def order(q: Product) -> tuple[str, ...]:
     return (*(name for name in q.factors if name not in hidden), *hidden)
 
 
-def check_product(solver: str, target: Any, q: Any) -> None:
-    """Refuse a q that is not a product of the target's own factors, by name (PairingError)."""
+@eqx.filter_jit
+def swept(
+    target: Conjugate, q: Product
+) -> tuple[Product, Float[Array, ""], Float[Array, ""], Bool[jax.Array, ""]]:
+    """(q, its ELBO, largest move in sds, whether it is inside its domain) after one sweep.
+
+    One compiled program for the search and for its start.
+    """
+    new = sweep(target, q, order(q))
+    return new, elbo(target, new), distance(new, q), valid(new)
+
+
+def check_product(solver: str, target: AbstractConjugateTarget, q: AbstractFamily) -> Product:
+    """q, which is a product of the target's own factors, by name.
+
+    Raises:
+        PairingError: it is not; the sentence names the factor that differs.
+    """
     if not isinstance(q, Product):
         raise PairingError(
             f"{solver} moves a tb.families.Product of named factors, got {type(q).__name__}; leave"
@@ -118,7 +161,8 @@ def check_product(solver: str, target: Any, q: Any) -> None:
     expected = target.family
     for name, factor in expected.factors.items():
         given = q.factors.get(name)
-        if type(given) is not type(factor) or _shape(given) != _shape(factor):
+        same = given is not None and type(given) is type(factor)
+        if given is None or not same or _shape(given) != _shape(factor):
             got = "is missing" if given is None else f"is {_described(given)}"
             raise PairingError(
                 f"{solver}: the factor {name!r} of `q` {got}, but the target needs"
@@ -130,16 +174,22 @@ def check_product(solver: str, target: Any, q: Any) -> None:
             f" {', '.join(q.local) or 'none'}), the target {', '.join(expected.factors)} (local:"
             f" {', '.join(expected.local) or 'none'})."
         )
+    return q
 
 
-def curved_factors(target: Any, q: Product, key: Any) -> list[str]:
-    """The factors in whose mean parameters the expected log joint is not affine: conjugacy is
-    tested, not declared.
+def curved_factors(
+    target: Conjugate, q: Product, key: jax.Array, rows: PyTree = None, scale: float = 1.0
+) -> list[str]:
+    """The factors in whose mean parameters the expected log joint is not affine.
 
-    At two random members of a factor's family the derivative along one random direction must be the
-    same number.
+    Conjugacy is tested, not declared: at two random members of a factor's family the derivative
+    along one random direction must be the same number.
+
+    Raises:
+        PairingError: the expected log joint is not finite somewhere.
     """
-    slopes = {name: np.asarray(pair) for name, pair in _slopes(target, q, key).items()}
+    found = _slopes(target, q, key, rows, scale)
+    slopes = {name: np.asarray(pair) for name, pair in found.items()}
     bad = [name for name, pair in slopes.items() if not np.all(np.isfinite(pair))]
     if bad:
         raise PairingError(
@@ -151,19 +201,24 @@ def curved_factors(target: Any, q: Product, key: Any) -> list[str]:
 
 
 @eqx.filter_jit
-def _slopes(target: Any, q: Product, key: Any) -> dict[str, jax.Array]:
-    """By factor.
+def _slopes(
+    target: Conjugate, q: Product, key: jax.Array, rows: PyTree, scale: float
+) -> dict[str, Float[jax.Array, "3"]]:
+    """By factor: the two slopes along one direction, and the size of the terms of their sums.
 
-    The two slopes along one direction, and the size of the terms that they are sums of.
+    Without the size, the rounding of large terms that cancel would pass for a curve.
     """
     moments, found = moments_of(q), {}
     for i, (name, factor) in enumerate(q.factors.items()):
 
-        def mean_elsewhere(k, factor=factor):
+        def mean_elsewhere(k: jax.Array, factor: AbstractExponentialFamily = factor) -> PyTree:
             return _elsewhere(factor, k).each(lambda f: f._mean())
 
-        def gradient(mean, name=name):
-            return jax.grad(lambda m: target.expected_log_joint({**moments, name: m}))(mean)
+        def gradient(mean: PyTree, name: str = name) -> PyTree:
+            def of_mean(mean: PyTree) -> Float[Array, ""]:
+                return target.expected_log_joint({**moments, name: mean}, rows, scale)
+
+            return jax.grad(of_mean)(mean)
 
         means = jax.vmap(mean_elsewhere)(jr.split(jr.fold_in(key, i), 3))
         direction = jax.tree.map(lambda leaf: leaf[2] - leaf[0], means)
@@ -175,7 +230,7 @@ def _slopes(target: Any, q: Product, key: Any) -> dict[str, jax.Array]:
     return found
 
 
-def _elsewhere(factor: Any, key: jax.Array) -> Any:
+def _elsewhere(factor: AbstractExponentialFamily, key: jax.Array) -> AbstractExponentialFamily:
     """A random member of the same family not far from `factor`."""
     leaves, structure = jax.tree.flatten(factor)
     keys = jr.split(key, len(leaves))
@@ -186,9 +241,9 @@ def _elsewhere(factor: Any, key: jax.Array) -> Any:
     return factor.retract(jax.tree.unflatten(structure, steps))
 
 
-def _shape(factor: Any) -> Any:
+def _shape(factor: AbstractExponentialFamily) -> tuple[object, object]:
     return factor.plate, factor.event
 
 
-def _described(factor: Any) -> str:
+def _described(factor: AbstractExponentialFamily) -> str:
     return f"{type(factor).__name__} with plate {factor.plate} and values of shape {factor.event}"

@@ -1,49 +1,62 @@
 """Limited-memory BFGS on many starts in lockstep, on the host.
 
 SciPy's runs one start at a time and calls the density once per point; a batch of starts costs
-little more than one (the compiled density is vectorised), and the whole path of each is wanted, so
-the two-loop recursion is written here for `[lanes, dim]` arrays. Line search: the bisection for the
+little more than one (the compiled density is vectorised), and the whole path of each is wanted. So
+the two-loop recursion is written here for arrays `[lanes, dim]`. Line search: the bisection for the
 weak Wolfe conditions of Lewis & Overton (2013, Algorithm 2.6), which needs no smoothness and takes
 a non-finite value as "too far".
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float, Int
 
+# of the gain that the slope promises, and of the slope, as in Nocedal & Wright 2006, section 3.1
 _ARMIJO, _WOLFE = 1e-4, 0.9
-_MAX_BISECTIONS = 30
+_MAX_BISECTIONS = 30  # by then the bracket is 1e-9 of the step
+_ROUNDING = 1e-13  # of the loss: differences below it are noise
+_LEAST_CURVATURE = 1e-12  # cosine of a move and the change of gradient: less is no curvature
 
-Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Evaluate: TypeAlias = Callable[
+    [Float[np.ndarray, "n dim"]], tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n dim"]]
+]
+"""Log densities and their gradients at a batch of points."""
+
+_Lanes: TypeAlias = Int[np.ndarray, "some"]  # indices of lanes
 
 
 @dataclasses.dataclass
 class Path:
     """The accepted iterates of one start, and how it ended.
 
-    `points [T, dim]` (only the last where they were not kept), their log densities `values [T]`.
+    Attributes:
+        points: the iterates; only the last where they were not kept.
+        values: their log densities.
+        gradient: of the log density at the last.
+        converged: whether the search ended at an optimum.
+        inverse_hessian_diagonal: a positive guess of the variances there.
     """
 
-    points: np.ndarray
-    values: np.ndarray
-    gradient: np.ndarray
+    points: Float[np.ndarray, "iterates dim"]
+    values: Float[np.ndarray, "iterates"]
+    gradient: Float[np.ndarray, "dim"]
     converged: bool
-    inverse_hessian_diagonal: np.ndarray
+    inverse_hessian_diagonal: Float[np.ndarray, "dim"]
 
 
 def ascend(
     evaluate: Evaluate,
-    starts: np.ndarray,
+    starts: Float[np.ndarray, "lanes dim"],
     *,
     max_iterations: int = 300,
     memory: int = 20,
     gtol: float = 1e-5,
     keep_points: bool = True,
 ) -> list[Path]:
-    """Climb the log density from each row of `starts [lanes, dim]`.
-
-    Return one Path per lane whose start is finite.
+    """Climb the log density from each start: one Path per start that is finite.
 
     A lane ends when its gain predicted by the quasi-Newton model falls below `gtol` nats
     squared-root-wise (g' H g <= gtol^2), when its line search finds no better point, or after
@@ -58,17 +71,26 @@ def ascend(
 
 
 class LockstepSearch:
-    """The state of all lanes; each call of `advance` spends one evaluation on each active lane."""
+    """The state of all lanes; each call of `advance` spends one evaluation on each active lane.
+
+    Arguments:
+        evaluate: the log density.
+        x: the starts; those that are not finite are left out.
+        memory: curvature pairs.
+        gtol: square root of the nats at which a lane has converged.
+        keep_points: whether all iterates are kept, or only the last.
+    """
 
     def __init__(
-        self, evaluate: Evaluate, x: np.ndarray, memory: int, gtol: float, keep_points: bool = False
+        self,
+        evaluate: Evaluate,
+        x: Float[np.ndarray, "lanes dim"],
+        memory: int,
+        gtol: float,
+        keep_points: bool = False,
     ):
-        self.evaluate, self.memory, self.gtol, self.keep_points = (
-            evaluate,
-            memory,
-            gtol,
-            keep_points,
-        )
+        self.evaluate, self.memory = evaluate, memory
+        self.gtol, self.keep_points = gtol, keep_points
         f, g = _loss(evaluate, x)
         keep = np.isfinite(f)
         self.x, self.f, self.g = x[keep], f[keep], g[keep]
@@ -102,7 +124,7 @@ class LockstepSearch:
         armijo = f <= self.f[lanes] + _ARMIJO * self.t[lanes] * self.slope[lanes]
         # Rounding hides the decrease near the optimum: there, a smaller slope at an equal value is
         # progress.
-        flat = np.abs(f - self.f[lanes]) <= 1e-13 * np.abs(self.f[lanes])
+        flat = np.abs(f - self.f[lanes]) <= _ROUNDING * np.abs(self.f[lanes])
         slope = np.einsum("ij,ij->i", g, self.p[lanes])
         armijo |= flat & (np.abs(slope) < np.abs(self.slope[lanes]))
         wolfe = slope >= _WOLFE * self.slope[lanes]
@@ -123,12 +145,20 @@ class LockstepSearch:
         self._shorter(lanes[~armijo])
         return True
 
-    def _accept(self, lanes, x, f, g, max_iterations):
+    def _accept(
+        self,
+        lanes: _Lanes,
+        x: Float[np.ndarray, "some dim"],
+        f: Float[np.ndarray, "some"],
+        g: Float[np.ndarray, "some dim"],
+        max_iterations: int,
+    ) -> None:
+        """Move these lanes, take up their curvature pairs, and aim anew."""
         if len(lanes) == 0:
             return
         s, y = x - self.x[lanes], g - self.g[lanes]
         sy, yy = np.einsum("ij,ij->i", s, y), np.einsum("ij,ij->i", y, y)
-        good = sy > 1e-12 * np.sqrt(yy * np.einsum("ij,ij->i", s, s))
+        good = sy > _LEAST_CURVATURE * np.sqrt(yy * np.einsum("ij,ij->i", s, s))
         pick = lanes[good]
         slot = self.next[pick]
         self.s[slot, pick], self.y[slot, pick], self.rho[slot, pick] = (
@@ -145,7 +175,15 @@ class LockstepSearch:
             self.history[lane].append((self.x[lane].copy(), self.f[lane]))
         self._aim(lanes)
 
-    def _longer(self, lanes, x, f, g, max_iterations):
+    def _longer(
+        self,
+        lanes: _Lanes,
+        x: Float[np.ndarray, "some dim"],
+        f: Float[np.ndarray, "some"],
+        g: Float[np.ndarray, "some dim"],
+        max_iterations: int,
+    ) -> None:
+        """Longer steps for these lanes: doubled until there is a bracket, then bisected."""
         self.low[lanes] = self.t[lanes]
         self.t[lanes] = np.where(
             np.isinf(self.high[lanes]), 2 * self.t[lanes], (self.low[lanes] + self.high[lanes]) / 2
@@ -155,16 +193,18 @@ class LockstepSearch:
         late = self.tries[lanes] >= _MAX_BISECTIONS
         self._accept(lanes[late], x[late], f[late], g[late], max_iterations)
 
-    def _shorter(self, lanes):
+    def _shorter(self, lanes: _Lanes) -> None:
+        """Shorter steps for these lanes; one that finds no better point ends where it is."""
         self.high[lanes] = self.t[lanes]
         self.t[lanes] = (self.low[lanes] + self.high[lanes]) / 2
         self.tries[lanes] += 1
         self.active[lanes[self.tries[lanes] >= _MAX_BISECTIONS]] = False
 
-    def _aim(self, lanes):
+    def _aim(self, lanes: _Lanes) -> None:
         """New directions p = -H g, unit step, fresh brackets.
 
-        Lanes whose predicted gain is nil are converged.
+        Lanes whose predicted gain is nil are converged; where H is broken by rounding, the
+        direction is that of steepest descent.
         """
         p = -self._apply_inverse(self.g[lanes], lanes)
         slope = np.einsum("ij,ij->i", self.g[lanes], p)
@@ -176,7 +216,9 @@ class LockstepSearch:
         done = -slope <= self.gtol**2
         self.converged[lanes[done]], self.active[lanes[done]] = True, False
 
-    def _apply_inverse(self, v: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+    def _apply_inverse(
+        self, v: Float[np.ndarray, "some dim"], lanes: _Lanes
+    ) -> Float[np.ndarray, "some dim"]:
         """The two-loop recursion (Nocedal & Wright 2006, Algorithm 7.4) for each lane: H v."""
         q, alpha = v.copy(), np.zeros((self.memory, len(lanes)))
         pairs = self._newest_first(lanes)
@@ -189,7 +231,7 @@ class LockstepSearch:
             q += (alpha[j] - beta)[:, None] * self.s[slot, lanes]
         return q
 
-    def _newest_first(self, lanes: np.ndarray) -> list[np.ndarray]:
+    def _newest_first(self, lanes: _Lanes) -> list[_Lanes]:
         """Slots of the curvature pairs of each lane, newest first.
 
         Stops where no lane has one left.
@@ -197,19 +239,15 @@ class LockstepSearch:
         slots = [(self.next[lanes] - 1 - j) % self.memory for j in range(self.memory)]
         return [slot for slot in slots if np.any(self.rho[slot, lanes])]
 
-    def _inverse_diagonal(self, lane: int) -> np.ndarray:
-        """A positive guess of diag(H).
-
-        The diagonal update of Gilbert & Lemarechal (1989), as in Pathfinder.
-        """
+    def _inverse_diagonal(self, lane: int) -> Float[np.ndarray, "dim"]:
+        """A positive guess of diag(H): the diagonal updated by each pair, as in Pathfinder."""
         diagonal = np.full(self.x.shape[1], self.gamma[lane])
         for (j,) in reversed(self._newest_first(np.array([lane]))):
-            s, y = self.s[j, lane], self.y[j, lane]
-            a, b, c = y @ (diagonal * y), y @ s, s @ (s / diagonal)
-            diagonal = 1.0 / (a / (b * diagonal) + y**2 / b - (a * s**2) / (b * c * diagonal**2))
+            diagonal = updated_diagonal(diagonal, self.s[j, lane], self.y[j, lane])
         return np.where(np.isfinite(diagonal) & (diagonal > 0), diagonal, self.gamma[lane])
 
     def paths(self) -> list[Path]:
+        """What the lanes have come to."""
         histories = (
             self.history
             if self.keep_points
@@ -227,8 +265,27 @@ class LockstepSearch:
         ]
 
 
-def _loss(evaluate: Evaluate, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """-log density and its gradient; a point where either is not finite counts as infinitely bad."""
+def updated_diagonal(
+    diagonal: Float[np.ndarray, "dim"], s: Float[np.ndarray, "dim"], y: Float[np.ndarray, "dim"]
+) -> Float[np.ndarray, "dim"]:
+    """The diagonal of an inverse Hessian after a move s that changed the gradient by y.
+
+    Keeps y' diag y and s' diag^-1 s in step with the pair. Rounding may make entries that are not
+    positive.
+
+    Source: Gilbert & Lemarechal 1989, eq. 4.9.
+    """
+    a, b, c = y @ (diagonal * y), y @ s, s @ (s / diagonal)
+    return 1.0 / (a / (b * diagonal) + y**2 / b - (a * s**2) / (b * c * diagonal**2))
+
+
+def _loss(
+    evaluate: Evaluate, x: Float[np.ndarray, "n dim"]
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n dim"]]:
+    """-log density and its gradient; where either is not finite, the loss is infinite."""
     value, score = evaluate(x)
     bad = ~(np.isfinite(value) & np.all(np.isfinite(score), axis=1))
     return np.where(bad, np.inf, -value), np.where(bad[:, None], 0.0, -score)
+
+
+__all__ = ["Evaluate", "LockstepSearch", "Path", "ascend", "updated_diagonal"]

@@ -1,16 +1,17 @@
-"""The search of a mean-field Gaussian on fixed draws.
+"""The search of a mean-field Gaussian on fixed draws: trust-region Newton (DADVI).
 
-Trust-region Newton with products of Hessians (DADVI).
+With products of the Hessian and a vector, never the Hessian.
 """
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 from ..targets.batched import BatchedDensity
 from .newton_cg import next_radius, steihaug
 
-_MOST_PRODUCTS = 100  # per step
+_MOST_PRODUCTS = 100  # per step, each as dear as two evaluations of the design
 _SMALLEST = 1e-9  # radius of the trust region
 _ROUNDING = 1e-12  # of the loss: smaller decreases cannot be told from noise
 _LARGEST_FACTOR = 40.0  # |log of the change of an sd| in one step: beyond it exp overflows
@@ -20,36 +21,48 @@ _LARGEST_FACTOR = 40.0  # |log of the change of an sd| in one step: beyond it ex
 class _Point:
     """q = N(mean, diag(sd)^2) on the draws.
 
-    Loss = -ELBO in nats, scores `[n, d]`, gradient in (mean / sd, log sd).
+    Attributes:
+        mean: of q.
+        sd: of q.
+        points: the draws.
+        scores: of the log density at them.
+        loss: -ELBO, nats; infinite where a draw has no finite density.
+        gradient: of the loss in (mean / sd, log sd).
     """
 
-    mean: np.ndarray
-    sd: np.ndarray
-    points: np.ndarray
-    scores: np.ndarray
+    mean: Float[np.ndarray, "dim"]
+    sd: Float[np.ndarray, "dim"]
+    points: Float[np.ndarray, "n dim"]
+    scores: Float[np.ndarray, "n dim"]
     loss: float
-    gradient: np.ndarray
+    gradient: Float[np.ndarray, "vector"]
 
 
 class MeanFieldSearch:
-    """Minimise -E log p(mean + sd e) - sum log sd over fixed draws e `[n, d]`, from a start of any
-    scale.
+    """Minimise -E log p(mean + sd e) - sum log sd over fixed draws e, from a start of any scale.
 
     Each step is taken in units of the sds at hand, so that neither the units of the coordinates nor
     a start that is too wide or too narrow matter: at the optimum the diagonal of the Hessian in the
     means is 1.
+
+    Arguments:
+        density: the log density.
+        mean: of the start.
+        sd: of the start.
+        noise: the draws e.
+        gtol: square root of the nats that it may leave on the table.
     """
 
     def __init__(
         self,
         density: BatchedDensity,
-        mean: np.ndarray,
-        sd: np.ndarray,
-        noise: np.ndarray,
+        mean: Float[np.ndarray, "dim"],
+        sd: Float[np.ndarray, "dim"],
+        noise: Float[np.ndarray, "n dim"],
         gtol: float,
     ):
         self.density, self.noise, self.gtol = density, noise, gtol
-        self.radius = float(np.sqrt(2 * len(mean)))
+        self.radius = float(np.sqrt(2 * len(mean)))  # every mean and log sd by one
         self.at = self._evaluated(mean, sd)
         self.usable = bool(np.isfinite(self.at.loss))
         self.running = self.usable
@@ -57,17 +70,22 @@ class MeanFieldSearch:
 
     @property
     def loss(self) -> float:
+        """Minus the ELBO on the draws, nats."""
         return self.at.loss
 
     @property
-    def mean(self) -> np.ndarray:
+    def mean(self) -> Float[np.ndarray, "dim"]:
+        """Of q."""
         return self.at.mean
 
     @property
-    def scores(self) -> np.ndarray:
+    def scores(self) -> Float[np.ndarray, "n dim"]:
+        """Of the log density at the draws."""
         return self.at.scores
 
-    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def parts(
+        self,
+    ) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim"], Float[np.ndarray, "dim rank"]]:
         """(mean, D, U) of q: no U."""
         return self.at.mean, self.at.sd, np.zeros((len(self.at.mean), 0))
 
@@ -75,6 +93,8 @@ class MeanFieldSearch:
         """One step; False when the search has ended."""
         if not self.running:
             return False
+        # The forcing term of an inexact Newton method: solve roughly while far, well when near, so
+        # that convergence stays superlinear (Nocedal & Wright 2006, eq. 7.3).
         size = float(np.linalg.norm(self.at.gradient))
         step = steihaug(
             self.at.gradient,
@@ -96,7 +116,7 @@ class MeanFieldSearch:
         self.running = not self.converged and self.radius > _SMALLEST
         return self.running
 
-    def _evaluated(self, mean: np.ndarray, sd: np.ndarray) -> _Point:
+    def _evaluated(self, mean: Float[np.ndarray, "dim"], sd: Float[np.ndarray, "dim"]) -> _Point:
         points = mean + sd * self.noise
         values, scores = self.density(points)
         if not (np.all(np.isfinite(values)) and np.all(np.isfinite(scores))):
@@ -106,7 +126,7 @@ class MeanFieldSearch:
         gradient = -np.concatenate([sd * scores.mean(axis=0), pull + 1.0])
         return _Point(mean, sd, points, scores, -float(values.mean()) - entropy, gradient)
 
-    def _product(self, v: np.ndarray) -> np.ndarray:
+    def _product(self, v: Float[np.ndarray, "vector"]) -> Float[np.ndarray, "vector"]:
         """The Hessian of the loss in (mean / sd, log sd) times v."""
         at, (a, b) = self.at, np.split(v, 2)
         h = self.density.hessian_products(at.points, at.sd * (a + b * self.noise))

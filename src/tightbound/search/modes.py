@@ -1,20 +1,21 @@
-"""The modes of a contaminated posterior, by the mean-shift fixed point from many of its points at
-once.
-"""
+"""The modes of a contaminated posterior, by the mean-shift fixed point from many points at once."""
 
 import dataclasses
 
 import numpy as np
 import scipy.special as sp
+from jaxtyping import Float
 
 from ..families.gaussian import Gaussian
 from ..targets.sites import Kernels
 
-_MOST_STARTS = 32
+_MOST_STARTS = (
+    32  # points from which modes are looked for, evenly spread along the first coordinate
+)
 # on which modes are looked for; of more points an even selection, each counted more often
 _MOST_POINTS = 5_000
-_STEPS = 100
-_NEWTON_STEPS = 4
+_STEPS = 100  # of the fixed point, which converges linearly
+_NEWTON_STEPS = 4  # after it, which double the digits
 _SAME = 0.5  # kernel sds within which two ends are one mode
 _PRECISION = 1e-3  # kernel sds that a step may still make
 _DEPTH = 12.0  # nats of evidence below the best mode at which others are left out
@@ -22,24 +23,27 @@ _DEPTH = 12.0  # nats of evidence below the best mode at which others are left o
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """A local maximum of the posterior in the kernels' isotropic coordinates, with the Gaussian of
-    its curvature.
+    """A local maximum of the posterior, with the Gaussian of its curvature.
 
-    `log_evidence`: Laplace's, nats, relative to that of "every point is background" (where that can
-    be).
+    Attributes:
+        mean: in the kernels' isotropic coordinates.
+        cov: of the Gaussian there.
+        log_evidence: Laplace's, nats, relative to that of "every point is background" (where that
+            can be).
     """
 
-    mean: np.ndarray
-    cov: np.ndarray
+    mean: Float[np.ndarray, "dim"]
+    cov: Float[np.ndarray, "dim dim"]
     log_evidence: float
 
 
 def modes(kernels: Kernels) -> list[Mode]:
-    """Distinct modes that are reached from up to 32 of the points and the prior mean, largest
-    evidence first.
+    """Distinct modes, largest evidence first: from up to 32 of the points and the prior mean.
 
-    theta <- (sum r_i y_i / s_i + P0 m0) / (sum r_i / s_i + P0), r_i = sigma(a_i - |y_i - theta|^2 /
-    (2 s_i)): EM for the mode, from every start together. A mode that no start reaches stays unseen.
+        theta <- (sum r_i y_i / s_i + P0 m0) / (sum r_i / s_i + P0),
+        r_i = sigma(a_i - |y_i - theta|^2 / (2 s_i))
+
+    EM for the mode, from every start together. A mode that no start reaches stays unseen.
 
     Source: Popov 2024, section 5 (Laplace's fixed point); Comaniciu & Meer 2002, eq. 20.
     """
@@ -64,9 +68,9 @@ def modes(kernels: Kernels) -> list[Mode]:
 
 
 def starts_at_modes(kernels: Kernels, found: list[Mode]) -> list[Gaussian]:
-    """Gaussians in the target's coordinates.
+    """Gaussians in the target's coordinates: one at each mode, and one over all of them.
 
-    One at each mode, and one with the moments of all of them and the prior.
+    The last has the moments of the mixture of modes, and of the prior for "all background".
     """
     can_be_background = bool(np.all(np.isfinite(kernels.own_logits)))
     means = [mode.mean for mode in found] + [kernels.prior_mean] * can_be_background
@@ -79,33 +83,45 @@ def starts_at_modes(kernels: Kernels, found: list[Mode]) -> list[Gaussian]:
     return [_gaussian(kernels, m, c) for m, c in [*((g.mean, g.cov) for g in found), (mean, cov)]]
 
 
-def _gaussian(k: Kernels, mean: np.ndarray, cov: np.ndarray) -> Gaussian:
+def _gaussian(
+    k: Kernels, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"]
+) -> Gaussian:
     return Gaussian.from_root(k.root @ mean, k.root @ np.linalg.cholesky(cov))
 
 
 def _selected(k: Kernels) -> Kernels:
+    """All points, or an even selection of many with the weights of all."""
     n = len(k.points)
     if n <= _MOST_POINTS:
         return k
     index = np.linspace(0, n - 1, _MOST_POINTS).astype(int)
-    part = {name: getattr(k, name)[index] for name in ("points", "scales", "log_odds", "weights")}
-    part["weights"] = part["weights"] * (k.weights.sum() / part["weights"].sum())
-    return dataclasses.replace(k, **part)
+    weights = k.weights[index] * (k.weights.sum() / k.weights[index].sum())
+    return dataclasses.replace(
+        k,
+        points=k.points[index],
+        scales=k.scales[index],
+        log_odds=k.log_odds[index],
+        weights=weights,
+    )
 
 
-def _odds(k: Kernels, t: np.ndarray) -> np.ndarray:
-    """Log odds that each point is an inlier if theta is t: `[m, n]` for t `[m, D]`."""
+def _odds(k: Kernels, t: Float[np.ndarray, "starts dim"]) -> Float[np.ndarray, "starts rows"]:
+    """Log odds that each point is an inlier if theta is t."""
+    # One coordinate after the other: `[starts, rows, dim]` at once would not stay in the cache.
     squares = np.zeros((len(t), len(k.points)))
     for j in range(k.dim):
         squares += (t[:, j, None] - k.points[:, j]) ** 2
     return k.own_logits - 0.5 * squares / k.scales
 
 
-def _responsibilities(k: Kernels, t: np.ndarray) -> np.ndarray:
+def _responsibilities(
+    k: Kernels, t: Float[np.ndarray, "starts dim"]
+) -> Float[np.ndarray, "starts rows"]:
     return sp.expit(_odds(k, t))
 
 
-def _distinct(t: np.ndarray, k: Kernels) -> list[np.ndarray]:
+def _distinct(t: Float[np.ndarray, "starts dim"], k: Kernels) -> list[Float[np.ndarray, "dim"]]:
+    """The ends of which none is near another."""
     ends: list[np.ndarray] = []
     for end in t:
         if all(np.linalg.norm(end - other) > _SAME * np.sqrt(k.median_scale) for other in ends):
@@ -113,11 +129,12 @@ def _distinct(t: np.ndarray, k: Kernels) -> list[np.ndarray]:
     return ends
 
 
-def _mode_at(k: Kernels, t: np.ndarray) -> Mode:
+def _mode_at(k: Kernels, t: Float[np.ndarray, "dim"]) -> Mode:
     """Laplace's approximation at the mode that a few short Newton steps from t end on."""
     for _ in range(_NEWTON_STEPS):
         score, vectors, sizes = _curvature(k, t)
         step = (vectors / sizes) @ (vectors.T @ score)
+        # no step to another mode
         t = t + step * min(1.0, _SAME * np.sqrt(k.median_scale) / (np.linalg.norm(step) + 1e-300))
     _, vectors, sizes = _curvature(k, t)
     odds = _odds(k, t[None])[0]
@@ -134,9 +151,12 @@ def _mode_at(k: Kernels, t: np.ndarray) -> Mode:
     return Mode(t, (vectors / sizes) @ vectors.T, float(log_p - 0.5 * np.sum(np.log(sizes))))
 
 
-def _curvature(k: Kernels, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The score at t, and the negative Hessian's eigenvectors and eigenvalues, those kept above the
-    prior's smallest.
+def _curvature(
+    k: Kernels, t: Float[np.ndarray, "dim"]
+) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"], Float[np.ndarray, "dim"]]:
+    """The score at t, and the negative Hessian's eigenvectors and eigenvalues.
+
+    Eigenvalues are kept above the prior's smallest: far from a mode they need not be positive.
     """
     r = sp.expit(_odds(k, t[None])[0])
     e = (k.points - t) / k.scales[:, None]

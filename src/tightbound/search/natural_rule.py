@@ -13,17 +13,16 @@ from types import ModuleType
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from .._numerics import pytree
 from .._types import Array, Flag, Scalar
 from ..estimators.base import Moments
+from ..results import Result
 
 _TRUST = 4.0  # a precision may change by this factor in one step, up or down
 _FAR = 0.3  # nats of spread over pairs, see `is_far`
 _ENOUGH_PAIRS = 3  # times max(dim, 32): a design that shows how far q is
-_MOST_PAIRS = 16  # times max(dim, 32): the largest design
-_LEAST_GROWTH, _MOST_GROWTH = 2.0, 4.0  # of a design that is too small
 
 
 @pytree
@@ -137,6 +136,10 @@ def design_error(moments: Moments, model: NewtonModel, xp: ModuleType = np) -> S
     return xp.maximum(xp.sqrt(xp.mean(spread**2) / spread.shape[0]), 0.2 * moments.curvature_stderr)
 
 
+RUNNING, SETTLED, STALLED, NONFINITE, UNBOUNDED, OUTGROWN = range(6)
+"""How a search stands on its design; OUTGROWN: a larger design left where the density is finite."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Conduct:
     """How a search along the rule is conducted: the few things in which its users differ.
@@ -186,6 +189,21 @@ FULL = Conduct()
 DIAGONAL = Conduct("diagonal", floor=1e-6)
 
 
+def conclusion(status: Int[Array, ""], error: Float[Array, ""], tol: float) -> Result | None:
+    """How a search that has ended on its design ends; None: its error wants a larger design."""
+    known = {
+        NONFINITE: Result.nonfinite,
+        UNBOUNDED: Result.unbounded,
+        # What the smaller design found is kept.
+        OUTGROWN: Result.noisy,
+    }
+    if int(status) in known:
+        return known[int(status)]
+    if error >= tol:
+        return None
+    return Result.converged if status == SETTLED else Result.stalled
+
+
 def is_far(spread: Scalar | Float[Array, "lanes"], pairs: int, dim: int) -> Flag:
     """Whether log p - log q varies so much over the design that no Gaussian deserves a larger one.
 
@@ -195,27 +213,23 @@ def is_far(spread: Scalar | Float[Array, "lanes"], pairs: int, dim: int) -> Flag
     return (pairs >= _ENOUGH_PAIRS * max(dim, 32)) & (spread > _FAR)
 
 
-def larger_size(pairs: int, dim: int, ratio: float) -> int | None:
-    """Pairs of the next design, two to four times as many, where its error is `ratio` times `tol`.
-
-    None where the design is at its largest.
-    """
-    growth = min(max(_LEAST_GROWTH, ratio**2), _MOST_GROWTH)
-    grown = min(int(pairs * growth), max(_MOST_PAIRS * max(dim, 32), pairs))
-    return None if grown == pairs else grown
-
-
 __all__ = [
     "DIAGONAL",
     "FULL",
+    "NONFINITE",
+    "OUTGROWN",
+    "RUNNING",
+    "SETTLED",
+    "STALLED",
+    "UNBOUNDED",
     "Conduct",
     "Moved",
     "NewtonModel",
     "arrived",
+    "conclusion",
     "design_error",
     "distances",
     "is_far",
-    "larger_size",
     "natural_step",
     "natural_step_diagonal",
     "newton_model",

@@ -15,13 +15,25 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from .._numerics import pytree
 from .._types import Array, Flag, Scalar
 from ..estimators.base import Moments
-from ..results import Result
-from .natural_rule import Conduct, NewtonModel, arrived, design_error, distances, newton_model
+from .natural_rule import (
+    NONFINITE,
+    OUTGROWN,
+    RUNNING,
+    SETTLED,
+    STALLED,
+    UNBOUNDED,
+    Conduct,
+    NewtonModel,
+    arrived,
+    design_error,
+    distances,
+    newton_model,
+)  # fmt: skip
 
 _SHORTER, _LONGER = 0.4, 1.8  # factors on the step size after a refused, and after a taken step
 _LEAP = 0.7  # largest relative change of the root that an extrapolation may make
@@ -36,19 +48,14 @@ _FLAT = 1e8
 START, AGAIN, STEP, LEAP = range(4)
 """What a proposal is: a start, the same q on a new design, a step of the rule, an extrapolation."""
 
-RUNNING, SETTLED, STALLED, NONFINITE, UNBOUNDED, OUTGROWN = range(6)
-"""How a search stands on its design; OUTGROWN: a larger design left where the density is finite."""
 
 T = TypeVar("T")
-Whole = Array | int | np.integer
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class NaturalSearch:
     """Where a search along the rule stands on its design, and what it proposes to evaluate next.
-
-    All fields may have leading axes of lanes.
 
     Attributes:
         mean, root, log_det: q = N(mean, root root'), and log|root|.
@@ -58,8 +65,7 @@ class NaturalSearch:
         error: the design's own error, in posterior sds (`design_error`).
         proposed_mean, proposed_root, proposed_log_det: the proposal.
         kind: what the proposal is, one of the four codes above.
-        sensible: whether the proposal is worth an evaluation.
-        rho: the step size.
+        sensible: whether the proposal is worth an evaluation; `rho`: the step size.
         reach: of the mean's steps; doubled while steps of full length climb, so that a far start
             costs few.
         stretch: how far the next extrapolation goes.
@@ -73,35 +79,35 @@ class NaturalSearch:
 
     mean: Float[Array, "*batch dim"]
     root: Float[Array, "*batch dim dim"]
-    log_det: Scalar | Float[Array, "*batch"]
+    log_det: Float[Array, "*batch"]
     model: NewtonModel
-    elbo: Scalar | Float[Array, "*batch"]
-    spread: Scalar | Float[Array, "*batch"]
-    pairs: Whole
-    error: Scalar | Float[Array, "*batch"]
+    elbo: Float[Array, "*batch"]
+    spread: Float[Array, "*batch"]
+    pairs: Int[Array, "*batch"]
+    error: Float[Array, "*batch"]
     proposed_mean: Float[Array, "*batch dim"]
     proposed_root: Float[Array, "*batch dim dim"]
-    proposed_log_det: Scalar | Float[Array, "*batch"]
-    kind: Whole
-    sensible: Flag
-    rho: Scalar | Float[Array, "*batch"]
-    reach: Scalar | Float[Array, "*batch"]
-    stretch: Scalar | Float[Array, "*batch"]
+    proposed_log_det: Float[Array, "*batch"]
+    kind: Int[Array, "*batch"]
+    sensible: Bool[Array, "*batch"]
+    rho: Float[Array, "*batch"]
+    reach: Float[Array, "*batch"]
+    stretch: Float[Array, "*batch"]
     anchor_mean: Float[Array, "*batch dim"]
     anchor_root: Float[Array, "*batch dim dim"]
-    before: Scalar | Float[Array, "*batch"]
+    before: Float[Array, "*batch"]
     first_sd: Float[Array, "*batch dim"]
-    tried: Whole
-    steps_on_design: Whole
-    steps: Whole
-    tries: Whole
-    status: Whole
+    tried: Int[Array, "*batch"]
+    steps_on_design: Int[Array, "*batch"]
+    steps: Int[Array, "*batch"]
+    tries: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
 
 
 def begun(
-    mean: Float[np.ndarray, "*batch dim"],
-    root: Float[np.ndarray, "*batch dim dim"],
-    log_det: float | Float[np.ndarray, "*batch"],
+    mean: Float[Array, "*batch dim"],
+    root: Float[Array, "*batch dim dim"],
+    log_det: Float[Array, "*batch"],
     kind: int = START,
 ) -> NaturalSearch:
     """A search, or many along leading axes, whose first proposal is the start; on the host."""
@@ -122,7 +128,7 @@ def begun(
         proposed_root=root,
         proposed_log_det=log_det,
         kind=count + kind,
-        sensible=one > 0.0,
+        sensible=np.ones(lanes, bool)[()],
         rho=one,
         reach=one,
         stretch=_FIRST_STRETCH * one,
@@ -186,13 +192,8 @@ def _proposing(
     log_det: Scalar,
     sensible: Flag,
 ) -> NaturalSearch:
-    return dataclasses.replace(
-        search,
-        proposed_mean=mean,
-        proposed_root=root,
-        proposed_log_det=log_det,
-        sensible=sensible,
-    )
+    proposal = {"proposed_mean": mean, "proposed_root": root, "proposed_log_det": log_det}
+    return dataclasses.replace(search, sensible=sensible, **proposal)
 
 
 def tell(
@@ -204,12 +205,8 @@ def tell(
 ) -> NaturalSearch:
     """The search after its proposal was evaluated: taken or refused, ended or to be gone on with.
 
-    Arguments:
-        search: whose proposal it is.
-        moments: at the proposal; None where it was not sensible, and not evaluated (on the host).
-        conduct: of the search.
-        tol: accuracy asked of the means, in posterior sds.
-        xp: numpy or jax.numpy.
+    `moments`: at the proposal; None where it was not sensible, and not evaluated (on the host).
+    `tol`: accuracy asked of the means, in posterior sds.
     """
     if moments is None:
         taken, moved = False, search
@@ -223,13 +220,13 @@ def tell(
     if xp is np:
         return after[int(search.kind)](search, moved, taken, conduct, tol, xp)
     start, step, leap = (told(search, moved, taken, conduct, tol, xp) for told in after[1:])
-    on = _choose(search.kind == LEAP, lambda: leap, lambda: step, xp)
-    return _choose(search.kind <= AGAIN, lambda: start, lambda: on, xp)
+    later = _choose(search.kind == LEAP, lambda: leap, lambda: step, xp)
+    return _choose(search.kind <= AGAIN, lambda: start, lambda: later, xp)
 
 
 def whole_step(
     search: NaturalSearch,
-    moments_at: Callable[[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]], Moments],
+    moments_at: Callable[[Float[Array, "dim"], Float[Array, "dim dim"]], Moments],
     conduct: Conduct,
     tol: float,
 ) -> tuple[NaturalSearch, int]:
@@ -391,22 +388,7 @@ def _next_reach(search: NaturalSearch, xp: ModuleType) -> Scalar:
     return xp.where(full, 2.0 * search.reach, xp.maximum(1.0, 0.5 * search.reach))
 
 
-def conclusion(status: Whole, error: Scalar, tol: float) -> Result | None:
-    """How a search that has ended on its design ends; None: its error wants a larger design."""
-    known = {
-        NONFINITE: Result.nonfinite,
-        UNBOUNDED: Result.unbounded,
-        # What the smaller design found is kept.
-        OUTGROWN: Result.noisy,
-    }
-    if int(status) in known:
-        return known[int(status)]
-    if error >= tol:
-        return None
-    return Result.converged if status == SETTLED else Result.stalled
-
-
-def _whole(like: Whole, value: int) -> Whole:
+def _whole(like: Int[Array, ""], value: int) -> Int[Array, ""]:
     """`value` as an integer like `like`: in compiled code what a loop carries keeps its type."""
     return 0 * like + value
 

@@ -2,21 +2,26 @@
 
 import dataclasses
 import math
-from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
+
+from .._types import Array, Validated
 
 
 @dataclasses.dataclass(frozen=True)
 class RobbinsMonro:
-    """a_t = first (1 + t / delay)^-power for t = 0, 1, ..., with 1/2 < power <= 1, so that sum a =
-    inf and sum a^2 < inf.
+    """a_t = first (1 + t / delay)^-power for t = 0, 1, ..., with 1/2 < power <= 1.
 
-    The first sum lets the iterates reach any place, the second lets their noise die out: stochastic
-    gradient descent then converges without averaging. A schedule for any optax transformation:
-    `tb.solvers.StochasticGradient(transform=optax.sgd( tb.solvers.RobbinsMonro(0.5)))`. Not needed
-    with the solver's default, which lowers its step and averages by itself; a constant step with
-    averaging is faster in practice.
+    Then sum a = inf and sum a^2 < inf. The first lets the iterates reach any place, the second lets
+    their noise die out: stochastic gradient descent then converges without averaging. A schedule
+    for any optax transformation:
+
+        tb.solvers.StochasticGradient(transform=optax.sgd(tb.solvers.RobbinsMonro(0.5)))
+
+    Not needed with the solver's default, which lowers its step and averages by itself; a constant
+    step with averaging is faster in practice.
 
     Equal schedules are equal objects, so that fits with them share one compilation.
 
@@ -31,13 +36,12 @@ class RobbinsMonro:
         ValueError: naming the sum that does not behave, or the number that is not one.
     """
 
-    first: float | int = 0.5
-    power: float | int = 0.7
-    delay: float | int = 100.0
+    first: Validated[float, "__post_init__"] = 0.5
+    power: Validated[float, "__post_init__"] = 0.7
+    delay: Validated[float, "__post_init__"] = 100.0
 
     def __post_init__(self):
-        for name in ("first", "delay", "power"):
-            value = getattr(self, name)
+        for name, value in (("first", self.first), ("delay", self.delay), ("power", self.power)):
             if (
                 isinstance(value, bool)
                 or not isinstance(value, (int, float))
@@ -59,15 +63,15 @@ class RobbinsMonro:
                 " its averaging."
             )
 
-    def __call__(self, count: Any) -> Any:
+    def __call__(self, count: Shaped[Array, "*batch"] | int) -> Float[jax.Array, "*batch"]:
         """a_count."""
         count = jnp.asarray(count, jnp.result_type(float))
         return self.first * (1.0 + count / self.delay) ** -self.power
 
     def sum_from(self, count: int) -> float:
-        """An upper bound on the sum of a_t^2 over t >= count, by the integral.
+        """An upper bound on the sum of a_t^2 over t >= count: what noise is still to come.
 
-        What noise is still to come.
+        The terms fall, so that their sum is at most the first one and the integral from there.
         """
         exponent = 2.0 * self.power - 1.0
         start = 1.0 + count / self.delay

@@ -4,14 +4,15 @@ The loop around it lives in `loop.py`.
 """
 
 import abc
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
-import jax
 
-from .._types import Array, PyTree
+from .._types import Array, Key, PyTree
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective
-from ..results import Result
+from ..results import PairingError, Result
+from ..targets.base import AbstractTarget, Density, require
 
 
 class Info(eqx.Module):
@@ -40,9 +41,13 @@ class AbstractSolver(eqx.Module):
     compiled: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        """Refuse a pairing that cannot work, before anything is compiled (PairingError, naming the
-        parts).
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
+        """Refuse a pairing that cannot work, before anything is compiled.
+
+        Raises:
+            PairingError: it names the parts, and what would fit.
         """
 
     def default_objective(self) -> AbstractObjective | None:
@@ -52,7 +57,9 @@ class AbstractSolver(eqx.Module):
         """
         return None
 
-    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+    def own_start(
+        self, target: AbstractTarget, key: Key, starts: int | None
+    ) -> AbstractFamily | None:
         """The q to start from where the caller gave none, for solvers that need one of their own.
 
         None for the default's.
@@ -62,18 +69,23 @@ class AbstractSolver(eqx.Module):
     @abc.abstractmethod
     def init(
         self,
-        target: Any,
-        q: Any,
+        target: AbstractTarget,
+        q: AbstractFamily,
         objective: AbstractObjective | None,
-        key: jax.Array | Any,
+        key: Key,
         tol: float,
     ) -> PyTree:
         """The state before the first step. `tol` is the accuracy asked for, in posterior sds."""
 
     @abc.abstractmethod
     def step(
-        self, target: Any, q: Any, objective: AbstractObjective | None, state: PyTree, key: Any
-    ) -> tuple[Any, Any, PyTree, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: PyTree,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, PyTree, Info]:
         """One step.
 
         The target (its learnable leaves may move too), the new q, the new state, and its Info.
@@ -83,6 +95,31 @@ class AbstractSolver(eqx.Module):
     def done(self, state: PyTree) -> Result | None:
         """How the run has ended, or None to go on; called on the host between blocks."""
 
-    def finish(self, target: Any, q: Any, state: PyTree) -> Any:
+    def finish(self, target: AbstractTarget, q: AbstractFamily, state: PyTree) -> AbstractFamily:
         """The q to return (an average of iterates, say); by default the last one."""
         return q
+
+
+def check_gaussian_start(
+    solver: AbstractSolver,
+    target: AbstractTarget,
+    q: AbstractFamily,
+    objective: AbstractObjective | None,
+) -> None:
+    """Refuse what solvers that refit a Gaussian at knots cannot start from.
+
+    Raises:
+        PairingError: q is no full-rank Gaussian, or an objective is given.
+    """
+    require(solver, target, Density)
+    name = type(solver).__name__
+    if q.covariance_structure != "full":
+        raise PairingError(
+            f"{name} starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
+            f"tb.fit(target, gaussian_fit.q, solver=tb.solvers.{name}())."
+        )
+    if objective is not None:
+        raise PairingError(
+            f"{name} maximises the ELBO at each knot and takes no other objective; leave"
+            " `objective` out."
+        )

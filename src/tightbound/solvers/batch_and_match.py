@@ -1,21 +1,23 @@
-"""Batch and match: a Gaussian whose scores match those of the posterior, by updates in closed form."""
+"""Batch and match: a Gaussian whose scores match the posterior's, by updates in closed form."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import host_algebra
-from ..families.base import standard_normals
+from .._types import Key
+from ..families.base import AbstractFamily, standard_normals
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..targets.base import Density, require
+from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
 
-_FIRST_WINDOW = 64
+_FIRST_WINDOW = 64  # steps before the first look at the path: two halves of 16 to compare
 _MOST_SKIPPED = 50  # batches in a row without two finite scores
 
 
@@ -27,7 +29,7 @@ class BatchState:
         tol: accuracy asked for, in posterior sds.
         steps: so far; `skipped` those in a row without finite scores.
         window: at this number of steps the run is judged next.
-        path: means and log sds of the steps since half the window, `[2 d]` each.
+        path: means and log sds of the steps since half the window, side by side.
         result: how the run has ended.
     """
 
@@ -35,19 +37,19 @@ class BatchState:
     steps: int = 0
     skipped: int = 0
     window: int = _FIRST_WINDOW
-    path: tuple[np.ndarray, ...] = ()
+    path: tuple[Float[np.ndarray, "values"], ...] = ()
     result: Result | None = None
 
 
 class BatchAndMatch(AbstractSolver):
-    """Full-rank Gaussian VI by scores: q minimises E_q |grad log p - grad log q|^2 in the norm of
-    its own covariance.
+    """Full-rank Gaussian VI that matches scores: grad log q to grad log p.
 
-    Each step draws a batch from q and jumps to the exact minimiser of the batch's divergence plus
-    (2 / lambda) KL(q_old || q), lambda = batch x dim / step: no learning rate, no derivative
-    through draws, invariant under affine maps. On a Gaussian target it arrives exactly and says so;
-    elsewhere it settles near, but not at, the q of the best ELBO. Not for the smallest KL: continue
-    with tb.fit(target, fit.q). Not above some hundreds of dimensions: d^3 per step.
+    q minimises E_q |grad log p - grad log q|^2 in the norm of its own covariance. Each step draws a
+    batch from q and jumps to the exact minimiser of the batch's divergence plus (2 / lambda)
+    KL(q_old || q), lambda = batch x dim / step: no learning rate, no derivative through draws,
+    invariant under affine maps. On a Gaussian target it arrives exactly and says so; elsewhere it
+    settles near, but not at, the q of the best ELBO. Not for the smallest KL: continue with
+    tb.fit(target, fit.q). Not above some hundreds of dimensions: d^3 per step.
 
     It has its own objective and takes none. `Info.loss` is the batch's divergence, without units.
 
@@ -65,7 +67,9 @@ class BatchAndMatch(AbstractSolver):
         if self.batch is not None and self.batch < 2:
             raise ValueError(f"BatchAndMatch: `batch` must be at least 2, got {self.batch}.")
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
         require(self, target, Density)
         if objective is not None:
             raise PairingError(
@@ -77,19 +81,33 @@ class BatchAndMatch(AbstractSolver):
                 "BatchAndMatch moves a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim)."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> BatchState:
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> BatchState:
         return BatchState(tol)
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: BatchState, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: BatchState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, BatchState, Info]:
+        density, q = require(self, target, Density), cast(Gaussian, q)  # by `check`
         count = max(32, 2 * q.dim) if self.batch is None else self.batch
         white = standard_normals(count, q.dim, key, f"batch and match {state.steps}")
         root = np.asarray(q.root)
-        values, scores = batched(target)(q.mean + white @ root.T)
+        values, scores = batched(density)(q.mean + white @ root.T)
         good = np.isfinite(values) & np.all(np.isfinite(scores), axis=1)
         if good.sum() < 2:
             return target, q, _without_scores(state), Info(np.nan, np.nan, count)
+        # In coordinates in which q is N(0, I), so that its scores are minus the draws.
         with host_algebra():
             scores = scores[good] @ root
             weight = good.sum() * q.dim / (state.steps + 1)
@@ -108,13 +126,17 @@ class BatchAndMatch(AbstractSolver):
         return state.result
 
 
-def match(z: np.ndarray, scores: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """The closed-form update from q = N(0, I): mean `[d]` and a root `[d, d]` of the covariance S
-    of the new q.
+def match(
+    z: Float[np.ndarray, "n dim"], scores: Float[np.ndarray, "n dim"], weight: float
+) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
+    """The closed-form update from q = N(0, I): mean and a root of the covariance S of the new q.
 
-    With means and covariances (zbar, C) of the draws `[B, d]` and (gbar, G) of their scores `[B,
-    d]`, l = `weight`: U = l G + l/(1+l) gbar gbar', V = I + l C + l/(1+l) zbar zbar'; S solves S U
-    S + S = V, that is with V = R R' S = 2 R (I + (I + 4 R'U R)^(1/2))^-1 R', and the mean is
+    With means and covariances (zbar, C) of the draws and (gbar, G) of their scores, and l =
+    `weight`,
+
+        U = l G + l/(1+l) gbar gbar',   V = I + l C + l/(1+l) zbar zbar'.
+
+    S solves S U S + S = V: with V = R R' it is S = 2 R (I + (I + 4 R'U R)^(1/2))^-1 R'. The mean is
     l/(1+l) (S gbar + zbar).
 
     Source: Cai et al. 2024, algorithm 1, in coordinates in which the old q is standard normal.
@@ -127,6 +149,7 @@ def match(z: np.ndarray, scores: np.ndarray, weight: float) -> tuple[np.ndarray,
         + weight * (z - z_bar).T @ (z - z_bar) / len(z)
         + share * np.outer(z_bar, z_bar)
     )
+    # Symmetric in R'UR, whose square root is that of its eigenvalues: no matrix is inverted.
     root = np.linalg.cholesky(v)
     eigenvalues, vectors = np.linalg.eigh(root.T @ u @ root)
     half = np.sqrt(2 / (1 + np.sqrt(1 + 4 * np.maximum(eigenvalues, 0.0))))
@@ -141,9 +164,11 @@ def _without_scores(state: BatchState) -> BatchState:
 
 
 def _judged(state: BatchState, q: Gaussian, divergence: float) -> BatchState:
-    """Converged where every score is explained.
+    """The state after a step, and whether the run is over.
 
-    Stationary where two averages over the path agree to within tol.
+    Converged where the batch's scores are those of q; stationary where the averages over the two
+    halves of the path agree to within tol. The step falls as 1 / steps, so that a window must grow
+    with the run for its halves to be worth comparing.
     """
     steps = state.steps + 1
     path = (*state.path, np.concatenate([q.mean, np.log(q.sd)])) if 2 * steps > state.window else ()

@@ -1,23 +1,26 @@
-"""Coordinate ascent (CAVI).
+"""Coordinate ascent (CAVI): each factor to its optimum given the others.
 
-Each factor to its optimum given the others, derived from the expected log joint.
+The updates are derived from the expected log joint.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
-import equinox as eqx
-import jax
 import jax.random as jr
 import numpy as np
 
-from .._numerics import key_words, to_device, to_host
+from .._numerics import to_device, to_host
+from .._types import Key
+from ..families.base import AbstractFamily
 from ..families.exponential.product import Product
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
 from ..search.conjugate_form import as_conjugate
-from ..search.factor_rule import check_product, curved_factors, distance, elbo, order, sweep, valid
+from ..search.factor_rule import check_product, curved_factors, swept
+from ..starts.coordinate_ascent import best_start
+from ..targets.base import AbstractTarget
+from ..targets.conjugate.base import AbstractConjugateTarget
 from .base import AbstractSolver, Info
 
 _SHARE = 0.1  # of tol that the way still to go may amount to
@@ -26,9 +29,18 @@ _ROUNDING = 1e-7  # a move this small is rounding
 
 @dataclasses.dataclass(frozen=True)
 class AscentState:
-    """The conjugate target and q on the device, and the last moves."""
+    """The conjugate target and q on the device, and the last moves.
 
-    target: Any
+    Attributes:
+        target: the conjugate form.
+        q: where the ascent is.
+        tol: accuracy asked for, in posterior sds.
+        elbo: of q, nats.
+        change: the last move, in posterior sds.
+        result: how the run has ended.
+    """
+
+    target: AbstractConjugateTarget
     q: Product
     tol: float
     elbo: float = -np.inf
@@ -56,35 +68,52 @@ class CoordinateAscent(AbstractSolver):
     def default_objective(self) -> AbstractObjective:
         return ELBO()
 
-    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+    def own_start(
+        self, target: AbstractTarget, key: Key, starts: int | None
+    ) -> AbstractFamily | None:
         """The best of a few short runs from different starts."""
         return best_start(as_conjugate(target), key, starts)
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        if not isinstance(objective, ELBO):
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
+        if objective is None or not objective.is_elbo:
             raise PairingError(
                 "CoordinateAscent maximises the ELBO and nothing else, got"
                 f" {type(objective).__name__}; leave it out."
             )
         conjugate = as_conjugate(target)
-        check_product("CoordinateAscent", conjugate, q)
-        curved = curved_factors(to_device(conjugate), to_device(q), jr.key(0))
+        product = check_product("CoordinateAscent", conjugate, q)
+        curved = curved_factors(to_device(conjugate), to_device(product), jr.key(0))
         if curved:
             raise PairingError(
                 f"CoordinateAscent: the model is not conjugate in the factor {curved[0]!r}: its"
                 " expected log joint is not affine in the mean parameters of that"
-                f" {type(q[curved[0]]).__name__}"
+                f" {type(product[curved[0]]).__name__}"
                 + (f" (nor in those of {', '.join(map(repr, curved[1:]))})" if curved[1:] else "")
                 + ". Use tb.solvers.NaturalGradient(), or another family for that factor."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> AscentState:
-        return AscentState(to_device(as_conjugate(target)), to_device(q), tol)
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> AscentState:
+        # `check` has refused every q but a product of the target's factors
+        return AscentState(to_device(as_conjugate(target)), to_device(cast(Product, q)), tol)
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: AscentState, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
-        new, *numbers = _swept(state.target, state.q)
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: AscentState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, AscentState, Info]:
+        new, *numbers = swept(state.target, state.q)
         value, change, inside = (float(number) for number in numbers)
         if not (np.isfinite(value) and inside):  # a flat prior leaves a factor without a law
             ended = Result.nonfinite if inside else Result.unbounded
@@ -101,46 +130,9 @@ def _arrived(change: float, state: AscentState) -> bool:
     """Whether the moves, continued as a geometric series, lead less than a tenth of tol further."""
     if change < _ROUNDING:
         return True
+    # Coordinate ascent converges linearly and may do so slowly: a small move alone is no arrival.
     ratio = change / state.change if np.isfinite(state.change) else 1.0
     return ratio < 1.0 and change * ratio / (1.0 - ratio) < _SHARE * state.tol
 
 
-@eqx.filter_jit
-def _swept(target: Any, q: Product) -> Any:
-    """(q, its ELBO, largest move in sds, whether it is inside its domain) after one sweep."""
-    new = sweep(target, q, order(q))
-    return new, elbo(target, new), distance(new, q), valid(new)
-
-
-def best_start(target: Any, key: Any, starts: int | None, sweeps: int = 10) -> Product:
-    """The best by ELBO of `sweeps` sweeps from `starts` starts.
-
-    From one where the start is always the same.
-    """
-    count, best, highest = starts or 4, None, -np.inf
-    given = [
-        target.start(np.random.SeedSequence([*key_words(key), i]).generate_state(1)[0].item())
-        for i in range(count)
-    ]
-    if all(_same(q, given[0]) for q in given[1:]):
-        return given[0]
-    on_device = to_device(target)
-    for start in given:
-        q, value = to_device(start), np.array(-np.inf)
-        for _ in range(sweeps):
-            q, value, _, inside = _swept(on_device, q)
-            if not (inside and np.isfinite(value)):
-                value = np.array(-np.inf)
-                break
-        if best is None or float(value) > highest:
-            best, highest = q, float(value)
-    return to_host(best)
-
-
-def _same(a: Product, b: Product) -> bool:
-    return all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-
-
-__all__ = ["CoordinateAscent", "best_start"]
+__all__ = ["CoordinateAscent"]

@@ -1,49 +1,70 @@
-"""The closest member of any family that is a smooth function of normal noise, by L-BFGS on noise
-that never changes.
+"""The closest member of any family that is a smooth function of normal noise.
+
+By L-BFGS on noise that never changes.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from .._numerics import host_rng, to_device, to_host
+from .._types import Array, Key, Scalar
 from ..estimators.fixed_design import moment_matched
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
 from ..search.lbfgs import LockstepSearch
-from ..targets.base import Density, require
+from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
 
 _ADVANCES = 5  # evaluations of the noise per step of the loop
-_MEMORY = 20
+_MEMORY = 20  # curvature pairs: a warp or a flow is curved in many directions
 _FLAT_GAIN = 1e-3  # nats of a step of the loop below which the search has arrived
 
 
+@runtime_checkable
+class _Penalised(Protocol):
+    """A family that charges a deterministic search for its shape, in nats."""
+
+    def penalty(self) -> Scalar: ...
+
+
 class _State(eqx.Module):
-    search: Any = eqx.field(static=True)
-    member: Callable[[Any], Any] = eqx.field(static=True)
-    counter: list = eqx.field(static=True)
+    """The search, and what it is about.
+
+    Attributes:
+        search: in the step from the start.
+        member: that a step leads to, on the host.
+        counter: evaluations of the log density so far; the search counts them where it makes them.
+        best: loss after the last step of the loop.
+        result: how the run has ended.
+    """
+
+    search: LockstepSearch = eqx.field(static=True)
+    member: Callable[[Float[np.ndarray, "p"]], AbstractFamily] = eqx.field(static=True)
+    counter: list[int] = eqx.field(static=True)
     best: float = eqx.field(static=True)
     result: Result | None = eqx.field(static=True, default=None)
 
 
 class FixedNoise(AbstractSolver):
-    """Maximise the ELBO over q = r(start, step) at antithetic noise that never changes, by L-BFGS
-    in q's own scale.
+    """Maximise the ELBO at antithetic noise that never changes, by L-BFGS in q's own scale.
 
-    For `Warped`, `StudentT` and `Flow`, started from a member that is nearly right
-    (`Warped.around(gaussian)`): deterministic, so it stops by itself, and far cheaper than
-    stochastic gradients. The target's one compiled program serves; what is compiled is the family
-    alone. Not for a Gaussian (NaturalGradient, FixedDraws), nor from a far start; with fewer pairs
-    than a few times the dimension it fits the noise, which fresh draws show (`fit.elbo`).
+    It moves `step` in q = retract(start, step). For `Warped`, `StudentT` and `Flow`, started from a
+    member that is nearly right (`Warped.around(gaussian)`): deterministic, so it stops by itself,
+    and far cheaper than stochastic gradients. The target's one compiled program serves; what is
+    compiled is the family alone. Not for a Gaussian (NaturalGradient, FixedDraws), nor from a far
+    start; with fewer pairs than a few times the dimension it fits the noise, which fresh draws show
+    (`fit.elbo`).
 
     A family's `penalty()`, where it has one, is subtracted.
 
@@ -62,9 +83,11 @@ class FixedNoise(AbstractSolver):
     def default_objective(self) -> AbstractObjective:
         return ELBO()
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
         require(self, target, Density)
-        if not isinstance(objective, ELBO):
+        if objective is None or not objective.is_elbo:
             raise PairingError(
                 f"FixedNoise maximises the ELBO and nothing else, got {type(objective).__name__};"
                 " leave it out."
@@ -75,7 +98,16 @@ class FixedNoise(AbstractSolver):
                 f" {type(q).__name__}'s are not; use StochasticGradient."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> _State:
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> _State:
+        density = require(self, target, Density)
+        assert q.noise_dim is not None  # by `check`
         pairs = max(4 * q.dim, 256) if self.pairs is None else self.pairs
         half = moment_matched(host_rng(key, "fixed noise"), pairs, q.noise_dim)
         noise = np.concatenate([half, -half])
@@ -83,18 +115,20 @@ class FixedNoise(AbstractSolver):
         size = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))[0].size
         counter = [0]
 
-        def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def evaluate(
+            points: Float[np.ndarray, "lanes p"],
+        ) -> tuple[Float[np.ndarray, "lanes"], Float[np.ndarray, "lanes p"]]:
             parts = [elbo(point) for point in points]
             return np.array([value for value, _ in parts]), np.stack(
                 [gradient for _, gradient in parts]
             )
 
-        def elbo(x: np.ndarray) -> tuple[float, np.ndarray]:
+        def elbo(x: Float[np.ndarray, "p"]) -> tuple[float, Float[np.ndarray, "p"]]:
             z = np.asarray(_draws(start, x, noise))
             if not np.all(np.isfinite(z)):
                 return -np.inf, np.zeros_like(x)
             counter[0] += len(z)
-            values, scores = batched(target)(z)
+            values, scores = batched(density)(z)
             if not (np.all(np.isfinite(values)) and np.all(np.isfinite(scores))):
                 return -np.inf, np.zeros_like(x)
             entropy, gradient = _pulled_back(start, x, noise, scores)
@@ -105,8 +139,13 @@ class FixedNoise(AbstractSolver):
         return _State(search, lambda x: to_host(_member_of(start, x)), counter, np.inf, result)
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: _State, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: _State,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, _State, Info]:
         before, old = state.counter[0], state.search.x[0].copy()
         running = True
         for _ in range(_ADVANCES):
@@ -128,10 +167,10 @@ class FixedNoise(AbstractSolver):
         return state.result
 
 
-def _member(start: Any, x: Any) -> Any:
+def _member(start: AbstractFamily, x: Float[Array, "p"]) -> AbstractFamily:
     """The member that the step `x`, in the start's own scale, leads to."""
     _, unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))
-    return start.retract(eqx.combine(unravel(x), start))
+    return start.retract(eqx.combine(unravel(jnp.asarray(x)), start))
 
 
 # One program each per structure and shape, whatever the fit: the family's part is compiled once per
@@ -140,22 +179,29 @@ _member_of = eqx.filter_jit(_member)
 
 
 @eqx.filter_jit
-def _draws(start: Any, x: Any, noise: Any) -> jax.Array:
+def _draws(
+    start: AbstractFamily, x: Float[Array, "p"], noise: Float[Array, "n noise"]
+) -> Float[Array, "n dim"]:
     return jax.vmap(_member(start, x)._from_noise)(noise)
 
 
 @eqx.filter_jit
-def _pulled_back(start: Any, x: Any, noise: Any, scores: Any) -> tuple[jax.Array, jax.Array]:
-    """Entropy over the noise less the penalty, and the gradient of the ELBO in x, from the target's
-    scores at the draws.
+def _pulled_back(
+    start: AbstractFamily,
+    x: Float[Array, "p"],
+    noise: Float[Array, "n noise"],
+    scores: Float[Array, "n dim"],
+) -> tuple[Float[Array, ""], Float[Array, "p"]]:
+    """Entropy over the noise less the penalty, and the gradient of the ELBO in x.
+
+    From the target's scores at the draws, so that the target itself is not compiled again.
     """
 
-    def rest(x):
+    def rest(x: Float[Array, "p"]) -> Float[Array, ""]:
         q = _member(start, x)
         z = jax.vmap(q._from_noise)(noise)
-        entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - (
-            q.penalty() if hasattr(q, "penalty") else 0.0
-        )
+        entropy = -jnp.mean(jax.vmap(q._log_prob)(z))
+        entropy = entropy - (q.penalty() if isinstance(q, _Penalised) else 0.0)
         # the scores stand for the gradient of log p: their inner product with z has it, and no
         # value of its own
         pushed = jnp.mean(jnp.sum(jax.lax.stop_gradient(scores) * z, axis=1))

@@ -1,30 +1,36 @@
 """Gibbs sampling from the exact conditionals that a conjugate target has."""
 
-from typing import Any
+from typing import cast
 
 import equinox as eqx
 import jax
 import jax.random as jr
+from jaxtyping import Float, Int
 
 from .._numerics import to_device
-from .._types import PyTree
+from .._types import Array, Key, PyTree
+from ..families.base import AbstractFamily
 from ..families.exponential.product import Product
 from ..results import PairingError
+from ..search.chain_statistics import MixingLimits
 from ..search.conjugate_form import as_conjugate
 from ..search.factor_rule import best_natural, check_product, curved_factors, order
-from ..targets.base import Conjugate
-from .coordinate_ascent import best_start
+from ..starts.coordinate_ascent import best_start
+from ..targets.base import AbstractTarget
+from ..targets.conjugate.base import AbstractConjugateTarget
 from .sampling import AbstractSampler, Moves
 
 
 class _Chains(eqx.Module):
-    """Every factor's values `[C, ...]`, those of hidden factors too.
+    """All chains.
 
-    And the conjugate form where it had to be found.
+    Attributes:
+        found: the conjugate form where it had to be found; None where the target has it itself.
+        values: of every factor, hidden ones too, `[chains, ...]`.
     """
 
-    found: Any
-    values: dict[str, Any]
+    found: AbstractConjugateTarget | None
+    values: dict[str, PyTree]
 
 
 class Gibbs(AbstractSampler):
@@ -40,9 +46,10 @@ class Gibbs(AbstractSampler):
     they start in.
 
     Arguments:
-        chains: C, independent ones, from draws of q.
+        chains: independent ones, from draws of q.
         warmup: sweeps thrown away.
         draws: sweeps kept of each chain.
+        limits: of R-hat and effective draws, by which the run ends as mixed or unmixed.
 
     Source: Geman & Geman 1984; Gelfand & Smith 1990.
     """
@@ -50,32 +57,47 @@ class Gibbs(AbstractSampler):
     chains: int = 4
     warmup: int = 500
     draws: int = 1000
+    limits: MixingLimits = eqx.field(default=MixingLimits(), static=True)
 
-    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+    def own_start(
+        self, target: AbstractTarget, key: Key, starts: int | None
+    ) -> AbstractFamily | None:
         """Where coordinate ascent starts."""
         return best_start(as_conjugate(target), key, starts)
 
-    def supports(self, target: Any, q: Any) -> None:
+    def supports(self, target: AbstractTarget, q: AbstractFamily) -> None:
         conjugate = as_conjugate(target)
-        check_product("Gibbs", conjugate, q)
-        curved = curved_factors(to_device(conjugate), to_device(q), jr.key(0))
+        product = check_product("Gibbs", conjugate, q)
+        curved = curved_factors(to_device(conjugate), to_device(product), jr.key(0))
         if curved:
             raise PairingError(
                 f"Gibbs: the model is not conjugate in the factor {curved[0]!r}, so its conditional"
-                f" is not a {type(q[curved[0]]).__name__}; use tb.solvers.NUTS() on a target with a"
-                " log density."
+                f" is not a {type(product[curved[0]]).__name__}; use tb.solvers.NUTS() on a target"
+                " with a log density."
             )
 
-    def start(self, target: Any, q: Any, key: jax.Array) -> tuple[PyTree, int, bool]:
-        points = jax.vmap(q._sample)(jr.split(key, self.chains))
-        found = None if isinstance(target, Conjugate) else to_device(as_conjugate(target))
-        return _Chains(found, jax.vmap(q.values)(points)), 0, True
+    def start(
+        self, target: AbstractTarget, q: AbstractFamily, key: jax.Array
+    ) -> tuple[PyTree, int, bool]:
+        product = cast(Product, q)  # `supports` has refused all else
+        points = jax.vmap(product._sample)(jr.split(key, self.chains))
+        conjugate = as_conjugate(target)
+        found = None if conjugate is target else to_device(conjugate)
+        return _Chains(found, jax.vmap(product.values)(points)), 0, True
 
     def sweep(
-        self, target: Any, q: Any, chains: Any, count: jax.Array, key: jax.Array
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        chains: _Chains,
+        count: Int[jax.Array, ""],
+        key: jax.Array,
     ) -> tuple[PyTree, Moves]:
-        conjugate = target if chains.found is None else chains.found
-        values, log_joint = jax.vmap(lambda v, k: _swept(conjugate, q, v, k))(
+        # Under jit the target is rebuilt from its leaves, and a form found for the original would
+        # be looked for again: so the chains carry it.
+        conjugate = as_conjugate(target) if chains.found is None else chains.found
+        product = cast(Product, q)  # `supports` has refused all else
+        values, log_joint = jax.vmap(lambda v, k: _swept(conjugate, product, v, k))(
             chains.values, jr.split(key, self.chains)
         )
         names = {block.name.split(".")[0] for block in conjugate.layout.blocks}
@@ -86,8 +108,8 @@ class Gibbs(AbstractSampler):
 
 
 def _swept(
-    target: Any, q: Product, values: dict[str, Any], key: jax.Array
-) -> tuple[dict[str, Any], jax.Array]:
+    target: AbstractConjugateTarget, q: Product, values: dict[str, PyTree], key: jax.Array
+) -> tuple[dict[str, PyTree], Float[Array, ""]]:
     """One chain after one sweep, and the log joint of all its values, hidden ones too."""
     statistics = q.statistics(values)
     for i, name in enumerate(order(q)):

@@ -1,34 +1,38 @@
-"""Training that stops by itself.
-
-Gradient steps until the loss on held-out simulations no longer falls.
-"""
+"""Training that stops by itself: when the loss on held-out simulations no longer falls."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
+from jaxtyping import Bool, Float, Int, Shaped
 
 from .._numerics import to_device
-from .._types import PyTree
+from .._types import Array, Key, PyTree
 from ..estimators.base import AbstractEstimator
-from ..estimators.from_model import FromModel
+from ..estimators.from_model import FromModel, Simulations
+from ..families.base import AbstractFamily
 from ..families.conditional import Ensemble
-from ..objectives.base import AbstractObjective, Draws
+from ..objectives.base import AbstractObjective, Draws, Source
 from ..objectives.forward_kl import ForwardKL
 from ..results import PairingError, Result
+from ..targets.base import AbstractTarget
 from .base import AbstractSolver, Info
 
 _LOOK = 200  # steps between two looks at the held-out loss
 _PATIENCE = 3  # looks without an improvement
 _SHRINK = 0.3  # of the step size
+# JAX carries no results through a scan, only their numbers.
 _ENDINGS = {0: None, 1: Result.held_out, 2: Result.nonfinite}
-_MOST_SKIPPED = 500
-_LEARNING_RATE = 2e-3
-_DEFAULT_TRANSFORM = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(_LEARNING_RATE))
+_MOST_SKIPPED = 500  # steps without a finite gradient, when they are also most of the steps
+_LEARNING_RATE = 2e-3  # Adam's, at first: it only falls from there
+_CLIPPED = 5.0  # norm of a gradient: one simulation in the tails of q may have a huge one
+_HELD_OUT_KEY = 2**20  # folded into the key, beyond the steps' numbers
+_DEFAULT_TRANSFORM = optax.chain(optax.clip_by_global_norm(_CLIPPED), optax.adam(_LEARNING_RATE))
 
 
 class TrainingState(eqx.Module):
@@ -41,7 +45,7 @@ class TrainingState(eqx.Module):
         optimiser: of the transformation (R).
         mean: average of the weights since the last look (R).
         best: the weights with the least held-out loss (R).
-        losses: held-out losses of `best`, `[R, M]`.
+        losses: held-out losses of `best`, one for each network and simulation.
         step_size: factor on the transformation's updates.
         count: steps so far.
         idle: looks since the last improvement.
@@ -50,30 +54,29 @@ class TrainingState(eqx.Module):
         ended: how the run has ended, a key of _ENDINGS.
     """
 
-    draws: PyTree
+    draws: Simulations
     optimiser: PyTree
     mean: PyTree
     best: PyTree
-    losses: jax.Array
-    step_size: jax.Array
-    count: jax.Array
-    idle: jax.Array
-    shrunk: jax.Array
-    skipped: jax.Array
-    ended: jax.Array
+    losses: Float[Array, "networks simulations"]
+    step_size: Float[jax.Array, ""]
+    count: Int[jax.Array, ""]
+    idle: Int[jax.Array, ""]
+    shrunk: Int[jax.Array, ""]
+    skipped: Int[jax.Array, ""]
+    ended: Int[jax.Array, ""]
 
 
 class HeldOut(AbstractSolver):
-    """Adam on simulations.
+    """Adam on simulations, with a step size that falls when the held-out loss does not.
 
-    The step size falls when the held-out loss does not, and when that no longer helps, it ends.
-
-    For amortised families (`ForwardKL`). Every 200 steps the average of the weights since the last
-    look is judged by its loss on the same held-out simulations, so that two looks differ by little
-    noise. An improvement of more than one standard error (of the paired difference) makes that
-    average the best so far; three looks without one cut the step size to 0.3 of itself, and after
-    `cuts` cuts the best average is the answer. An Ensemble's networks are trained side by side in
-    one program, each with its own simulations and its own best weights.
+    When that no longer helps, it ends. For amortised families (`ForwardKL`). Every 200 steps the
+    average of the weights since the last look is judged by its loss on the same held-out
+    simulations, so that two looks differ by little noise. An improvement of more than one standard
+    error (of the paired difference) makes that average the best so far; three looks without one cut
+    the step size to 0.3 of itself, and after `cuts` cuts the best average is the answer. An
+    Ensemble's networks are trained side by side in one program, each with its own simulations and
+    its own best weights.
 
     Not for the ELBO and its relatives, which have no held-out loss: StochasticGradient.
 
@@ -91,8 +94,10 @@ class HeldOut(AbstractSolver):
     def default_objective(self) -> AbstractObjective:
         return ForwardKL()
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        if not isinstance(self._estimator, FromModel):
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
+        if self._estimator.draws_from is not Source.joint:
             raise PairingError(
                 "HeldOut stops by the loss on held-out simulations, which"
                 f" {type(self._estimator).__name__} does not have; use FromModel, or the solver"
@@ -100,11 +105,21 @@ class HeldOut(AbstractSolver):
             )
         self._estimator.check(target, q, objective)
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> TrainingState:
-        simulations = to_device(self._estimator.prepare(target, q, jr.fold_in(key, 2**20)), q.dtype)
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> TrainingState:
+        key = cast(jax.Array, key)  # which the loop makes of what the user passed
+        simulations = to_device(
+            self._estimator.prepare(target, q, jr.fold_in(key, _HELD_OUT_KEY)), q.dtype
+        )
         weights, static, _ = _networks(q)
         optimiser, mean, losses = _beginning(
-            self._transform.init, objective, weights, static, simulations
+            self._transform.init, _given(objective), weights, static, simulations
         )
         zero = jnp.zeros((), jnp.int32)
         return TrainingState(
@@ -122,23 +137,32 @@ class HeldOut(AbstractSolver):
         )
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: TrainingState, key: Any
-    ) -> tuple[Any, Any, TrainingState, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: TrainingState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, TrainingState, Info]:
+        given = _given(objective)
         weights, static, rebuild = _networks(q)
 
-        def one(weights, optimiser, key):
-            def loss(weights):
+        def one(
+            weights: PyTree, optimiser: PyTree, key: jax.Array
+        ) -> tuple[Float[Array, ""], PyTree, PyTree, PyTree]:
+            def loss(weights: PyTree) -> Float[Array, ""]:
                 return self._estimator.surrogate(
-                    objective, target, eqx.combine(weights, static), state.draws, key
+                    given, target, eqx.combine(weights, static), state.draws, key
                 )[0]
 
             value, gradient = jax.value_and_grad(loss)(weights)
-            with jax.numpy_dtype_promotion("standard"):
+            with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
                 updates, moved = self._transform.update(gradient, optimiser, weights)
             return value, gradient, updates, moved
 
-        keys = jr.split(key, jax.tree.leaves(weights)[0].shape[0])
+        keys = jr.split(cast(jax.Array, key), jax.tree.leaves(weights)[0].shape[0])
         value, gradient, updates, optimiser = jax.vmap(one)(weights, state.optimiser, keys)
+        # One network that is not finite skips the step of all: they share one step size.
         good = jnp.isfinite(jnp.sum(value)) & jnp.all(
             jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)])
         )
@@ -155,12 +179,17 @@ class HeldOut(AbstractSolver):
         weight = 1 / (1 + jnp.mod(state.count, _LOOK)).astype(size.dtype)
         mean = jax.tree.map(lambda m, w: m + weight.astype(w.dtype) * (w - m), state.mean, moved)
         skipped = state.skipped + jnp.where(good, 0, 1)
+        hopeless = (skipped > _MOST_SKIPPED) & (2 * skipped > state.count)
         state = dataclasses.replace(
-            state, optimiser=optimiser, mean=mean, count=state.count + 1, skipped=skipped,
-            ended=jnp.where((skipped > _MOST_SKIPPED) & (2 * skipped > state.count), 2, state.ended),
-        )  # fmt: skip
+            state,
+            optimiser=optimiser,
+            mean=mean,
+            count=state.count + 1,
+            skipped=skipped,
+            ended=jnp.where(hopeless, 2, state.ended),
+        )
         look = jnp.mod(state.count, _LOOK) == 0
-        state = jax.lax.cond(look, lambda s: self._judged(s, objective, static), lambda s: s, state)
+        state = jax.lax.cond(look, lambda s: self._judged(s, given, static), lambda s: s, state)
         info = Info(
             jnp.mean(value),
             size,
@@ -171,7 +200,9 @@ class HeldOut(AbstractSolver):
     def done(self, state: TrainingState) -> Result | None:
         return _ENDINGS[int(state.ended)]
 
-    def finish(self, target: Any, q: Any, state: TrainingState) -> Any:
+    def finish(
+        self, target: AbstractTarget, q: AbstractFamily, state: TrainingState
+    ) -> AbstractFamily:
         """The weights with the least held-out loss."""
         return _networks(q)[2](state.best)
 
@@ -183,7 +214,9 @@ class HeldOut(AbstractSolver):
     def _transform(self) -> optax.GradientTransformation:
         return _DEFAULT_TRANSFORM if self.transform is None else self.transform
 
-    def _judged(self, state: TrainingState, objective: Any, static: Any) -> TrainingState:
+    def _judged(
+        self, state: TrainingState, objective: AbstractObjective, static: PyTree
+    ) -> TrainingState:
         """After a look at the average of the last weights: better or not, and what follows."""
         losses = _held_out_losses(objective, state.mean, static, state.draws)
         gain = state.losses - losses
@@ -208,21 +241,38 @@ class HeldOut(AbstractSolver):
         )
 
 
-def _networks(q: Any) -> tuple[Any, Any, Any]:
-    """Weights with a leading axis, one for each network; what is not a weight.
+def _given(objective: AbstractObjective | None) -> AbstractObjective:
+    """The objective; the fit has put this solver's own in the place of None."""
+    assert objective is not None
+    return objective
 
-    And how to make q of new weights.
+
+def _networks(
+    q: AbstractFamily,
+) -> tuple[PyTree, PyTree, Callable[[PyTree], AbstractFamily]]:
+    """Weights with a leading axis, one for each network; what is not a weight; the way back.
+
+    The last makes q of new weights.
     """
     if isinstance(q, Ensemble):
         weights, static = eqx.partition(q.stacked, eqx.is_inexact_array)
         return weights, static, lambda weights: Ensemble(eqx.combine(weights, static), q.count)
     weights, static = eqx.partition(q, eqx.is_inexact_array)
-    first = lambda weights: eqx.combine(jax.tree.map(lambda leaf: leaf[0], weights), static)  # noqa: E731
+
+    def first(weights: PyTree) -> AbstractFamily:
+        return eqx.combine(jax.tree.map(lambda leaf: leaf[0], weights), static)
+
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], weights), static, first
 
 
 @eqx.filter_jit
-def _beginning(init: Any, objective: Any, weights: Any, static: Any, simulations: Any) -> Any:
+def _beginning(
+    init: Callable[[PyTree], PyTree],
+    objective: AbstractObjective,
+    weights: PyTree,
+    static: PyTree,
+    simulations: Simulations,
+) -> tuple[PyTree, PyTree, Float[Array, "networks simulations"]]:
     """The optimiser's state, an average of nothing, the first losses.
 
     One program, as each operation costs a compilation.
@@ -231,19 +281,26 @@ def _beginning(init: Any, objective: Any, weights: Any, static: Any, simulations
     return jax.vmap(init)(weights), jax.tree.map(jnp.zeros_like, weights), losses
 
 
-def _held_out_losses(objective: Any, weights: Any, static: Any, simulations: Any) -> jax.Array:
-    """Loss of each network at each held-out simulation, `[R, M]`."""
+def _held_out_losses(
+    objective: AbstractObjective, weights: PyTree, static: PyTree, simulations: Simulations
+) -> Float[Array, "networks simulations"]:
+    """Loss of each network at each held-out simulation."""
 
-    def one(weights):
+    def one(weights: PyTree) -> Float[Array, "simulations"]:
         q = eqx.combine(weights, static)
-        each = lambda z, x: objective.loss(Draws(None, q._log_prob_to_train(z, x)[None]))  # noqa: E731
+
+        def each(z: Float[Array, "dim"], x: PyTree) -> Float[Array, ""]:
+            return objective.loss(Draws(None, q._log_prob_to_train(z, x)[None]))
+
         return jax.vmap(each)(simulations.held_z, simulations.held_x)
 
     return jax.vmap(one)(weights)
 
 
-def _along(condition: jax.Array, leaf: jax.Array) -> jax.Array:
-    """`condition [R]` with the axes that `leaf [R, ...]` has besides."""
+def _along(
+    condition: Bool[jax.Array, "networks"], leaf: Shaped[jax.Array, "networks ..."]
+) -> Bool[jax.Array, "networks ..."]:
+    """`condition` with the axes that `leaf` has besides."""
     return condition.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 

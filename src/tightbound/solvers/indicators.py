@@ -1,19 +1,19 @@
-"""Mean-field VI for contaminated data.
-
-Q(theta) and an independent indicator for each point, by coordinate ascent.
-"""
+"""Mean-field VI for contaminated data: coordinate ascent on q(theta) and an indicator per point."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import scipy.special as sp
+from jaxtyping import Float
 
+from .._types import Key
 from ..estimators.clutter.local_gaussians import white_moments
+from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..targets.base import require
+from ..targets.base import AbstractTarget, require
 from ..targets.sites import Contaminated, Kernels
 from .base import AbstractSolver, Info
 
@@ -22,14 +22,22 @@ _PRECISION = 5e-5  # of `tol`: coordinate ascent converges linearly
 
 @dataclasses.dataclass(frozen=True)
 class IndicatorState:
-    """q in the coordinates where the noise is isotropic, and each point's probability to be an
-    inlier.
+    """q in the coordinates where the noise is isotropic.
+
+    Attributes:
+        kernels: of the points.
+        mean: of q(theta).
+        cov: of q(theta).
+        inlier: each point's probability to be an inlier.
+        tol: accuracy asked for, in posterior sds.
+        bound: that is climbed, nats.
+        result: how the run has ended.
     """
 
     kernels: Kernels
-    mean: np.ndarray
-    cov: np.ndarray
-    inlier: np.ndarray
+    mean: Float[np.ndarray, "dim"]
+    cov: Float[np.ndarray, "dim dim"]
+    inlier: Float[np.ndarray, "rows"]
     tol: float
     bound: float = -np.inf
     result: Result | None = None
@@ -38,20 +46,24 @@ class IndicatorState:
 class IndicatorMeanField(AbstractSolver):
     """Coordinate ascent on q(theta) prod_i q(z_i), z_i: whether point i is an inlier.
 
-    Exact for each factor in turn.
+    Exact for each factor in turn, from r = 1/2:
 
-    r_i = sigma(a_i - (|y_i - m|^2 + tr S) / (2 s_i)), S^-1 = sum r_i / s_i + S0^-1, m = S (sum r_i
-    y_i / s_i + S0^-1 m0), from r = 1/2; monotone in the bound sum_i softplus(.) + E log prior +
-    entropy, which is what the trace holds: a lower bound on the ELBO of q(theta) alone. Its
-    covariance is too small by a factor that no amount of data mends, about 1/2 in the clutter
-    paper's setting. It is here for comparison: any other solver of contaminated data is closer.
+        r_i = sigma(a_i - (|y_i - m|^2 + tr S) / (2 s_i)),
+        S^-1 = sum r_i / s_i + S0^-1,   m = S (sum r_i y_i / s_i + S0^-1 m0).
 
-    Source: Bishop 2006, section 10.1; clutter spec, section 3 (MFVI).
+    Monotone in the bound sum_i softplus(.) + E log prior + entropy, which is what the trace holds:
+    a lower bound on the ELBO of q(theta) alone. Its covariance is too small by a factor that no
+    amount of data mends, about 1/2 in the clutter paper's setting: q(theta) is taken to know which
+    points are inliers. It is here for comparison: any other solver of contaminated data is closer.
+
+    Source: Bishop 2006, section 10.1, for the likelihood of Minka 2001, section 3.2.1.
     """
 
     compiled: ClassVar[bool] = False
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
         require(self, target, Contaminated)
         if objective is not None:
             raise PairingError(
@@ -64,15 +76,26 @@ class IndicatorMeanField(AbstractSolver):
                 " q=tb.families.Gaussian.full(dim), or no q at all."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> IndicatorState:
-        k = target.kernels()
-        return IndicatorState(
-            k, *_gaussian_factor(k, np.full(len(k.points), 0.5)), np.full(len(k.points), 0.5), tol
-        )
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> IndicatorState:
+        k = require(self, target, Contaminated).kernels()
+        inlier = np.full(len(k.points), 0.5)
+        return IndicatorState(k, *_gaussian_factor(k, inlier), inlier, tol)
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: IndicatorState, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: IndicatorState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, IndicatorState, Info]:
         """All indicators, then q(theta)."""
         k = state.kernels
         inlier = sp.expit(_logits(k, state.mean, state.cov))
@@ -81,7 +104,7 @@ class IndicatorMeanField(AbstractSolver):
         moved = float(np.sqrt(np.mean(np.linalg.solve(root, mean - state.mean) ** 2)))
         turned = np.linalg.solve(root, np.linalg.solve(root, state.cov).T)
         change = max(moved, float(np.abs(turned - np.eye(k.dim)).max()))
-        bound = _bound(target, k, mean, root)
+        bound = _bound(require(self, target, Contaminated), k, mean, root)
         result = Result.converged if change < _PRECISION * state.tol else None
         new = dataclasses.replace(
             state, mean=mean, cov=cov, inlier=inlier, bound=bound, result=result
@@ -97,24 +120,37 @@ class IndicatorMeanField(AbstractSolver):
         return state.result
 
 
-def _logits(k: Kernels, mean: np.ndarray, cov: np.ndarray) -> np.ndarray:
+def _logits(
+    k: Kernels, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"]
+) -> Float[np.ndarray, "rows"]:
     """E_q of the log odds that each point is an inlier."""
     return k.own_logits - 0.5 * (np.sum((k.points - mean) ** 2, axis=1) + np.trace(cov)) / k.scales
 
 
-def _gaussian_factor(k: Kernels, inlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gaussian_factor(
+    k: Kernels, inlier: Float[np.ndarray, "rows"]
+) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
+    """Mean and covariance of q(theta), given the points' probabilities to be inliers."""
     share = k.weights * inlier / k.scales
     cov = np.linalg.inv(np.sum(share) * np.eye(k.dim) + k.prior_precision)
     return cov @ (share @ k.points + k.prior_precision @ k.prior_mean), cov
 
 
-def _bound(target: Any, k: Kernels, mean: np.ndarray, root: np.ndarray) -> float:
+def _bound(
+    target: Contaminated,
+    k: Kernels,
+    mean: Float[np.ndarray, "dim"],
+    root: Float[np.ndarray, "dim dim"],
+) -> float:
     """The bound with the best indicators for this q(theta).
 
     Their entropy and energy sum to a softplus each.
     """
 
-    def sites(centre: np.ndarray, cov: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    # `white_moments` adds prior and entropy. Nobody reads its gradient and its curvature.
+    def sites(
+        centre: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"]
+    ) -> tuple[float, Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
         value = float(k.weights @ np.logaddexp(0.0, _logits(k, centre, cov)))
         return value, np.zeros(k.dim), np.zeros((k.dim, k.dim))
 

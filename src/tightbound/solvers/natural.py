@@ -1,30 +1,26 @@
 """Natural-gradient variational inference: the default solver up to some hundreds of dimensions."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
 from .._numerics import host_rng
-from .._types import Key, PyTree
-from ..estimators.base import AbstractEstimator, Moments
-from ..estimators.fixed_design import FixedDesign, moment_matched
+from .._types import Array, Key, PyTree
+from ..estimators.base import AbstractEstimator, AbstractMomentEstimator, Moments
+from ..estimators.fixed_design import FixedDesign
 from ..families.base import AbstractFamily
+from ..families.exponential.product import Product
+from ..families.gaussian import Gaussian
+from ..families.scales import Diagonal, Full
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
 from ..search import damped_factors
-from ..search.natural_rule import DIAGONAL, FULL, Conduct, is_far, larger_size
-from ..search.natural_search import (
-    RUNNING,
-    NaturalSearch,
-    begun,
-    conclusion,
-    on_new_design,
-    whole_step,
-)
+from ..search.natural_rule import DIAGONAL, FULL, RUNNING, Conduct, conclusion, is_far
+from ..search.natural_search import NaturalSearch, begun, on_new_design, whole_step
 from ..targets.base import AbstractTarget, Conjugate, Density, require
 from .base import AbstractSolver, Info
 
@@ -94,7 +90,7 @@ class NaturalGradient(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, Conjugate if q.space == "native" else Density)
-        if not isinstance(objective, ELBO):
+        if objective is None or not objective.is_elbo:
             raise PairingError(
                 "NaturalGradient maximises the ELBO and nothing else, got"
                 f" {type(objective).__name__}; leave `objective` out, or use StochasticGradient."
@@ -102,7 +98,7 @@ class NaturalGradient(AbstractSolver):
         if q.space == "native":
             damped_factors.check(target, q)
             return
-        if not hasattr(self.estimator, "moments"):
+        if not self.estimator.gives_moments:
             raise PairingError(
                 "NaturalGradient needs an estimator of E_q[grad log p] and E_q[hess log p];"
                 f" {type(self.estimator).__name__} only estimates gradients in q's parameters. Use"
@@ -124,14 +120,16 @@ class NaturalGradient(AbstractSolver):
         tol: float,
     ) -> NaturalState | damped_factors.DampedState:
         if q.space == "native":
-            return damped_factors.init(target, q, tol)
-        mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
-        search = begun(mean, root, float(np.linalg.slogdet(root)[1]))
+            # `check` has refused every q on native values but a product of factors.
+            return damped_factors.init(require(self, target, Conjugate), cast(Product, q), tol)
+        start = cast(Gaussian, q)  # `check` has refused all else
+        mean, root = np.array(start.mean, np.float64), np.array(start.root, np.float64)
+        search = begun(mean, root, np.linalg.slogdet(root)[1])
         design = self.estimator.prepare(target, q, key)
         state = NaturalState(search, design, tol, 0, host_rng(key, "larger designs"))
         # The start is evaluated here, so that a budget that ends at once has an ELBO to show.
         search, _ = self._stepped(target, q, state)
-        result = conclusion(search.status, np.inf, tol) if search.status != RUNNING else None
+        result = conclusion(search.status, search.error, tol) if search.status != RUNNING else None
         return dataclasses.replace(state, search=search, result=result)
 
     def step(
@@ -154,21 +152,26 @@ class NaturalGradient(AbstractSolver):
             used += extra
         before, after = state.search, ended.search
         change = np.sqrt(np.mean(np.linalg.solve(before.root, after.mean - before.mean) ** 2))
-        q = type(q)(after.mean, type(q.scale).from_root(after.root))
-        return target, q, ended, _info(after, float(change), used)
+        scale = Full if q.covariance_structure == "full" else Diagonal
+        moved = Gaussian(after.mean, scale.from_root(after.root))
+        return target, moved, ended, _info(after, float(change), used)
 
     def done(self, state: NaturalState | damped_factors.DampedState) -> Result | None:
         return state.result
+
+    @property
+    def _estimator(self) -> AbstractMomentEstimator:
+        # `check` has refused every other one.
+        return cast(AbstractMomentEstimator, self.estimator)
 
     def _stepped(
         self, target: AbstractTarget, q: AbstractFamily, state: NaturalState
     ) -> tuple[NaturalSearch, int]:
         """One whole step of the search on the state's design, and the evaluations used."""
 
-        def moments_at(
-            mean: Float[np.ndarray, "dim"], root: Float[np.ndarray, "dim dim"]
-        ) -> Moments:
-            return self.estimator.moments(target, mean, root, state.design)
+        def moments_at(mean: Float[Array, "dim"], root: Float[Array, "dim dim"]) -> Moments:
+            estimator = self._estimator
+            return estimator.moments(target, np.asarray(mean), np.asarray(root), state.design)
 
         conduct = dataclasses.replace(
             _CONDUCTS[q.covariance_structure], most_steps=self.max_steps_per_design
@@ -183,9 +186,10 @@ class NaturalGradient(AbstractSolver):
         result = conclusion(search.status, search.error, state.tol)
         if result is not None:
             return dataclasses.replace(state, result=result), 0
-        enlarge = getattr(self.estimator, "enlarged", _larger_design)
         grows = state.doublings < self.max_doublings and not _is_far(state)
-        design = enlarge(state.design, search.error / state.tol, state.rng) if grows else None
+        ratio, design = float(search.error) / state.tol, None
+        if grows:
+            design = self._estimator.enlarged(state.design, ratio, state.rng)
         if design is None:
             return dataclasses.replace(state, result=Result.noisy), 0
         state = dataclasses.replace(
@@ -194,18 +198,6 @@ class NaturalGradient(AbstractSolver):
         search, used = self._stepped(target, q, state)
         result = conclusion(search.status, search.error, state.tol) if search.status else None
         return dataclasses.replace(state, search=search, result=result), used
-
-
-def _larger_design(
-    design: Float[np.ndarray, "m dim"], ratio: float, rng: np.random.Generator
-) -> Float[np.ndarray, "more dim"] | None:
-    """A fixed design two to four times larger, by how far its error is above `tol`.
-
-    None where it is at its largest.
-    """
-    pairs, dim = design.shape
-    size = larger_size(pairs, dim, ratio)
-    return None if size is None else moment_matched(rng, size, dim)
 
 
 def _is_far(state: NaturalState) -> bool:

@@ -1,30 +1,31 @@
-"""The rung that settles hierarchical scales.
+"""The solver that settles hierarchical scales.
 
 Gaussians fitted at a grid of values of one coordinate.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import host_rng
+from .._types import Array, Key
 from ..estimators.fixed_design import moment_matched
 from ..families.base import AbstractFamily
+from ..families.gaussian import Gaussian
 from ..families.nested import NestedGaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..search.conditional_refit import Knot, refit, regression
-from ..search.explained import coupling_of
-from ..search.lbfgs import Evaluate
+from ..search.conditional_refit import Knot, refit, third_order_coupling
+from ..search.explained import regression
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_gaussian_start
 
 _FALL = 8.0  # nats below the best knot at which a side of the grid ends
 _FLAT = 0.5  # nats per knot below which the next one is set farther out
-_MAX_KNOTS = 48
-_REPEATS = 4
+_MAX_KNOTS = 48  # a grid that has not ended by then follows a tail that goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +33,11 @@ class NestedState:
     """The knots so far, and which sides of the grid are still open."""
 
     coordinate: int
-    design: np.ndarray
+    design: Float[np.ndarray, "m rest"]
     # of the next knot on the left and on the right; grows where the profile is flat
     spacing: tuple[float, float]
-    slope: np.ndarray  # regression of the rest on t under the Gaussian that we start from
+    # regression of the rest on t under the Gaussian that we start from
+    slope: Float[np.ndarray, "rest"]
     knots: tuple[Knot, ...]  # ascending in t
     open_left: bool
     open_right: bool
@@ -47,22 +49,21 @@ class NestedState:
 
 
 class Nested(AbstractSolver):
-    """From a Gaussian to a NestedGaussian: refit the rest by natural gradient at a grid of values
-    of one coordinate.
+    """From a Gaussian to a NestedGaussian: the rest is refitted on a grid of one coordinate.
 
-    The coordinate is the one with the strongest third-order coupling to the scores
-    (`third_order_coupling`), in practice the log scale of a hierarchical model (in one dimension q
-    becomes the posterior on a grid). The grid walks outwards in steps of `step_sds` sds until the
-    conditional ELBO, the log density of t up to a constant, has fallen by 8 nats. Costs some
-    3,000-15,000 gradients. Not for targets that the Gaussian already fits: it gains nothing there
-    and adds grid noise.
+    Natural gradient fits it at each value. The coordinate is the one with the strongest third-order
+    coupling to the scores (`third_order_coupling`), in practice the log scale of a hierarchical
+    model (in one dimension q becomes the posterior on a grid). The grid walks outwards in steps of
+    `step_sds` sds until the conditional ELBO, the log density of t up to a constant, has fallen by
+    8 nats. Costs some 3,000-15,000 gradients. Not for targets that the Gaussian already fits: it
+    gains nothing there and adds grid noise.
 
     Arguments:
         coordinate: index of t; None chooses it.
         choice: which coordinate to choose, in order of coupling: 0 is the strongest.
         step_sds: distance of knots in sds of t.
 
-    Source: default-fit spec, section 1.1c.
+    Source: the grid of Rue, Martino & Chopin 2009, section 3, with Gaussians fitted by the ELBO.
     """
 
     coordinate: int | None = None
@@ -70,16 +71,26 @@ class Nested(AbstractSolver):
     step_sds: float = 0.7
     compiled: ClassVar[bool] = False
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        check_nested_start(self, target, q, objective)
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
+        check_gaussian_start(self, target, q, objective)
         if self.coordinate is not None and not 0 <= self.coordinate < q.dim:
             raise PairingError(
                 f"Nested: `coordinate` must lie in 0..{q.dim - 1}, got {self.coordinate}."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> NestedState:
-        mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
-        evaluate, rng, dim = batched(target), host_rng(key, "nested"), q.dim
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> NestedState:
+        start, density = cast(Gaussian, q), require(self, target, Density)  # by `check`
+        mean, root = np.array(start.mean, np.float64), np.array(start.root, np.float64)
+        evaluate, rng, dim = batched(density), host_rng(key, "nested"), q.dim
         j = self.coordinate
         if j is None:
             coupling = (
@@ -95,10 +106,15 @@ class Nested(AbstractSolver):
         return NestedState(j, design, (spacing, spacing), slope[:, 0], (start,), True, True, result)
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: NestedState, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: NestedState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, NestedState, Info]:
         """One knot further on each open side, both in the same batch."""
-        evaluate = batched(target)
+        evaluate = batched(require(self, target, Density))
         before = evaluate.evaluations
         sides = [s for s, is_open in ((-1, state.open_left), (1, state.open_right)) if is_open]
         new = dict(
@@ -131,49 +147,6 @@ class Nested(AbstractSolver):
         return state.result
 
 
-def check_nested_start(
-    solver: AbstractSolver,
-    target: AbstractTarget,
-    q: AbstractFamily,
-    objective: AbstractObjective | None,
-) -> None:
-    """Refuse what solvers that refit a Gaussian at knots cannot start from.
-
-    Raises:
-        PairingError: q is no full-rank Gaussian, or an objective is given.
-    """
-    require(solver, target, Density)
-    name = type(solver).__name__
-    if q.covariance_structure != "full":
-        raise PairingError(
-            f"{name} starts from a full-rank Gaussian, not {type(q).__name__}; fit one first: "
-            f"tb.fit(target, gaussian_fit.q, solver=tb.solvers.{name}())."
-        )
-    if objective is not None:
-        raise PairingError(
-            f"{name} maximises the ELBO at each knot and takes no other objective; leave"
-            " `objective` out."
-        )
-
-
-def third_order_coupling(
-    evaluate: Evaluate, mean: np.ndarray, root: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """T[j, k] = E_q[s_k u_j u_k] with standardised coordinates u and scores s.
-
-    Zero for every Gaussian target. `[d, d]`.
-    """
-    dim = len(mean)
-    sd = np.sqrt(np.sum(root**2, axis=1))
-    total = np.zeros((dim, dim))
-    for _ in range(_REPEATS):
-        moves = moment_matched(rng, max(dim, 64), dim) @ root.T
-        values, scores = evaluate(np.concatenate([mean + moves, mean - moves]))
-        good = np.isfinite(values) & np.all(np.isfinite(scores), axis=1)
-        total += coupling_of(np.concatenate([moves, -moves])[good] / sd, scores[good] * sd)
-    return total / _REPEATS
-
-
 def _extended(state: NestedState, side: int, knot: Knot) -> NestedState:
     """The state with one more knot on a side.
 
@@ -192,11 +165,9 @@ def _extended(state: NestedState, side: int, knot: Knot) -> NestedState:
 
 
 def _predict(state: NestedState, side: int) -> Knot:
-    """The next knot outwards, its mean extrapolated from the last two (or by the Gaussian's
-    regression).
-    """
+    """The next knot outwards, its mean extrapolated from the last two, or by regression."""
     last, step = state.knots[0 if side < 0 else -1], side * state.spacing[side > 0]
-    slope = state.slope
+    slope: Float[Array, "rest"] = state.slope
     if len(state.knots) > 1:
         inner = state.knots[1 if side < 0 else -2]
         slope = (last.mean - inner.mean) / (last.t - inner.t)

@@ -1,24 +1,29 @@
-"""The rung for models with two scales that matter.
+"""The solver for models with two scales that matter.
 
 Gaussians fitted on a lattice of values of two coordinates.
 """
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy import ndimage
 
 from .._numerics import host_rng
+from .._types import Key
 from ..estimators.fixed_design import moment_matched
+from ..families.base import AbstractFamily
+from ..families.gaussian import Gaussian
 from ..families.nested_pair import NestedGaussianPair
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..search.conditional_refit import Knot, refit, regression
+from ..search.conditional_refit import Knot, refit, third_order_coupling
+from ..search.explained import regression
+from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
-from .base import AbstractSolver, Info
-from .nested import check_nested_start, third_order_coupling
+from .base import AbstractSolver, Info, check_gaussian_start
 
 # nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
 _FALL = 6.5
@@ -39,15 +44,14 @@ Place = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class PairState:
-    """The knots so far by their place on the lattice, whose centre and axes those of the Gaussian
-    are.
-    """
+    """The knots so far by their place on the lattice, which has the Gaussian's centre and axes."""
 
-    coordinates: np.ndarray
-    centre: np.ndarray
-    axes: np.ndarray
-    slope: np.ndarray  # regression of the rest on t under the Gaussian that we start from
-    design: np.ndarray
+    coordinates: Int[np.ndarray, "2"]
+    centre: Float[np.ndarray, "2"]
+    axes: Float[np.ndarray, "2 2"]
+    # regression of the rest on t under the Gaussian that we start from
+    slope: Float[np.ndarray, "rest 2"]
+    design: Float[np.ndarray, "m rest"]
     knots: dict[Place, Knot]
     guesses: dict[Place, Knot]  # the free places that come next
     step: float  # of the lattice, in sds
@@ -63,32 +67,33 @@ class PairState:
 
 
 class NestedPair(AbstractSolver):
-    """From a Gaussian to a NestedGaussianPair: refit the rest by natural gradient on a lattice of
-    values of two coordinates.
+    """From a Gaussian to a NestedGaussianPair: the rest is refitted on a lattice of two values.
 
-    The two are the one with the strongest third-order coupling to the scores and the one with the
-    strongest to what is left once that is held. The lattice stands on their axes under the Gaussian
-    and grows from its centre until the conditional ELBO, the log density of t up to a constant, has
-    fallen by 6.5 nats (14 in two dimensions); where that is far away, every other line is kept.
-    Costs some 60-160 conditional fits: 10,000-25,000 gradients in up to 34 dimensions, more above.
-    In two dimensions it is the posterior on a grid, for some 3,000 evaluations. Not where `Nested`,
-    with one coordinate, does, nor above 60 dimensions or so. Where the lattice does not hold the
-    whole posterior (tails of a power law, a ridge thinner than a step), q stays the Gaussian and
-    the result is `unenclosed`.
+    Natural gradient fits it at each knot. The two are the one with the strongest third-order
+    coupling to the scores and the one with the strongest to what is left once that is held. The
+    lattice stands on their axes under the Gaussian and grows from its centre until the conditional
+    ELBO, the log density of t up to a constant, has fallen by 6.5 nats (14 in two dimensions);
+    where that is far away, every other line is kept. Costs some 60-160 conditional fits:
+    10,000-25,000 gradients in up to 34 dimensions, more above. In two dimensions it is the
+    posterior on a grid, for some 3,000 evaluations. Not where `Nested`, with one coordinate, does,
+    nor above 60 dimensions or so. Where the lattice does not hold the whole posterior (tails of a
+    power law, a ridge thinner than a step), q stays the Gaussian and the result is `unenclosed`.
 
     Arguments:
         coordinates: indices of t; None chooses them.
         step_sds: distance of knots in sds of t; None is 1, or 1/4 in two dimensions.
 
-    Source: default-fit spec, section 1.1c; Rue, Martino & Chopin 2009, section 3.1.
+    Source: Rue, Martino & Chopin 2009, section 3.1, with Gaussians fitted by the ELBO.
     """
 
     coordinates: tuple[int, int] | None = None
     step_sds: float | None = None
     compiled: ClassVar[bool] = False
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        check_nested_start(self, target, q, objective)
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
+        check_gaussian_start(self, target, q, objective)
         if q.dim < 2:
             raise PairingError(
                 "NestedPair needs two coordinates, and the target has one; use Nested."
@@ -100,9 +105,17 @@ class NestedPair(AbstractSolver):
                 f" {pair}."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> PairState:
-        mean, root = np.array(q.mean, dtype=np.float64), np.array(q.scale.root, dtype=np.float64)
-        evaluate, rng, dim = batched(target), host_rng(key, "nested pair"), q.dim
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> PairState:
+        start, density = cast(Gaussian, q), require(self, target, Density)  # by `check`
+        mean, root = np.array(start.mean, np.float64), np.array(start.root, np.float64)
+        evaluate, rng, dim = batched(density), host_rng(key, "nested pair"), q.dim
         if dim == 2:
             pair = np.arange(2)
         elif self.coordinates is None:
@@ -133,10 +146,15 @@ class NestedPair(AbstractSolver):
         return dataclasses.replace(state, guesses=_frontier(state, state.knots))
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: PairState, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: PairState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, PairState, Info]:
         """All free places next to knots that are not too far down, in the same batch."""
-        evaluate = batched(target)
+        evaluate = batched(require(self, target, Density))
         before = evaluate.evaluations
         new = dict(
             zip(
@@ -168,7 +186,7 @@ class NestedPair(AbstractSolver):
         return state.result
 
 
-def strongest_pair(coupling: np.ndarray) -> np.ndarray:
+def strongest_pair(coupling: Float[np.ndarray, "dim dim"]) -> Int[np.ndarray, "2"]:
     """The most strongly coupled coordinate, and the one most strongly coupled once that is held."""
     first = int(np.argmax(np.sum(coupling**2, axis=1)))
     left = np.sum(np.delete(coupling, first, axis=1) ** 2, axis=1)
@@ -177,8 +195,9 @@ def strongest_pair(coupling: np.ndarray) -> np.ndarray:
 
 
 def _frontier(state: PairState, new: Iterable[Place]) -> dict[Place, Knot]:
-    """Guesses at the free places next to the `new` knots, the mean extrapolated from the knot
-    before it or by regression.
+    """Guesses at the free places next to the `new` knots.
+
+    The mean is extrapolated from the knot before it, or by regression.
     """
     guesses: dict[Place, Knot] = {}
     least = state.best - state.fall
@@ -222,11 +241,10 @@ def _coarsened(state: PairState) -> PairState:
 
 
 def _closed(state: PairState) -> bool:
-    """Whether the lattice has the whole posterior: no knot at its end is still high, and hardly any
-    stands alone.
+    """Whether the lattice has the whole posterior.
 
-    A law of heavy tails goes on beyond the farthest knot; a ridge thinner than a step is lost
-    between two of them.
+    No knot at its end is still high, and hardly any stands alone. A law of heavy tails goes on
+    beyond the farthest knot; a ridge thinner than a step is lost between two of them.
     """
     knots, gone, alone, total = state.knots, state.best - state.fall, 0.0, 0.0
     for (i, j), knot in knots.items():
@@ -247,9 +265,7 @@ def _spans(state: PairState) -> bool:
 
 
 def _elbo(state: PairState) -> float:
-    """log of the integral of exp(profile), the ELBO of the family, by the trapezoidal rule on the
-    lattice.
-    """
+    """The ELBO of the family: log of the integral of exp(profile), by the trapezoidal rule."""
     profile = np.array([knot.elbo for knot in state.knots.values() if np.isfinite(knot.elbo)])
     area = 2.0 * np.log(state.step) + np.log(np.prod(np.diag(state.axes)))
     return float(state.best + np.log(np.sum(np.exp(profile - state.best))) + area)
@@ -267,7 +283,11 @@ def _family(state: PairState) -> NestedGaussianPair:
     free, number = np.ones(shape, dtype=bool), np.zeros(shape, dtype=int)
     rows, columns = (places - low).T
     free[rows, columns], number[rows, columns] = False, np.arange(len(knots))
-    measured: Any = ndimage.distance_transform_edt(free, return_indices=True)
+    # SciPy's types do not know that indices come too where they are asked for.
+    measured = cast(
+        tuple[Float[np.ndarray, "i j"], Int[np.ndarray, "2 i j"]],
+        ndimage.distance_transform_edt(free, return_indices=True),
+    )
     distance, nearest = measured[0], number[tuple(measured[1])]
     profile = np.array([knot.elbo for knot in knots])[nearest] - _DROP * distance
     means, roots = (

@@ -1,82 +1,31 @@
-"""Pathfinder.
+"""Pathfinder: the best of the Gaussians that an L-BFGS search builds on its way up.
 
-The best of the Gaussians that an L-BFGS search builds on its way up, from one start or from
-several.
+From one start or from several.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import host_rng
+from .._types import Key
 from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..families.mixture import Mixture
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
+from ..search.inverse_hessian import inverse_hessians
 from ..search.lbfgs import Evaluate, Path, ascend
-from ..targets.base import Density, require
+from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info
 
 _MEMORY = 6  # curvature pairs behind each estimate, as in the paper
-_MAX_DIMENSIONS = 2_000
+_MAX_DIMENSIONS = 2_000  # of a covariance: 32 MB of doubles
 _NEGLIGIBLE = 1e-6  # weight of a component that is left out of the mixture
-_NUMBERS = 2**22  # draws x dim evaluated at once
-
-
-@dataclasses.dataclass(frozen=True)
-class InverseHessian:
-    """H = A^(1/2) (I + Q diag(lam) Q') A^(1/2), A = diag(alpha): what L-BFGS believes the
-    covariance to be; nothing d x d.
-
-    Attributes:
-        alpha: `[d]`, positive.
-        basis: Q, `[d, r]`, orthonormal columns.
-        excess: lam, `[r]`, each above -1.
-    """
-
-    alpha: np.ndarray
-    basis: np.ndarray
-    excess: np.ndarray
-
-    @classmethod
-    def of(cls, alpha: np.ndarray, s: np.ndarray, y: np.ndarray) -> "InverseHessian | None":
-        """From pairs of moves and changes of the negative gradient, `[d, m]`, the oldest first.
-
-        None if not positive.
-
-        Source: Byrd, Nocedal & Schnabel 1994, eq. 3.1; Zhang et al. 2022, Algorithms 3 and 4.
-        """
-        if s.shape[1] == 0:
-            return cls(alpha, np.zeros((len(alpha), 0)), np.zeros(0))
-        products = s.T @ y
-        r_inverse = np.linalg.inv(np.triu(products))
-        scaled = alpha[:, None] * y
-        corner = r_inverse.T @ (np.diag(np.diagonal(products)) + y.T @ scaled) @ r_inverse
-        middle = np.block([[corner, -r_inverse.T], [-r_inverse, np.zeros_like(products)]])
-        basis, triangle = np.linalg.qr(
-            np.concatenate([s, scaled], axis=1) / np.sqrt(alpha)[:, None]
-        )
-        excess, vectors = np.linalg.eigh(triangle @ middle @ triangle.T)
-        if not np.all(np.isfinite(excess)) or excess.min() <= -1.0 + 1e-12:
-            return None
-        return cls(alpha, basis @ vectors, excess)
-
-    def times(self, v: np.ndarray) -> np.ndarray:
-        """H v."""
-        half = np.sqrt(self.alpha) * v
-        return np.sqrt(self.alpha) * (half + self.basis @ (self.excess * (self.basis.T @ half)))
-
-    def displace(self, noise: np.ndarray) -> np.ndarray:
-        """Rows of standard normals `[n, d]` as rows with covariance H."""
-        inner = noise + ((noise @ self.basis) * (np.sqrt(1.0 + self.excess) - 1.0)) @ self.basis.T
-        return np.sqrt(self.alpha) * inner
-
-    @property
-    def half_log_det(self) -> float:
-        return float(0.5 * np.log(self.alpha).sum() + 0.5 * np.log1p(self.excess).sum())
+_NUMBERS = 2**22  # draws x dim evaluated at once: 32 MB of doubles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +33,16 @@ class PathGaussian:
     """What one path came to: the Gaussian with the largest ELBO along it, and its status.
 
     Attributes:
-        mean: `[d]`; `root`: `[d, d]`, a square root of the covariance.
+        mean: of the Gaussian.
+        root: a square root of the covariance.
         elbo: on the draws that chose it, nats: a little too high, as the largest of several.
-        index: of the iterate; `length`: how many there are.
+        index: of the iterate.
+        length: how many iterates there are.
         converged: whether the search itself ended at an optimum.
     """
 
-    mean: np.ndarray
-    root: np.ndarray
+    mean: Float[np.ndarray, "dim"]
+    root: Float[np.ndarray, "dim dim"]
     elbo: float
     index: int
     length: int
@@ -99,11 +50,15 @@ class PathGaussian:
 
 
 def best_along(
-    evaluate: Evaluate, path: Path, noise: np.ndarray, memory: int = _MEMORY
+    evaluate: Evaluate, path: Path, noise: Float[np.ndarray, "n dim"], memory: int = _MEMORY
 ) -> PathGaussian | None:
-    """The iterate of `path` whose Gaussian N(x + H g, H) has the largest ELBO on `noise [n, d]`.
+    """The iterate whose Gaussian N(x + H g, H) has the largest ELBO; None if none is finite.
 
-    None if none is finite.
+    Arguments:
+        evaluate: the log density.
+        path: the iterates x, with scores g.
+        noise: standard normals of the draws, the same for each iterate.
+        memory: curvature pairs behind each H.
     """
     points = path.points
     scores = evaluate(points)[1]
@@ -139,50 +94,18 @@ def best_along(
     )
 
 
-def inverse_hessians(
-    points: np.ndarray, gradients: np.ndarray, memory: int
-) -> list[InverseHessian | None]:
-    """The estimate at each iterate `[T, d]` of a descent with these gradients (of -log p), from the
-    pairs up to it.
-    """
-    alpha, kept, out = np.ones(points.shape[1]), [], []
-    for t in range(len(points)):
-        if t > 0:
-            s, y = points[t] - points[t - 1], gradients[t] - gradients[t - 1]
-            if np.all(np.isfinite(y)) and s @ y > 1e-12 * (y @ y):
-                alpha = _updated_diagonal(alpha, s, y)
-                kept = [*kept, (s, y)][-memory:]
-        pairs = [np.stack(columns, axis=1) for columns in zip(*kept, strict=True)] or [
-            np.zeros((len(alpha), 0))
-        ] * 2
-        out.append(InverseHessian.of(alpha, pairs[0], pairs[1]))
-    return out
-
-
-def _updated_diagonal(alpha: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Gilbert & Lemarechal 1989, eq. 4.9.
-
-    Keeps y' alpha y and s' alpha^-1 s in step with the pair (s, y).
-    """
-    a, b, c = y @ (alpha * y), y @ s, s @ (s / alpha)
-    new = 1.0 / (a / (b * alpha) + y**2 / b - (a * s**2) / (b * c * alpha**2))
-    return np.where(np.isfinite(new) & (new > 0), new, alpha)
-
-
 @dataclasses.dataclass(frozen=True)
 class PathfinderState:
     """The paths, what became of those that were looked at, and the noise that judges them."""
 
     paths: list[Path]
     found: tuple[PathGaussian | None, ...]
-    noise: np.ndarray
+    noise: Float[np.ndarray, "n dim"]
     result: Result | None = None
 
 
 class Pathfinder(AbstractSolver):
-    """The local Gaussian of largest ELBO along each of several L-BFGS paths.
-
-    Several paths make a mixture.
+    """The local Gaussian of largest ELBO along each of several L-BFGS paths: a mixture of them.
 
     A quick approximation, and a start for samplers: a few hundred gradients per path and no tuning,
     also where the mode does not exist. Components are weighted by their ELBOs, so that several
@@ -212,45 +135,58 @@ class Pathfinder(AbstractSolver):
                     f"Pathfinder: `{name}` must be at least {least}, got {getattr(self, name)}."
                 )
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        require(self, target, Density)
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
+        density = require(self, target, Density)
         if objective is not None:
             raise PairingError(
                 "Pathfinder chooses by the ELBO along its paths and takes no objective, got"
                 f" {type(objective).__name__}."
             )
-        if target.dim > _MAX_DIMENSIONS:
-            raise PairingError(
-                f"Pathfinder returns full covariances, too large for {target.dim} dimensions (2,000"
-                " at most); use tb.solvers.FixedDraws with tb.families.Gaussian.low_rank(dim,"
-                " rank)."
-            )
+        _refuse_many_dimensions(density)
 
-    def own_start(self, target: Any, key: Any, starts: int | None) -> Gaussian:
+    def own_start(
+        self, target: AbstractTarget, key: Key, starts: int | None
+    ) -> AbstractFamily | None:
         """N(0, I), whose draws the paths start at: no search is made for a start."""
-        self.check(target, None, None)
-        return Gaussian.full(target.dim)
+        density = require(self, target, Density)
+        _refuse_many_dimensions(density)  # before a covariance of that size is made
+        return Gaussian.full(density.dim)
 
     def init(
-        self, target: Any, q: AbstractFamily, objective: Any, key: Any, tol: float
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
     ) -> PathfinderState:
+        density = require(self, target, Density)
+        # draws come in mirrored pairs: of an odd number of paths one is left out
         starts, _ = q.draw(self.paths + self.paths % 2, host_rng(key, "paths").integers(2**31))
         paths = ascend(
-            batched(target),
+            batched(density),
             starts[: self.paths],
             max_iterations=self.max_iterations,
             memory=_MEMORY,
         )
-        half = host_rng(key, "path draws").standard_normal((-(-self.draws // 2), target.dim))
+        half = host_rng(key, "path draws").standard_normal((-(-self.draws // 2), density.dim))
         return PathfinderState(
             paths, (), np.concatenate([half, -half]), None if paths else Result.nonfinite
         )
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: PathfinderState, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
-        before, path = batched(target).evaluations, state.paths[len(state.found)]
-        new = best_along(batched(target), path, state.noise)
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: PathfinderState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, PathfinderState, Info]:
+        evaluate = batched(require(self, target, Density))
+        before, path = evaluate.evaluations, state.paths[len(state.found)]
+        new = best_along(evaluate, path, state.noise)
         state = dataclasses.replace(state, found=(*state.found, new))
         known = [g for g in state.found if g is not None]
         if len(state.found) == len(state.paths):
@@ -258,7 +194,7 @@ class Pathfinder(AbstractSolver):
                 state, result=Result.converged if known else Result.nonfinite
             )
         loss, position = (np.nan, np.nan) if new is None else (-new.elbo, new.index / new.length)
-        used = batched(target).evaluations - before
+        used = evaluate.evaluations - before
         return (
             target,
             _combined(known) if known else q,
@@ -270,10 +206,20 @@ class Pathfinder(AbstractSolver):
         return state.result
 
 
-def _combined(found: list[PathGaussian]) -> Gaussian | Mixture:
-    """One Gaussian, or the mixture of all paths' weighted by exp(ELBO).
+def _refuse_many_dimensions(target: Density) -> None:
+    if target.dim > _MAX_DIMENSIONS:
+        raise PairingError(
+            f"Pathfinder returns full covariances, too large for {target.dim} dimensions (2,000"
+            " at most); use tb.solvers.FixedDraws with tb.families.Gaussian.low_rank(dim,"
+            " rank)."
+        )
 
-    Equal ends of several paths share their weight.
+
+def _combined(found: list[PathGaussian]) -> Gaussian | Mixture:
+    """One Gaussian, or the mixture of all paths' Gaussians weighted by exp(ELBO).
+
+    exp(ELBO) is about the mass of a mode, which several paths to the same mode must not count
+    several times: equal ends share their weight.
     """
     elbos = np.array([g.elbo for g in found])
     kept = [g for g in found if g.elbo > elbos.max() + np.log(_NEGLIGIBLE)]
@@ -287,4 +233,4 @@ def _same_optimum(a: PathGaussian, b: PathGaussian) -> bool:
     return bool(np.mean(np.linalg.solve(a.root, b.mean - a.mean) ** 2) < 1.0)
 
 
-__all__ = ["InverseHessian", "PathGaussian", "Pathfinder", "best_along", "inverse_hessians"]
+__all__ = ["PathGaussian", "Pathfinder", "PathfinderState", "best_along"]

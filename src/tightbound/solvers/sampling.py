@@ -1,89 +1,100 @@
-"""What every sampler shares.
-
-Several chains, a warm-up that is thrown away, draws kept in a buffer, and when to stop.
-"""
+"""What every sampler shares: chains, a warm-up that is thrown away, a buffer, and when to stop."""
 
 import abc
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
-from .._types import Array, PyTree
+from .._types import Array, Key, PyTree, Scalar
+from ..families.base import AbstractFamily
 from ..families.empirical import Empirical
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..search.chain_statistics import ess_bulk, rhat
+from ..search.chain_statistics import MixingLimits
+from ..targets.base import AbstractTarget
 from .base import AbstractSolver, Info
 
-RHAT = 1.01
-"""Rank-normalised split R-hat below which chains are taken to agree (Vehtari et al.
-
-2021, section 4).
-"""
-ESS_PER_CHAIN = 50
-"""Effective draws per split chain that make R-hat itself reliable (Vehtari et al. 2021, section 4).
-
-400 of four chains.
-"""
+_LEAST_DRAWS = 4  # of a chain: two halves of two draws, the least that R-hat takes
 
 
 class Moves(eqx.Module):
-    """Where all C chains are after one sweep.
+    """Where all chains are after one sweep.
 
     Attributes:
-        positions: `[C, d]`, in the coordinates that the target's `constrain` takes.
-        statistics: of the sweep by name, each `[C]`; they become `Empirical.statistics`.
+        positions: in the coordinates that the target's `constrain` takes.
+        statistics: of the sweep by name, one number for each chain; they become
+            `Empirical.statistics`.
         evaluations: gradients of the log density used, of all chains together.
         change: root-mean-square move, in posterior sds where the sampler knows them.
     """
 
-    positions: Array
-    statistics: dict[str, Any]
-    evaluations: Array | float
-    change: Array | float
+    positions: Float[Array, "chains dim"]
+    statistics: Mapping[str, Shaped[Array, "chains"]]
+    evaluations: Scalar
+    change: Scalar
 
 
 class SamplerState(eqx.Module):
     """Chains in progress.
 
-    The sampler's own state, sweeps made, and the draws kept so far (zeros beyond them).
+    Attributes:
+        chains: the sampler's own state.
+        count: sweeps made.
+        draws: those kept so far, zeros beyond them.
+        statistics: of the draws, by name.
+        pending: evaluations spent before the first sweep.
+        usable: whether every chain began somewhere possible.
     """
 
     chains: PyTree
-    count: Array
-    draws: Array
-    statistics: dict[str, Any]
-    pending: Array  # evaluations spent before the first sweep
+    count: Int[jax.Array, ""]
+    draws: Float[jax.Array, "chains draws dim"]
+    statistics: dict[str, Shaped[jax.Array, "chains draws"]]
+    pending: Float[jax.Array, ""]
     usable: bool = eqx.field(static=True)
 
 
 class AbstractSampler(AbstractSolver):
-    """Draws from the posterior itself: a referee for approximations, slower than they are and right
-    where it has mixed.
+    """Draws from the posterior itself: a referee for approximations.
 
-    Implementing a sampler: fields `chains`, `warmup`, `draws` (numbers), and the two methods below
-    for ALL chains at once; what is the same for each of them goes under `jax.vmap`. The chains
-    start from draws of the q that the fit is given (an earlier `fit.q`, say). The loop around them,
-    the buffer, interruption, budget and the end are here.
+    Slower than they are, and right where it has mixed.
+
+    Implementing a sampler: fields `chains`, `warmup`, `draws` (numbers) and `limits` (when the run
+    counts as mixed; `MixingLimits()` unless told), and the methods below for ALL chains at once;
+    what is the same for each of them goes under `jax.vmap`. The chains start from draws of the q
+    that the fit is given (an earlier `fit.q`, say). The loop around them, the buffer, interruption,
+    budget and the end are here.
     """
 
     chains: eqx.AbstractVar[int]
     warmup: eqx.AbstractVar[int]
     draws: eqx.AbstractVar[int]
+    limits: eqx.AbstractVar[MixingLimits]
     compiled: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def start(self, target: Any, q: Any, key: jax.Array) -> tuple[PyTree, int, bool]:
-        """The chains' state before the first sweep, evaluations used, and whether every chain
-        stands somewhere possible.
+    def start(
+        self, target: AbstractTarget, q: AbstractFamily, key: jax.Array
+    ) -> tuple[PyTree, int, bool]:
+        """The chains' state before the first sweep, and what it took.
+
+        Returns:
+            The state, evaluations used, and whether every chain stands somewhere possible.
         """
 
     @abc.abstractmethod
     def sweep(
-        self, target: Any, q: Any, chains: PyTree, count: jax.Array, key: jax.Array
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        chains: PyTree,
+        count: Int[jax.Array, ""],
+        key: jax.Array,
     ) -> tuple[PyTree, Moves]:
         """One transition of every chain.
 
@@ -91,27 +102,42 @@ class AbstractSampler(AbstractSolver):
         """
 
     @abc.abstractmethod
-    def supports(self, target: Any, q: Any) -> None:
+    def supports(self, target: AbstractTarget, q: AbstractFamily) -> None:
         """Refuse a target or a q that it cannot draw from or start at (PairingError)."""
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
         name = type(self).__name__
         if objective is not None:
             raise PairingError(
                 f"{name} draws from the posterior itself and takes no objective, got"
                 f" {type(objective).__name__}; leave it out."
             )
-        for field, least in (("chains", 1), ("warmup", 0), ("draws", 4)):
-            value = getattr(self, field)
+        numbers = (
+            ("chains", self.chains, 1),
+            ("warmup", self.warmup, 0),
+            ("draws", self.draws, _LEAST_DRAWS),
+        )
+        for field, value, least in numbers:
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
                 raise ValueError(
                     f"{name}: `{field}` must be an integer of at least {least}, got {value!r}."
                 )
         self.supports(target, q)
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> SamplerState:
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> SamplerState:
+        key = cast(jax.Array, key)  # which the loop makes of what the user passed
         chains, used, usable = self.start(target, q, key)
         count = jnp.zeros((), jnp.int32)
+        # The names and types of the statistics are the sampler's own; tracing one sweep tells them.
         _, moves = eqx.filter_eval_shape(self.sweep, target, q, chains, count, key)
         buffers = {
             name: jnp.zeros((self.chains, self.draws), s.dtype)
@@ -123,9 +149,16 @@ class AbstractSampler(AbstractSolver):
         return SamplerState(chains, count, draws, buffers, jnp.asarray(float(used)), usable)
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: SamplerState, key: Any
-    ) -> tuple[Any, Any, SamplerState, Info]:
-        def go_on(state):
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: SamplerState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, SamplerState, Info]:
+        key = cast(jax.Array, key)  # which the loop makes of what the user passed
+
+        def go_on(state: SamplerState) -> tuple[SamplerState, jax.Array, jax.Array]:
             chains, moves = self.sweep(target, q, state.chains, state.count, key)
             slot = jnp.maximum(state.count - self.warmup, 0)  # the warm-up writes over itself
             draws = state.draws.at[:, slot].set(moves.positions)
@@ -144,7 +177,8 @@ class AbstractSampler(AbstractSolver):
             )
             return new, used, jnp.asarray(moves.change, draws.dtype)
 
-        def rest(state):  # the last block of the loop may go on after the last draw
+        def rest(state: SamplerState) -> tuple[SamplerState, jax.Array, jax.Array]:
+            # the last block of the loop may go on after the last draw
             return state, jnp.zeros_like(state.pending), jnp.zeros((), state.draws.dtype)
 
         state, used, change = jax.lax.cond(
@@ -157,17 +191,14 @@ class AbstractSampler(AbstractSolver):
             return Result.nonfinite
         if int(state.count) < self.warmup + self.draws:
             return None
-        x = np.asarray(state.draws)
-        agree = np.all(rhat(x) < RHAT) and np.all(ess_bulk(x) >= 2 * ESS_PER_CHAIN * self.chains)
-        return Result.mixed if agree else Result.unmixed
+        return Result.mixed if self.limits.met(np.asarray(state.draws)) else Result.unmixed
 
-    def finish(self, target: Any, q: Any, state: SamplerState) -> Any:
-        """The draws so far, where there are enough of them to speak of.
-
-        Else the q that the chains started from.
-        """
+    def finish(
+        self, target: AbstractTarget, q: AbstractFamily, state: SamplerState
+    ) -> AbstractFamily:
+        """The draws so far; where they are too few to judge, the q that the chains started from."""
         kept = int(state.count) - self.warmup
-        if kept < 4:
+        if kept < _LEAST_DRAWS:
             return q
         return Empirical(
             state.draws[:, :kept],
@@ -175,4 +206,4 @@ class AbstractSampler(AbstractSolver):
         )
 
 
-__all__ = ["ESS_PER_CHAIN", "RHAT", "AbstractSampler", "Moves", "SamplerState"]
+__all__ = ["AbstractSampler", "Moves", "SamplerState"]

@@ -1,54 +1,61 @@
-"""Stochastic gradient descent that needs no learning rate to be tuned and no number of steps to be
-guessed.
-"""
+"""Stochastic gradient descent without a learning rate to tune or a number of steps to guess."""
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Bool, Float, Int
 
 from .._numerics import to_device
-from .._types import PyTree
+from .._types import Array, Key, PyTree
 from ..estimators.base import AbstractEstimator
 from ..estimators.pathwise import Pathwise, StickTheLanding
+from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import Result
 from ..search.adam import travelling_adam
 from ..search.stationarity import BATCHES, Window
+from ..targets.base import AbstractTarget
 from .base import AbstractSolver, Info
 
 _FIRST_WINDOW = 8 * BATCHES  # steps; long against the ten steps that Adam's momentum remembers
 _LEARNING_RATE = 0.05  # of one posterior sd per step, while the steps agree
-_MOST_HALVINGS = 10
+_MOST_HALVINGS = 10  # a thousandth of the first step; the run then ends when it has settled
 _MOST_SKIPPED = 200  # non-finite steps in a window, when they outnumber the others
 _FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
+_FIRST_DRAWS = 8  # of the default estimator: gradients noisy, but as many steps as possible
+# JAX carries no results through a scan, only their numbers.
 _ENDINGS = {0: None, 1: Result.stationary, 2: Result.nonfinite, 3: Result.unbounded}
 # one object, so that equal solvers share one compilation
 _DEFAULT_TRANSFORM = travelling_adam(_LEARNING_RATE)
+
+T = TypeVar("T")
 
 
 class StochasticState(eqx.Module):
     """What the next step needs.
 
     Attributes:
-        draws: the estimator's state; `optimiser` the transformation's.
+        draws: the estimator's state.
+        optimiser: the transformation's state.
         window: statistics since the last look.
-        step_size: factor on the transformation's updates; `caution` a passing one, after non-finite
-            gradients.
+        step_size: factor on the transformation's updates.
+        caution: a passing one, after non-finite gradients.
         halvings: of the step size so far.
-        previous: average of what is monitored over the window before the last halving, with its
-            standard error.
-        answer: average of the parameters over the last settled window, `[P]`; `answered` says
-            whether there was one.
+        previous: average of what is monitored over the window before the last halving.
+        previous_error: its standard error.
+        answer: average of the parameters over the last settled window.
+        answered: whether there was one.
         first_units: of what is monitored, at the start.
-        skipped: steps not taken because the loss or its gradient was not finite; `skipped_here`
-            those in this window.
+        skipped: steps not taken because the loss or its gradient was not finite.
+        skipped_here: those in this window.
         ended: how the run has ended, a key of _ENDINGS.
         tol: accuracy asked for, in posterior sds.
     """
@@ -56,28 +63,26 @@ class StochasticState(eqx.Module):
     draws: PyTree
     optimiser: PyTree
     window: Window
-    step_size: jax.Array
-    caution: jax.Array
-    halvings: jax.Array
-    previous: jax.Array
-    previous_error: jax.Array
-    answer: jax.Array
-    answered: jax.Array
-    first_units: jax.Array
-    skipped: jax.Array
-    skipped_here: jax.Array
-    ended: jax.Array
-    tol: jax.Array
+    step_size: Float[jax.Array, ""]
+    caution: Float[jax.Array, ""]
+    halvings: Int[jax.Array, ""]
+    previous: Float[jax.Array, "groups m"]
+    previous_error: Float[jax.Array, "groups m"]
+    answer: Float[jax.Array, "p"]
+    answered: Bool[jax.Array, ""]
+    first_units: Float[jax.Array, "groups m"]
+    skipped: Int[jax.Array, ""]
+    skipped_here: Int[jax.Array, ""]
+    ended: Int[jax.Array, ""]
+    tol: Float[jax.Array, ""]
 
 
 class StochasticGradient(AbstractSolver):
-    """Any optax transformation on any estimator's gradient, averaged over its last steps.
+    """An optax transformation on an estimator's gradient, averaged over its last steps.
 
-    It stops by itself.
-
-    For minibatches, noisy densities, and families and objectives without a solver of their own. Not
-    for a Gaussian q on a smooth log density of moderate size: NaturalGradient is more accurate for
-    a fraction of the evaluations.
+    It stops by itself. For minibatches, noisy densities, and families and objectives without a
+    solver of their own. Not for a Gaussian q on a smooth log density of moderate size:
+    NaturalGradient is more accurate for a fraction of the evaluations.
 
     Steps are taken in q's own scale (`AbstractFamily.retract`): for a Gaussian in posterior sds,
     along and across its correlations alike, so that neither the units nor the conditioning of the
@@ -113,12 +118,21 @@ class StochasticGradient(AbstractSolver):
     def default_objective(self) -> AbstractObjective:
         return ELBO()
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
         self._estimator(objective).check(target, q, objective)
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> StochasticState:
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> StochasticState:
         leaves = eqx.filter(q, eqx.is_inexact_array)
-        (x, _), (monitored, units) = _flat(q), q.monitored()
+        (x, _), (monitored, units) = _flat(q), _monitored(q)
         count = jnp.zeros((), jnp.int32)
         return StochasticState(
             draws=to_device(self._estimator(objective).prepare(target, q, key), x.dtype),
@@ -139,8 +153,14 @@ class StochasticGradient(AbstractSolver):
         )
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: StochasticState, key: Any
-    ) -> tuple[Any, Any, StochasticState, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: StochasticState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, StochasticState, Info]:
+        key = cast(jax.Array, key)  # which the loop makes of what the user passed
         loss, gradient, draws = self._gradient(target, q, objective, state.draws, key)
         leaves = eqx.filter(q, eqx.is_inexact_array)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
@@ -149,7 +169,7 @@ class StochasticGradient(AbstractSolver):
         move = jax.tree.map(lambda u: size.astype(u.dtype) * u, updates)
         moved = q.retract(move) if self.whitened else eqx.apply_updates(q, move)
 
-        (x, _), (g, _), (monitored, units) = _flat(moved), ravel_pytree(gradient), moved.monitored()
+        (x, _), (g, _), (monitored, units) = _flat(moved), ravel_pytree(gradient), _monitored(moved)
         good = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(g**2)) & jnp.all(jnp.isfinite(x))
         new = moved, optimiser, state.window.pushed(monitored, x, g)
         q, optimiser, window = _where(good, new, (q, state.optimiser, state.window))
@@ -169,7 +189,9 @@ class StochasticGradient(AbstractSolver):
     def done(self, state: StochasticState) -> Result | None:
         return _ENDINGS[int(state.ended)]
 
-    def finish(self, target: Any, q: Any, state: StochasticState) -> Any:
+    def finish(
+        self, target: AbstractTarget, q: AbstractFamily, state: StochasticState
+    ) -> AbstractFamily:
         """The average over the last settled window.
 
         The last iterate where no window has settled yet.
@@ -182,9 +204,9 @@ class StochasticGradient(AbstractSolver):
         if self.estimator is not None:
             return self.estimator
         if type(objective) in StickTheLanding.unbiased_for:
-            return StickTheLanding(8, noise="antithetic")
+            return StickTheLanding(_FIRST_DRAWS, noise="antithetic")
         group = 1 if objective is None else objective.group
-        return Pathwise(group * -(-8 // group))
+        return Pathwise(group * -(-_FIRST_DRAWS // group))
 
     @property
     def _transform(self) -> optax.GradientTransformation:
@@ -200,18 +222,26 @@ class StochasticGradient(AbstractSolver):
         return min(1.0, math.sqrt(2 * dim / parameters), 10.0 / math.sqrt(beyond_mean_and_sd))
 
     def _gradient(
-        self, target: Any, q: Any, objective: Any, draws: PyTree, key: Any
-    ) -> tuple[jax.Array, Any, PyTree]:
-        """The loss, its gradient in the coordinates in which steps are taken, and the estimator's
-        new state.
-        """
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        draws: PyTree,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], PyTree, PyTree]:
+        """The loss, its gradient, and the estimator's new state.
 
-        def surrogate(q):
+        The gradient is in the coordinates in which steps are taken.
+        """
+        assert objective is not None  # the fit has put this solver's own in the place of None
+
+        def surrogate(q: AbstractFamily) -> tuple[Float[Array, ""], PyTree]:
             return self._estimator(objective).surrogate(objective, target, q, draws, key)
 
         (loss, draws), gradient = eqx.filter_value_and_grad(surrogate, has_aux=True)(q)
         if self.whitened:
             leaves = eqx.filter(q, eqx.is_inexact_array)
+            # The chain rule through the step, at rest: the estimator knows q's leaves alone.
             at_rest = jax.tree.map(jnp.zeros_like, leaves)
             _, pull_back = jax.vjp(
                 lambda step: eqx.filter(q.retract(step), eqx.is_inexact_array), at_rest
@@ -220,9 +250,15 @@ class StochasticGradient(AbstractSolver):
         return loss, gradient, draws
 
 
-def _counted(state: StochasticState, good: jax.Array, flat: jax.Array) -> StochasticState:
-    """The state after a step that was taken (`good`) or skipped, in a direction that may be
-    improper (`flat`).
+def _counted(
+    state: StochasticState, good: Bool[jax.Array, ""], flat: Bool[jax.Array, ""]
+) -> StochasticState:
+    """The state after a step.
+
+    Arguments:
+        state: before.
+        good: whether the step was taken; else it was skipped.
+        flat: whether some direction looks improper.
     """
     skipped_here = jnp.where(good, state.skipped_here, state.skipped_here + 1)
     hopeless = skipped_here >= jnp.maximum(state.window.filled, _MOST_SKIPPED)
@@ -238,13 +274,10 @@ def _counted(state: StochasticState, good: jax.Array, flat: jax.Array) -> Stocha
     )
 
 
-def _judged(state: StochasticState, q: Any) -> StochasticState:
-    """The state after a look at its full window.
-
-    Ended, at half the step size, or with a longer window.
-    """
+def _judged(state: StochasticState, q: AbstractFamily) -> StochasticState:
+    """The state after a look at its full window: ended, at half the step, or for longer."""
     summary, tol = state.window.summary(), state.tol
-    monitored, units = q.monitored()
+    monitored, units = _monitored(q)
     parameters, unravel = _flat(q)
     average = eqx.combine(unravel(summary.parameters), q)
     # An sd below the rounding error of its mean would come to rest too: there, draws no longer
@@ -253,7 +286,7 @@ def _judged(state: StochasticState, q: Any) -> StochasticState:
     settled = summary.mixed(units, 0.1 * tol) & summary.balanced(tol) & resolved
     # Jensen's gap: how far the scatter of the iterates moves a curved function of them. Their
     # equilibrium is off by about twice as much.
-    gap = jnp.abs(average.monitored()[0] - summary.mean) / units
+    gap = jnp.abs(_monitored(average)[0] - summary.mean) / units
     quiet = jnp.max(gap) <= tol / 8
     coarse = summary.coarseness(units) / tol
     agrees = summary.agrees(state.previous, state.previous_error, tol * units) & (
@@ -286,15 +319,24 @@ def _judged(state: StochasticState, q: Any) -> StochasticState:
     )
 
 
-def _flat(q: Any) -> tuple[jax.Array, Any]:
-    """The parameters of q as one vector `[P]`, and the way back."""
+def _flat(
+    q: AbstractFamily,
+) -> tuple[Float[jax.Array, "p"], Callable[[Float[jax.Array, "p"]], PyTree]]:
+    """The parameters of q as one vector, and the way back."""
     return ravel_pytree(eqx.filter(q, eqx.is_inexact_array))
 
 
-def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+def _monitored(
+    q: AbstractFamily,
+) -> tuple[Float[jax.Array, "groups m"], Float[jax.Array, "groups m"]]:
+    """`q.monitored()` of a q on the device, where it gives arrays of JAX."""
+    return cast(tuple[jax.Array, jax.Array], q.monitored())
+
+
+def _where(condition: Bool[jax.Array, ""], new: T, old: T) -> T:
     """`new` or `old`, leaf by leaf; leaves that are not arrays are the same in both."""
 
-    def choose(a, b):
+    def choose(a: PyTree, b: PyTree) -> PyTree:
         return jnp.where(condition, a, b) if eqx.is_array(a) else a
 
     return jax.tree.map(choose, new, old)

@@ -1,17 +1,17 @@
-"""Stochastic variational inference.
-
-The rule of coordinate ascent on minibatches, with a decreasing rate.
-"""
+"""Stochastic variational inference: coordinate ascent on minibatches, with a decreasing rate."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from .._numerics import host_rng, to_device, to_host
+from .._types import Array, Key, PyTree, Scalar
+from ..families.base import AbstractFamily
 from ..families.exponential.base import rebuilt
 from ..families.exponential.product import Product
 from ..objectives.base import AbstractObjective
@@ -19,23 +19,34 @@ from ..objectives.classic import ELBO
 from ..results import PairingError, Result
 from ..search.conjugate_form import as_conjugate
 from ..search.factor_rule import check_product, curved_factors, distance, elbo, sweep, valid
+from ..starts.coordinate_ascent import best_start
+from ..targets.base import AbstractTarget
+from ..targets.conjugate.base import AbstractConjugateTarget
 from .base import AbstractSolver, Info
-from .coordinate_ascent import best_start
 
 _LOCAL_SWEEPS = 50  # most sweeps of the local factors on one minibatch
 _LOCAL_TOL = 1e-3  # largest move, in sds, at which they count as settled
+_FIRST_ROWS = 1000  # from which the global factors are first learnt; 10 batches where that is more
 
 
 @dataclasses.dataclass(frozen=True)
 class SVIState:
-    """The target and the global factors on the device, all local factors on the host, and where in
-    the data it is.
+    """Where the search is, and where in the data.
+
+    Attributes:
+        target: the conjugate form, on the device.
+        q: all factors, the local ones of all rows too, on the device.
+        rng: of the order of rows.
+        unseen: rows that this pass has not come to yet.
+        steps: so far.
+        bounds: the ELBO on all rows after each pass, nats.
+        result: how the run has ended.
     """
 
-    target: Any
+    target: AbstractConjugateTarget
     q: Product
     rng: np.random.Generator
-    unseen: np.ndarray
+    unseen: Int[np.ndarray, "unseen"]
     steps: int = 0
     bounds: tuple[float, ...] = ()
     result: Result | None = None
@@ -89,17 +100,21 @@ class SVI(AbstractSolver):
     def default_objective(self) -> AbstractObjective:
         return ELBO()
 
-    def own_start(self, target: Any, key: Any, starts: int | None) -> Any:
+    def own_start(
+        self, target: AbstractTarget, key: Key, starts: int | None
+    ) -> AbstractFamily | None:
         """A single start: looking at several would take passes through all data."""
         return best_start(as_conjugate(target), key, 1)
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
-        if not isinstance(objective, ELBO):
+    def check(
+        self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
+    ) -> None:
+        if objective is None or not objective.is_elbo:
             raise PairingError(
                 f"SVI maximises the ELBO and nothing else, got {type(objective).__name__}."
             )
         conjugate = as_conjugate(target)
-        check_product("SVI", conjugate, q)
+        product = check_product("SVI", conjugate, q)
         if conjugate.data_rows is None:
             raise PairingError(
                 f"SVI takes minibatches of rows, but {type(target).__name__} has no `data_rows`;"
@@ -111,32 +126,44 @@ class SVI(AbstractSolver):
                 f"SVI: `batch_size` {self.batch_size} exceeds the {count} rows of the data; use a"
                 " smaller one, or CoordinateAscent, which takes all rows at once."
             )
-        first = np.arange(self.batch_size)
-        part = _Part(
-            conjugate,
-            jax.tree.map(lambda leaf: leaf[first], conjugate.data_rows),
-            count / self.batch_size,
+        # On one minibatch, as no step ever looks at more rows.
+        part, rows = _batch(conjugate, product, np.arange(self.batch_size))
+        scale = count / self.batch_size
+        curved = curved_factors(
+            to_device(conjugate), to_device(part), jax.random.key(0), to_device(rows), scale
         )
-        curved = curved_factors(to_device(part), to_device(q.take(first)), jax.random.key(0))
         if curved:
             raise PairingError(
                 f"SVI: the model is not conjugate in the factor {curved[0]!r}: its expected log"
                 " joint is not affine in the mean parameters of that"
-                f" {type(q[curved[0]]).__name__}. Use NaturalGradient."
+                f" {type(product[curved[0]]).__name__}. Use NaturalGradient."
             )
 
-    def init(self, target: Any, q: Any, objective: Any, key: Any, tol: float) -> SVIState:
+    def init(
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        key: Key,
+        tol: float,
+    ) -> SVIState:
         rng, conjugate = host_rng(key, "minibatches"), to_device(as_conjugate(target))
         count = _num_rows(conjugate)
         # a start is given by its local factors (responsibilities): the global ones take it up from
         # some rows of them
-        first = rng.permutation(count)[: max(10 * self.batch_size, 1000)]
-        start = _seeded(conjugate, to_device(q), jnp.asarray(first), np.float64(count / len(first)))
+        first = rng.permutation(count)[: max(10 * self.batch_size, _FIRST_ROWS)]
+        given = to_device(cast(Product, q))  # `check` has refused all else
+        start = _seeded(conjugate, given, jnp.asarray(first), np.float64(count / len(first)))
         return SVIState(conjugate, start, rng, np.empty(0, int))
 
     def step(
-        self, target: Any, q: Any, objective: Any, state: SVIState, key: Any
-    ) -> tuple[Any, Any, Any, Info]:
+        self,
+        target: AbstractTarget,
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+        state: SVIState,
+        key: Key,
+    ) -> tuple[AbstractTarget, AbstractFamily, SVIState, Info]:
         count = _num_rows(state.target)
         unseen = (
             state.unseen if len(state.unseen) >= self.batch_size else state.rng.permutation(count)
@@ -169,8 +196,8 @@ class SVI(AbstractSolver):
     def done(self, state: SVIState) -> Result | None:
         return state.result
 
-    def finish(self, target: Any, q: Any, state: SVIState) -> Any:
-        """The last global factors, with the local factors of all rows at their optimum given those."""
+    def finish(self, target: AbstractTarget, q: AbstractFamily, state: SVIState) -> AbstractFamily:
+        """The last global factors, with the local factors of all rows at their optimum."""
         return to_host(self._everywhere(state)[0])
 
     def _everywhere(self, state: SVIState) -> tuple[Product, float]:
@@ -184,42 +211,35 @@ class SVI(AbstractSolver):
         return q, shared + total
 
     def _levelled(self, bounds: tuple[float, ...]) -> bool:
+        """Whether the last pass gained little of what all passes together gained."""
         return len(bounds) >= 3 and bounds[-1] - bounds[-2] < self.patience * max(
             bounds[-1] - bounds[0], 1e-12
         )
 
 
-class _Part(eqx.Module):
-    """The target on some rows, each counted `scale` times: what the test of conjugacy looks at."""
-
-    target: Any
-    rows: Any
-    scale: float = eqx.field(static=True)
-
-    def expected_log_joint(self, moments: Any) -> Any:
-        return self.target.expected_log_joint(moments, self.rows, self.scale)
-
-
-def _num_rows(target: Any) -> int:
+def _num_rows(target: AbstractConjugateTarget) -> int:
     return len(jax.tree.leaves(target.data_rows)[0])
 
 
-def _batch(target: Any, q: Product, index: jax.Array) -> tuple[Product, Any]:
+def _batch(
+    target: AbstractConjugateTarget, q: Product, index: Int[Array, "rows"]
+) -> tuple[Product, PyTree]:
+    """q and the data on these rows."""
     return q.take(index), jax.tree.map(lambda leaf: leaf[index], target.data_rows)
 
 
-def _settle(target: Any, q: Product, rows: Any) -> Product:
-    """Coordinate ascent in the local factors of the given rows until they move by less than
-    _LOCAL_TOL.
-    """
+def _settle(target: AbstractConjugateTarget, q: Product, rows: PyTree) -> Product:
+    """Coordinate ascent in the local factors of the rows until they hardly move (_LOCAL_TOL)."""
     if not q.local:
         return q
 
-    def go(state):
+    def go(state: tuple[jax.Array, Product, jax.Array]) -> Bool[jax.Array, ""]:
         count, _, change = state
         return (count < _LOCAL_SWEEPS) & (change > _LOCAL_TOL)
 
-    def body(state):
+    def body(
+        state: tuple[jax.Array, Product, jax.Array],
+    ) -> tuple[jax.Array, Product, jax.Array]:
         count, q, _ = state
         new = sweep(target, q, q.local, rows)
         moves = [jnp.max(new.factors[name].kls(q.factors[name])) for name in q.local]
@@ -228,7 +248,7 @@ def _settle(target: Any, q: Product, rows: Any) -> Product:
     return jax.lax.while_loop(go, body, (jnp.asarray(0), q, jnp.asarray(jnp.inf)))[1]
 
 
-def _with_rows(q: Product, index: jax.Array, part: Product) -> Product:
+def _with_rows(q: Product, index: Int[Array, "rows"], part: Product) -> Product:
     """q with the local factors of `part` in the places `index`, and its global ones."""
     factors = {
         name: (
@@ -242,7 +262,10 @@ def _with_rows(q: Product, index: jax.Array, part: Product) -> Product:
 
 
 @eqx.filter_jit
-def _seeded(target: Any, q: Product, index: jax.Array, scale: Any) -> Product:
+def _seeded(
+    target: AbstractConjugateTarget, q: Product, index: Int[Array, "rows"], scale: Scalar
+) -> Product:
+    """q with the global factors that the local ones of some rows ask for."""
     part, rows = _batch(target, q, index)
     part = sweep(target, part, tuple(n for n in q.factors if n not in q.local), rows, scale)
     return rebuilt(
@@ -255,8 +278,13 @@ def _seeded(target: Any, q: Product, index: jax.Array, scale: Any) -> Product:
 
 @eqx.filter_jit
 def _stepped(
-    target: Any, q: Product, index: jax.Array, rho: Any, scale: Any
-) -> tuple[Product, jax.Array, jax.Array]:
+    target: AbstractConjugateTarget,
+    q: Product,
+    index: Int[Array, "rows"],
+    rho: Scalar,
+    scale: Scalar,
+) -> tuple[Product, Float[Array, ""], Bool[Array, ""]]:
+    """q after one minibatch, an estimate of its ELBO before it, and whether q is in its domain."""
     part, rows = _batch(target, q, index)
     part = _settle(target, part, rows)
     value = elbo(target, part, rows, scale)
@@ -265,20 +293,22 @@ def _stepped(
 
 
 @eqx.filter_jit
-def _settled_rows(target: Any, q: Product, index: jax.Array) -> tuple[Product, jax.Array]:
+def _settled_rows(
+    target: AbstractConjugateTarget, q: Product, index: Int[Array, "rows"]
+) -> tuple[Product, Float[Array, ""]]:
     """Local factors of some rows settled, and what those rows add to the ELBO."""
     part, rows = _batch(target, q, index)
     part = _settle(target, part, rows)
-
+    # the difference leaves out what no row adds to, which `_shared_part` counts once
     added = elbo(target, part, rows, 1.0) - elbo(target, part, rows, 0.0)
     return _with_rows(q, index, part), added
 
 
 @eqx.filter_jit
-def _shared_part(target: Any, q: Product) -> jax.Array:
+def _shared_part(target: AbstractConjugateTarget, q: Product) -> Float[Array, ""]:
     """The part of the ELBO that no row adds to."""
     part, rows = _batch(target, q, jnp.arange(1))
     return elbo(target, part, rows, 0.0)
 
 
-__all__ = ["SVI"]
+__all__ = ["SVI", "SVIState"]

@@ -1,25 +1,29 @@
 """The annealed loop as compiled code: a start for each of thousands of contaminated data sets."""
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
+from .._types import Scalar
 from ..families.gaussian import Gaussian
 from ..families.scales import Full
 from ..results import PairingError
+from ..targets.clutter import Clutter
+from .annealed import first_width, largest_variance, next_width, paper_step
 
-_STEPS = 30
-_LEAST_LOG_ODDS = -300.0
+_STEPS = 30  # as the paper takes on 20 points
+_LEAST_LOG_ODDS = -300.0  # below it a point is no inlier; its exponential, squared, would overflow
 
 
-def annealed_start(target: Any, steps: int = _STEPS) -> Gaussian:
-    """Where so many steps of the paper's loop end, traced by JAX: `tb.fit_batch(Clutter, x,
-    start=annealed_start)`.
+def annealed_start(target: Clutter, steps: int = _STEPS) -> Gaussian:
+    """Where so many steps of the paper's loop end, traced by JAX.
 
-    The compiled twin of `tb.solvers.Annealed("paper")`, with a fixed number of steps so that it is
-    one program under vmap: 20 points take some 20 microseconds. One dimension only. Not for a
-    single data set, where compiling takes longest.
+    `tb.fit_batch(Clutter, x, start=annealed_start)` runs it once for each data set. The compiled
+    twin of `tb.solvers.Annealed("paper")`, with a fixed number of steps so that it is one program
+    under vmap: 20 points take some 20 microseconds. One dimension only. Not for a single data set,
+    where compiling takes longest.
 
     Arguments:
         target: a `tb.targets.Clutter` in one dimension; its arrays may be traced.
@@ -28,13 +32,14 @@ def annealed_start(target: Any, steps: int = _STEPS) -> Gaussian:
     Raises:
         PairingError: the target has more than one dimension.
 
-    Source: Popov 2024 (arXiv 2404.10550), Algorithm 1; clutter spec, sections 2.1 and 2.2.
+    Source: Popov 2024 (arXiv 2404.10550), Algorithm 1.
     """
     if target.dim != 1:
         raise PairingError(
             f"annealed_start is for one dimension, the target has {target.dim}; leave `start` out."
         )
-    # in units in which the noise of point i is noise_scale_i
+    # `Clutter.kernels()` makes the same numbers in NumPy, which cannot be traced: everything in
+    # units in which the noise of point i is noise_scale_i.
     y = jnp.asarray(target.x)[:, 0] / target.noise_root[0, 0]
     s, weights = jnp.asarray(target.noise_scale), jnp.asarray(target.weights)
     a = jnp.log1p(-target.w) - jnp.log(target.w) - target.log_clutter
@@ -42,31 +47,50 @@ def annealed_start(target: Any, steps: int = _STEPS) -> Gaussian:
     precision = (target.noise_root[0, 0] / target.prior_root[0, 0]) ** 2
     prior_mean, narrowest = target.prior_mean[0] / target.noise_root[0, 0], jnp.median(s)
 
-    def step(_: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def step(
+        _: Int[jax.Array, ""], state: tuple[Scalar, Scalar, Scalar]
+    ) -> tuple[Scalar, Scalar, Scalar]:
         mean, v, width = state
         widening = width / narrowest
         odds = a - 0.5 * jnp.log(widening)
-        move, new_v = _update(
-            y - mean, v, s * widening, odds, weights, precision, prior_mean - mean
-        )
-        new_width = jnp.maximum(jnp.minimum(2.0 * new_v, width / 2.0), narrowest)
-        return mean + move, jnp.minimum(new_v, jnp.maximum(narrowest, new_width / 2.0)), new_width
+        sums = _line_sums(y - mean, v, s * widening, odds, weights)
+        move, new_v = paper_step(sums, v, precision, prior_mean - mean, jnp)
+        new_width = next_width(new_v, width, narrowest, jnp)
+        capped = jnp.minimum(new_v, largest_variance(new_width, narrowest, jnp))
+        return mean + move, capped, new_width
 
     mean = jnp.average(y, weights=weights)
     v = jnp.average((y - mean) ** 2, weights=weights) + narrowest
-    mean, v, _ = jax.lax.fori_loop(0, steps, step, (mean, v, jnp.maximum(2.0 * v, narrowest)))
+    start = (mean, v, first_width(v, narrowest, jnp))
+    mean, v, _ = jax.lax.fori_loop(0, steps, step, start)
     return Gaussian(
         (target.noise_root[0, 0] * mean)[None],
         Full((0.5 * jnp.log(v) + jnp.log(target.noise_root[0, 0]))[None, None]),
     )
 
 
-def _update(
-    d: Any, v: Any, h: Any, a: Any, weights: Any, precision: Any, pull: Any
-) -> tuple[Any, Any]:
-    """How far the mean moves, and the new variance.
+class _Sums(NamedTuple):
+    """The fields of `LineSums`, traced."""
 
-    `local_gaussians.line_sums` and `annealed.paper_update` in one.
+    b: Float[jax.Array, ""]
+    bd: Float[jax.Array, ""]
+    c: Float[jax.Array, ""]
+    e0: Float[jax.Array, ""]
+    e1: Float[jax.Array, ""]
+    e2: Float[jax.Array, ""]
+
+
+def _line_sums(
+    d: Float[jax.Array, "rows"],
+    v: Scalar,
+    h: Float[jax.Array, "rows"],
+    a: Float[jax.Array, "rows"],
+    weights: Float[jax.Array, "rows"],
+) -> _Sums:
+    """`local_gaussians.line_sums` for XLA, which fuses the expressions into one pass.
+
+    Two texts, because NumPy needs another one to be as fast: in place and in blocks that stay in
+    the cache, with the factors that all points share taken out. A test holds them together.
     """
     r, ratio = 0.5 * h * (d / (h + v)) ** 2, v / h
     odds = jnp.exp(jnp.minimum(r - a, -_LEAST_LOG_ODDS))
@@ -76,8 +100,8 @@ def _update(
     kept = t * rest
     b = mass * (h + kept * v) / (h + v)
     e = (b - kept * b) / (h + v)
-    move = (jnp.sum(b * d) + precision * pull) / (jnp.sum(b) + precision)
-    return move, (jnp.sum(e * (d - move) ** 2) * v + 1.0) / (jnp.sum(mass * kept * t) + precision)
+    c = jnp.sum(mass * kept * t)
+    return _Sums(jnp.sum(b), jnp.sum(b * d), c, jnp.sum(e), jnp.sum(e * d), jnp.sum(e * d * d))
 
 
 __all__ = ["annealed_start"]

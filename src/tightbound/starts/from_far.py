@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._numerics import host_rng
-from .._types import Key
+from .._types import Array, Key
 from ..estimators.base import Moments
 from ..estimators.fixed_design import FixedDesign, moment_matched
 from ..families.gaussian import Gaussian
@@ -39,15 +39,17 @@ def broad_start(target: Density, key: Key, steps: int = _STEPS) -> LocalGaussian
     q = Gaussian.full(dim).moved(np.zeros(dim), np.full(dim, _WIDE if dim <= _MANY else _NARROW))
     design, root = estimator.prepare(target, q, key), np.array(q.root, dtype=np.float64)
 
-    def moments_at(mean: Float[np.ndarray, "dim"], root: Float[np.ndarray, "dim dim"]) -> Moments:
-        return estimator.moments(target, mean, root, design)
+    def moments_at(mean: Float[Array, "dim"], root: Float[Array, "dim dim"]) -> Moments:
+        return estimator.moments(target, np.asarray(mean), np.asarray(root), design)
 
-    search = begun(np.zeros(dim), root, float(np.linalg.slogdet(root)[1]))
+    search = begun(np.zeros(dim), root, np.linalg.slogdet(root)[1])
     with np.errstate(all="ignore"):
         for _ in range(steps + 1):  # its start is one of them
             search, _ = whole_step(search, moments_at, FULL, _TOL)
     fresh = moment_matched(host_rng(key, "broad start"), max(dim, 32), dim)
-    found = with_elbo(batched(target), search.mean[None], [search.root], fresh, (1.0,))
+    found = with_elbo(
+        batched(target), np.asarray(search.mean)[None], [np.asarray(search.root)], fresh, (1.0,)
+    )
     return found[0] if found else None
 
 

@@ -1,5 +1,4 @@
-"""Where a Gaussian fit starts: the point along L-BFGS paths whose local Gaussian has the largest
-ELBO.
+"""Where a Gaussian fit starts: at the best local Gaussian along L-BFGS paths, by its ELBO.
 
 The mode may not exist: centred hierarchical models, Gaussian processes and item response models
 have densities that grow without bound as a scale shrinks, so the end of a path is no place to start
@@ -8,17 +7,27 @@ of scores (2 d of them) instead of the quasi-Newton matrix.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from jaxtyping import Float
 
 from ..results import TargetError
 from ..search.lbfgs import Evaluate, Path, ascend
+from ..targets.base import Density
 
-_FRACTIONS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
-_MAX_ITERATIONS = 250
+# Iterates of a path that are tried where its end is no place for a Gaussian: early ones, by number,
+# where the log density still climbs steeply, and later ones by their share of the path.
 _EARLY = (0, 3, 6, 12)
-_SCALES = (1.0, 0.3)
+_FRACTIONS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+_SCALES = (1.0, 0.3)  # of the Laplace sds there: far from Gaussian, the best one is narrower
+_MAX_ITERATIONS = 250  # of L-BFGS; a path that needs more is in a funnel, and is cut there
+_SAME_END = 0.1  # nats within which two paths count as having ended at one optimum
+_NEWTON_STEPS = 3
+# Differences over 1e-3 of a coordinate's scale: rounding and curvature of scores balance there.
+_DIFFERENCE = 1e-3
+_FIRST_SCALE = 0.3  # of a coordinate, where no path has told one
+_LEAST_SCALE, _MOST_SCALE = 1e-8, 1e3
 _AT_MODE = 0.1  # rms whitened gradient below which a point counts as a mode
 # nats of spread per sqrt(dim) of the log weights at a mode that needs no look at the rest of its
 # path
@@ -27,29 +36,31 @@ _CLEAN = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class LocalGaussian:
-    """N(mean, root root') with the ELBO of a small antithetic design, and the spread of log p - log
-    q over it (nats).
+    """N(mean, root root'), judged on a small antithetic design.
+
+    Attributes:
+        elbo: nats.
+        spread: sd of log p - log q over the design, nats.
     """
 
-    mean: np.ndarray
-    root: np.ndarray
+    mean: Float[np.ndarray, "dim"]
+    root: Float[np.ndarray, "dim dim"]
     elbo: float
     spread: float
 
 
 def find_start(
     evaluate: Evaluate,
-    points: np.ndarray,
-    design: np.ndarray,
+    points: Float[np.ndarray, "starts dim"],
+    design: Float[np.ndarray, "m dim"],
     broad: Callable[[], LocalGaussian | None] = lambda: None,
 ) -> list[LocalGaussian]:
-    """Local Gaussians at the distinct ends of L-BFGS paths from `points [starts, d]`, best ELBO
-    first.
+    """Local Gaussians at the distinct ends of L-BFGS paths from `points`, best ELBO first.
 
     The ends are polished by Newton steps. Where none looks like a Gaussian, `broad` is asked for a
-    start that no path finds (`solvers/broad.py`), and where that does not look like one either, the
-    best paths are searched for an earlier iterate that does (at scales 1 and 0.3). `design [m, d]`:
-    standardised draws, some tens of them.
+    start that no path finds (`starts/from_far.py`), and where that does not look like one either,
+    the best paths are searched for an earlier iterate that does. `design`: standardised draws, some
+    tens of them.
     """
     paths = ascend(evaluate, points, max_iterations=_MAX_ITERATIONS)
     if not paths:
@@ -81,9 +92,7 @@ def _is_clean(found: LocalGaussian | None) -> bool:
 
 
 def _last_resort(path: Path) -> LocalGaussian:
-    """A small Gaussian at the end of a path, where no local Gaussian stays within the region of
-    finite density.
-    """
+    """A small Gaussian at the end of a path, where no local Gaussian has a finite ELBO."""
     root = np.diag(1e-2 * np.sqrt(path.inverse_hessian_diagonal))
     return LocalGaussian(path.points[-1], root, -np.inf, np.inf)
 
@@ -96,30 +105,31 @@ def _distinct_ends(paths: list[Path], most: int = 3) -> list[Path]:
     ranked = sorted(paths, key=lambda p: (-p.converged, -p.values[-1]))
     kept: list[Path] = []
     for path in ranked:
-        if all(abs(path.values[-1] - other.values[-1]) > 0.1 for other in kept):
+        if all(abs(path.values[-1] - other.values[-1]) > _SAME_END for other in kept):
             kept.append(path)
     return kept[:most]
 
 
-def _iterates(path: Path) -> np.ndarray:
+def _iterates(path: Path) -> Float[np.ndarray, "points dim"]:
+    """The iterates that are tried, the first and the last among them."""
     count = len(path.values)
     index = {min(count - 1, i) for i in _EARLY} | {int(count * f) for f in _FRACTIONS} | {count - 1}
     return path.points[sorted(index)]
 
 
 def _polished(
-    evaluate: Evaluate, points: np.ndarray, roots: list[np.ndarray | None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Up to three Newton steps from each point, with the curvature found there.
-
-    Only steps that climb are taken.
+    evaluate: Evaluate,
+    points: Float[np.ndarray, "n dim"],
+    roots: list[Float[np.ndarray, "dim dim"] | None],
+) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
+    """Up to three Newton steps from each point, with the curvature found there, while they climb.
 
     Returns the points and how far each still wants to move, in local sds (rms): small at a mode,
     and only there.
     """
     points = points.copy()
     values, scores = evaluate(points)
-    for _ in range(3):
+    for _ in range(_NEWTON_STEPS):
         steps = np.stack(
             [
                 np.zeros_like(s) if r is None else r @ (r.T @ s)
@@ -143,20 +153,20 @@ def _polished(
 
 
 def local_gaussians(
-    evaluate: Evaluate, points: np.ndarray, design: np.ndarray, scales: tuple[float, ...]
+    evaluate: Evaluate,
+    points: Float[np.ndarray, "n dim"],
+    design: Float[np.ndarray, "m dim"],
+    scales: tuple[float, ...],
 ) -> list[LocalGaussian]:
-    """Laplace-like Gaussians at `points [n, d]`, each at all `scales`.
-
-    Those with a finite ELBO on the design.
-    """
+    """Laplace-like Gaussians at the points, each at all `scales`, that have a finite ELBO."""
     return with_elbo(evaluate, points, local_roots(evaluate, points), design, scales)
 
 
 def with_elbo(
     evaluate: Evaluate,
-    points: np.ndarray,
-    roots: list[np.ndarray | None],
-    design: np.ndarray,
+    points: Float[np.ndarray, "n dim"],
+    roots: list[Float[np.ndarray, "dim dim"] | None],
+    design: Float[np.ndarray, "m dim"],
     scales: tuple[float, ...],
 ) -> list[LocalGaussian]:
     """Those of N(point, (scale root)(scale root)') that have a finite ELBO on the design."""
@@ -176,33 +186,40 @@ def with_elbo(
     return out
 
 
-def _antithetic(mean: np.ndarray, root: np.ndarray, design: np.ndarray) -> np.ndarray:
+def _antithetic(
+    mean: Float[np.ndarray, "dim"],
+    root: Float[np.ndarray, "dim dim"],
+    design: Float[np.ndarray, "m dim"],
+) -> Float[np.ndarray, "two_m dim"]:
+    """The design and its mirror image, at N(mean, root root')."""
     moves = design @ root.T
     return np.concatenate([mean + moves, mean - moves])
 
 
 def local_roots(
     evaluate: Evaluate,
-    points: np.ndarray,
-    scale_guess: np.ndarray | None = None,
+    points: Float[np.ndarray, "n dim"],
+    scale_guess: Float[np.ndarray, "n dim"] | None = None,
     passes: int = 2,
     floor: float = 1e-2,
     flattest: float = 1e-2,
-) -> list[np.ndarray | None]:
+) -> list[Float[np.ndarray, "dim dim"] | None]:
     """A square root of the inverse of |-Hessian| at each point, from differences of scores.
 
-    None where not finite.
-
-    Two passes: the first finds the scale of each coordinate, the second differences over 1e-3 of
-    it. Eigenvalues of the negative Hessian, scaled to unit diagonal, are made positive and kept
-    above `floor`: at a point that need not be a mode a small one says little, at a mode it is a
-    strong correlation. `flattest`: least curvature along one coordinate.
+    None where it is not finite. Two passes: the first finds the scale of each coordinate, the
+    second differences over 1e-3 of it. Eigenvalues of the negative Hessian, scaled to unit
+    diagonal, are made positive and kept above `floor`: at a point that need not be a mode a small
+    one says little, at a mode it is a strong correlation. `flattest`: least curvature along one
+    coordinate.
     """
     count, dim = points.shape
-    scale = np.full((count, dim), 0.3) if scale_guess is None else np.clip(scale_guess, 1e-8, 1e3)
+    if scale_guess is None:
+        scale = np.full((count, dim), _FIRST_SCALE)
+    else:
+        scale = np.clip(scale_guess, _LEAST_SCALE, _MOST_SCALE)
     roots: list[np.ndarray | None] = [None] * count
     for _ in range(passes):
-        step = 1e-3 * np.clip(scale, 1e-8, 1e3)
+        step = _DIFFERENCE * np.clip(scale, _LEAST_SCALE, _MOST_SCALE)
         moves = step[:, :, None] * np.eye(dim)
         batch = np.concatenate([points[:, None, :] + moves, points[:, None, :] - moves], axis=1)
         scores = evaluate(batch.reshape(-1, dim))[1].reshape(count, 2, dim, dim)
@@ -216,7 +233,9 @@ def local_roots(
     return roots
 
 
-def _inverse_root(hessian: np.ndarray, floor: float, flattest: float) -> np.ndarray | None:
+def _inverse_root(
+    hessian: Float[np.ndarray, "dim dim"], floor: float, flattest: float
+) -> Float[np.ndarray, "dim dim"] | None:
     if not np.all(np.isfinite(hessian)):
         return None
     precision = -0.5 * (hessian + hessian.T)
@@ -225,12 +244,32 @@ def _inverse_root(hessian: np.ndarray, floor: float, flattest: float) -> np.ndar
     return unit[:, None] * (vectors / np.sqrt(np.maximum(np.abs(eigenvalues), floor)))
 
 
-def dispersed_points(rng: np.random.Generator, starts: int, dim: int) -> np.ndarray:
-    """Uniform(-2, 2) on the unconstrained scale, Stan's and NumPyro's habit: `[starts, dim]`."""
+def dispersed_points(
+    rng: np.random.Generator, starts: int, dim: int
+) -> Float[np.ndarray, "starts dim"]:
+    """Uniform(-2, 2) on the unconstrained scale, Stan's and NumPyro's habit."""
     return rng.uniform(-2.0, 2.0, (starts, dim))
 
 
-def explain_no_start(evaluate: Evaluate, points: np.ndarray, names: tuple[str, ...]) -> TargetError:
+def sets_of_points(
+    target: Density, points: Float[np.ndarray, "starts dim"]
+) -> Iterator[Float[np.ndarray, "points dim"]]:
+    """Sets of points to search from, each only where those before are nowhere finite.
+
+    Dispersed points; the same nearer the origin; the user's example, alone and with a little of
+    their scatter.
+    """
+    yield points
+    yield 0.1 * points
+    example = getattr(target, "example_point", None)
+    if example is not None:
+        yield example[None]
+        yield example + 1e-2 * points
+
+
+def explain_no_start(
+    evaluate: Evaluate, points: Float[np.ndarray, "n dim"], names: tuple[str, ...]
+) -> TargetError:
     """The error for a target that was finite at none of `points`.
 
     It names the parameter that decides, where one does.
@@ -253,7 +292,7 @@ def explain_no_start(evaluate: Evaluate, points: np.ndarray, names: tuple[str, .
     )
 
 
-def _culprit(evaluate: Evaluate, points: np.ndarray, names: tuple[str, ...]) -> str:
+def _culprit(evaluate: Evaluate, points: Float[np.ndarray, "n dim"], names: tuple[str, ...]) -> str:
     """The single coordinate whose change makes the density finite, if there is one."""
     base = points[0]
     for value in (0.0, 1.0, -1.0, 10.0, 100.0):

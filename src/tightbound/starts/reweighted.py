@@ -1,25 +1,23 @@
-"""A start for regression with outliers.
+"""A start for regression with outliers: least squares, reweighted.
 
-Least squares, reweighted with kernels that are wide first and narrow last.
+With kernels that are wide first and narrow last.
 """
-
-from typing import Any
 
 import numpy as np
 import scipy.linalg
 
 from ..families.gaussian import Gaussian
+from ..targets.sites import Reweighted
 
-_PER_WIDTH = 3
-_AT_LAST = 30
+_PER_WIDTH = 3  # rounds at each width: the next one moves the answer anyway
+_AT_LAST = 30  # rounds at the narrowest, where they converge linearly
 
 
-def anneal_reweighted(target: Any) -> Gaussian:
-    """N(z, P^-1) where reweighted least squares ends as the kernels' variance is halved from its
-    widest down to vg.
+def anneal_reweighted(target: Reweighted) -> Gaussian:
+    """N(z, P^-1) where reweighted least squares ends.
 
-    The clutter paper's schedule with EM in place of its moments: wide kernels see every point,
-    narrow ones only inliers.
+    The kernels' variance is halved from its widest down to vg. The clutter paper's schedule with EM
+    in place of its moments: wide kernels see every point, narrow ones only inliers.
 
     Source: Popov 2024, Algorithm 1 (the schedule); Holland & Welsch 1977 (reweighting).
     """

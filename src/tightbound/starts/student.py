@@ -3,19 +3,25 @@
 import numpy as np
 import scipy.optimize
 import scipy.special
+from jaxtyping import Float
 
 from ..families.gaussian import Gaussian
 from ..families.student import StudentT
 
-# share of the variance of log weights by which mirror images may differ: more is skewness, which no
-# t has
+# Share of the variance of log weights by which mirror images may differ: more is skewness, which
+# no t has.
 _ODD = 0.1
 _RADIAL = 0.5  # share that the distance from the centre must explain
-_ALMOST_GAUSSIAN = 50.0  # degrees of freedom
+# Degrees of freedom from which on the t's tails cannot be told from the Gaussian's in thousands of
+# draws.
+_ALMOST_GAUSSIAN = 50.0
 
 
 def heavy_tailed_start(
-    q: Gaussian, z: np.ndarray, log_w: np.ndarray, weights: np.ndarray
+    q: Gaussian,
+    z: Float[np.ndarray, "n dim"],
+    log_w: Float[np.ndarray, "n"],
+    weights: Float[np.ndarray, "n"],
 ) -> StudentT | None:
     """The t of q's centre and shape that fits the weighted distances of q's draws best.
 
@@ -29,9 +35,9 @@ def heavy_tailed_start(
 
     Arguments:
         q: the Gaussian.
-        z: `[S, d]` draws of q, i and i + S/2 mirror images.
-        log_w: `[S]` their log importance weights, all finite.
-        weights: `[S]` the smoothed, normalised ones.
+        z: draws of q, i and i + S/2 mirror images.
+        log_w: their log importance weights, all finite.
+        weights: the smoothed, normalised ones.
 
     Source: the weighted likelihood of Cappe, Douc, Guillin, Marin & Robert 2008, section 3, with
     two parameters.
@@ -43,7 +49,7 @@ def heavy_tailed_start(
     if not _is_radial(squared, log_w):
         return None
 
-    def loss(parameters: np.ndarray) -> float:
+    def loss(parameters: Float[np.ndarray, "2"]) -> float:
         log_c, df = parameters[0], np.exp(parameters[1])
         constant = (
             scipy.special.gammaln(0.5 * (df + dim))
@@ -64,7 +70,8 @@ def heavy_tailed_start(
     )
 
 
-def _is_radial(squared: np.ndarray, log_w: np.ndarray) -> bool:
+def _is_radial(squared: Float[np.ndarray, "n"], log_w: Float[np.ndarray, "n"]) -> bool:
+    """Whether the log weights are a function of the distance from the centre, roughly."""
     if not (np.all(np.isfinite(log_w)) and np.ptp(log_w) > 0):
         return False
     half, spread = len(log_w) // 2, np.var(log_w)

@@ -1,6 +1,6 @@
-"""What we want to know: targets, made from a log density, rows of data, or a NumPyro model.
+"""What we want to know: from a log density, rows of data, a NumPyro model or simulations.
 
-And the zoo of known ones.
+And the zoo of targets of which the truth is known.
 """
 
 from . import conjugate, zoo
@@ -35,10 +35,10 @@ from .conjugate import (
 )
 from .layout import Layout
 from .linear_clutter import LinearClutter
-from .log_density import LogDensity, from_log_density
-from .named import AbstractNamedTarget
+from .linear_sites import LinearSites
+from .log_density import AbstractNamedTarget, LogDensity, from_log_density
 from .numpyro_model import AbstractNumPyroTarget, NumPyroModel, NumPyroRows, from_numpyro
-from .rows import IndependentRows, from_rows
+from .rows import IndependentRows, UpdatedRows, from_rows
 from .simulator import (
     SimulatedModel,
     SimulatorPosterior,
@@ -46,8 +46,7 @@ from .simulator import (
     from_simulations,
     from_simulator,
 )
-from .sites import Contaminated, GaussianSites, LearnableNoise, LinearSites, Reweighted
-from .updated import UpdatedRows
+from .sites import Contaminated, GaussianSites, LearnableNoise, Reweighted
 
 __all__ = [
     "AbstractCollapsedTarget",

@@ -6,14 +6,21 @@ is compiled.
 """
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
-from .._types import Array, Key, PyTree
+from .._types import Array, Key, PyTree, Scalar
 from ..results import PairingError
+
+if TYPE_CHECKING:
+    from ..families.exponential.product import Product
+else:
+    # abilities are imported by nearly everything, and need not bring the exponential families along
+    from ..families.base import AbstractFamily as Product
 
 
 class AbstractTarget(eqx.Module):
@@ -29,17 +36,15 @@ class AbstractTarget(eqx.Module):
     @property
     @abc.abstractmethod
     def coordinate_names(self) -> tuple[str, ...]:
-        """One name per unconstrained coordinate, such as `beta[0]`, used in every message and
-        table.
-        """
+        """One name per unconstrained coordinate, such as `beta[0]`, for messages and tables."""
 
     @abc.abstractmethod
-    def constrain(self, z: Array) -> PyTree:
-        """The user's named values (derived ones included) at one unconstrained point `[dim]`."""
+    def constrain(self, z: Float[Array, "dim"]) -> PyTree:
+        """The user's named values (derived ones included) at one unconstrained point."""
 
     @abc.abstractmethod
-    def unconstrain(self, values: PyTree) -> Array:
-        """The unconstrained point `[dim]` of the user's named values: the inverse of `constrain`."""
+    def unconstrain(self, values: PyTree) -> Float[Array, "dim"]:
+        """The unconstrained point of the user's named values: the inverse of `constrain`."""
 
 
 class Density(AbstractTarget):
@@ -54,10 +59,11 @@ class Density(AbstractTarget):
         """Number of unconstrained coordinates."""
 
     @abc.abstractmethod
-    def log_density(self, z: Array) -> Array:
-        """log p(constrain(z), data) + log|det d constrain / dz| at ONE point `[dim]`.
+    def log_density(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
+        """log p(constrain(z), data) + log|det d constrain / dz| at ONE point.
 
-        A scalar in nats, up to a constant.
+        In nats, up to a constant. JAX traces it: a function of jax.numpy, of which the gradient
+        exists.
         """
 
 
@@ -68,8 +74,8 @@ class Joint(AbstractTarget):
     offered_by: ClassVar[str] = "tb.from_log_density, tb.from_rows, tb.from_numpyro"
 
     @abc.abstractmethod
-    def log_joint(self, values: PyTree) -> Array:
-        """log p(values, data): a scalar in nats, up to a constant."""
+    def log_joint(self, values: PyTree) -> Float[Array, ""]:
+        """log p(values, data), in nats, up to a constant."""
 
 
 class Rows(Density):
@@ -89,19 +95,19 @@ class Rows(Density):
         """N, read from the data itself; a wrong N cannot be stated."""
 
     @abc.abstractmethod
-    def log_prior(self, z: Array) -> Array:
-        """Log prior plus log-Jacobian at one point: a scalar in nats."""
+    def log_prior(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
+        """Log prior plus log-Jacobian at one point, in nats."""
 
     @abc.abstractmethod
-    def log_likelihood(self, z: Array, rows: PyTree) -> Array:
-        """Unscaled log likelihood of each of the given rows, `[B]`, in nats."""
+    def log_likelihood(self, z: Float[Array, "dim"], rows: PyTree) -> Float[Array, "rows"]:
+        """Unscaled log likelihood of each of the given rows, in nats."""
 
     @abc.abstractmethod
-    def rows_at(self, index: Array) -> PyTree:
-        """The rows of data at `index` (integers, `[B]`)."""
+    def rows_at(self, index: Int[Array, "rows"]) -> PyTree:
+        """The rows of data at `index`."""
 
     @abc.abstractmethod
-    def take(self, index: Array) -> "Rows":
+    def take(self, index: Int[Array, "rows"]) -> "Rows":
         """A target on the rows at `index` only, each counted N/B times: an unbiased log density."""
 
 
@@ -115,14 +121,14 @@ class Observed(AbstractTarget):
     offered_by: ClassVar[str] = "tb.from_rows, tb.from_numpyro"
 
     @abc.abstractmethod
-    def observed(self) -> dict[str, Any]:
-        """The data by name, as NumPy arrays."""
+    def observed(self) -> dict[str, np.ndarray]:
+        """The data by name."""
 
     @abc.abstractmethod
-    def pointwise_log_likelihood(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Log likelihood of each observation at draws of the values `[draw, ...]`.
+    def pointwise_log_likelihood(self, values: PyTree) -> dict[str, np.ndarray]:
+        """Log likelihood of each observation at draws of the values `[n, ...]`.
 
-        Name -> `[draw, ...]`, nats.
+        Name -> `[n, ...]`, nats.
         """
 
 
@@ -133,11 +139,8 @@ class Predictive(AbstractTarget):
     offered_by: ClassVar[str] = "tb.from_numpyro"
 
     @abc.abstractmethod
-    def posterior_predictive(self, values: dict[str, Any], key: Key) -> dict[str, Any]:
-        """Data drawn at draws of the values `[draw, ...]`.
-
-        Name of the observed site -> `[draw, ...]`.
-        """
+    def posterior_predictive(self, values: PyTree, key: Key) -> dict[str, np.ndarray]:
+        """Data drawn at draws of the values `[n, ...]`: name of the observed site -> `[n, ...]`."""
 
 
 class Sites(Density):
@@ -151,10 +154,12 @@ class Sites(Density):
 
     @property
     @abc.abstractmethod
-    def num_sites(self) -> int: ...
+    def num_sites(self) -> int:
+        """How many site terms there are."""
 
     @abc.abstractmethod
-    def log_site(self, i: jax.Array, z: jax.Array) -> jax.Array: ...
+    def log_site(self, i: Int[Array, ""] | int, z: Float[Array, "dim"]) -> Float[Array, ""]:
+        """The term of site `i` at one point, in nats."""
 
 
 class Sequential(AbstractTarget):
@@ -167,10 +172,10 @@ class Sequential(AbstractTarget):
     offered_by: ClassVar[str] = "tb.from_rows, tb.targets.Clutter, tb.targets.LinearClutter"
 
     @abc.abstractmethod
-    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> "Sequential":
-        """The model with prior N(mean `[dim]`, cov `[dim, dim]`) on the unconstrained scale, and
-        `new_data` alone.
-        """
+    def after(
+        self, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"], new_data: PyTree
+    ) -> "Sequential":
+        """The model with prior N(mean, cov) on the unconstrained scale, and `new_data` alone."""
 
 
 class Conjugate(AbstractTarget):
@@ -187,10 +192,9 @@ class Conjugate(AbstractTarget):
 
     @abc.abstractmethod
     def expected_log_joint(
-        self, moments: PyTree, rows: Any = None, scale: float = 1.0
-    ) -> jax.Array:
-        """E_q[log p] under a product q, as a function of its factors' moments alone: a scalar in
-        nats.
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
+        """E_q[log p] under a product q, as a function of its factors' moments alone, in nats.
 
         Affine in the mean parameters of each factor that coordinate ascent moves. Everything that
         belongs to a row of data (its likelihood, the prior of its local factors) is counted `scale`
@@ -203,11 +207,8 @@ class Conjugate(AbstractTarget):
         """
 
     @abc.abstractmethod
-    def start(self, key: Any) -> Any:
-        """A tb.families.Product to start from.
-
-        Its factors say the names, shapes and supports of the unknowns.
-        """
+    def start(self, key: Key) -> Product:
+        """The product to start from; its factors say names, shapes and supports of the unknowns."""
 
     @property
     def data_rows(self) -> PyTree:
@@ -225,10 +226,7 @@ class Simulator(AbstractTarget):
     in them.
     """
 
-    if TYPE_CHECKING:  # a field, wherever it stands in a subclass
-        circular: ClassVar[tuple[bool, ...]]
-    else:
-        circular: eqx.AbstractVar[tuple[bool, ...]]
+    circular: eqx.AbstractVar[tuple[bool, ...]]
     ability: ClassVar[str] = "simulator"
     offered_by: ClassVar[str] = "tb.from_simulator, tb.from_simulations"
 
@@ -238,39 +236,44 @@ class Simulator(AbstractTarget):
         """Number of unconstrained coordinates."""
 
     @abc.abstractmethod
-    def draw(self, key: jax.Array) -> tuple[jax.Array, PyTree]:
-        """One draw (z, x) of the joint.
+    def draw(self, key: jax.Array) -> tuple[Float[Array, "dim"], PyTree]:
+        """One draw (z, x) of the joint: z unconstrained, x floating arrays of fixed shapes."""
 
-        Z `[dim]` unconstrained, x a pytree of floating arrays of fixed shapes.
-        """
+    @property
+    def knows_density(self) -> bool:
+        """Whether `at` gives a posterior with a log density."""
+        return False
 
     @property
     def num_simulations(self) -> int | None:
-        """How many simulations there are, where they are stored ones; None where more can be made."""
+        """How many simulations there are, if they are stored; None where more can be made."""
         return None
 
-    def take(self, index: Array) -> tuple[Array, PyTree]:
-        """The stored simulations at `index [B]`: z `[B, dim]` and x with a leading axis B."""
+    def take(self, index: Int[Array, "n"]) -> tuple[Float[Array, "n dim"], PyTree]:
+        """The stored simulations at `index`: z, and x with a leading axis n."""
         raise PairingError(
             f"{type(self).__name__} makes its simulations on the fly; there are no stored ones to"
             " take."
         )
 
     def at(self, x: PyTree) -> AbstractTarget:
-        """The posterior of given data, with the ability `density` where the prior and the
-        likelihood are known.
-        """
+        """The posterior of given data, a `Density` where prior and likelihood are known."""
         raise PairingError(
             f"{type(self).__name__} knows no density, so that data cannot be fixed in it."
         )
 
 
-def require(part: Any, target: Any, ability: type[AbstractTarget]) -> None:
-    """Raise a PairingError with the way out unless `target` has `ability`, one of the classes
-    above.
+AbilityT = TypeVar("AbilityT", bound=AbstractTarget)
+
+
+def require(part: object, target: object, ability: type[AbilityT]) -> AbilityT:
+    """`target`, which then has `ability`, one of the classes above.
+
+    Raises:
+        PairingError: it has not; the sentence names what `part` needs and where it comes from.
     """
     if isinstance(target, ability):
-        return
+        return target
     name = part if isinstance(part, str) else type(part).__name__
     raise PairingError(
         f"{name} needs a target with the ability `{ability.ability}`, which {type(target).__name__}"

@@ -1,35 +1,43 @@
 """The clutter problem: a location measured by points of which a share is unrelated background."""
 
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special as sp
+from jaxtyping import Float, Int
 
-from .._types import Array
+from .._types import Array, PyTree, Scalar, Validated
+from ..families.base import AbstractFamily
 from ..results import TargetError
 from .base import Sequential
-from .sites import (
-    Kernels,
-    LearnableNoise,
+from .checked_arrays import (
     finite_array,
     holds,
-    inverses,
-    is_known,
-    log_dets,
-    log_normal,
+    log_density_of_background,
+    per_point,
     root_of,
     vector_of,
 )
+from .sites import Kernels, LearnableNoise, inverses, log_dets, log_normal
+from .support import ArrayLike
 from .tracing import host_unless_traced
 
 if TYPE_CHECKING:
+    from ..families.gaussian import Gaussian
     from .clutter_exact import Exact
+else:
+    # clutter_exact.py imports families that nobody needs who does not ask for `exact()`
+    Exact = object
 
-_LOG_2PI = float(np.log(2 * np.pi))
+_LOG_2PI = float(np.log(2 * np.pi))  # of Gaussian densities
+# Gauss-Hermite nodes on each axis: six digits of the probability of an inlier (tests)
 _AXIS_NODES = 31
+# draws in place of nodes: a standard error of at most .5 / sqrt(4096) < .008 of a probability
+_DRAWS = 4096
 _ELEMENTS = 2**21  # of an intermediate on the host: 16 MiB
 
 
@@ -62,39 +70,39 @@ class Clutter(LearnableNoise, Sequential):
     Source: Minka 2001, section 3.2.1; Popov 2024 (arXiv 2404.10550), eqs. of section 4.
     """
 
-    x: Array
-    w: Array
-    log_clutter: Array
-    clutter_root: Array | None
-    noise_root: Array
-    noise_scale: Array
-    weights: Array
-    prior_mean: Array
-    prior_root: Array
+    x: Float[Array, "rows dim"]
+    w: Float[Array, "rows"]
+    log_clutter: Float[Array, "rows"]
+    clutter_root: Float[Array, "dim dim"] | None
+    noise_root: Float[Array, "dim dim"]
+    noise_scale: Float[Array, "rows"]
+    weights: Float[Array, "rows"]
+    prior_mean: Float[Array, "dim"]
+    prior_root: Float[Array, "dim dim"]
     is_scalar: bool = eqx.field(static=True)
 
     def __init__(
         self,
-        x: Any,
+        x: Validated[ArrayLike, "finite_array"],
         *,
-        w: Any = 0.5,
-        vg: Any = 1.0,
-        vc: Any = 10.0,
-        log_clutter: Any = None,
-        prior_mean: Any = 0.0,
-        prior_var: Any = 100.0,
-        weights: Any = None,
+        w: Validated[ArrayLike, "per_point"] = 0.5,
+        vg: Validated[ArrayLike, "_noise"] = 1.0,
+        vc: Validated[ArrayLike, "root_of"] = 10.0,
+        log_clutter: Validated[ArrayLike | None, "log_density_of_background"] = None,
+        prior_mean: Validated[ArrayLike, "vector_of"] = 0.0,
+        prior_var: Validated[ArrayLike, "root_of"] = 100.0,
+        weights: Validated[ArrayLike | None, "per_point"] = None,
     ):
-        x = finite_array(x, "Clutter", "x")
-        if x.ndim not in (1, 2) or x.size == 0:
+        points = finite_array(x, "Clutter", "x")
+        if points.ndim not in (1, 2) or points.size == 0:
             raise TargetError(
                 "Clutter: `x` must be points [n] or [n, D], at least one of them; got shape"
-                f" {x.shape}."
+                f" {points.shape}."
             )
-        self.is_scalar = x.ndim == 1
-        self.x = x[:, None] if self.is_scalar else x
+        self.is_scalar = points.ndim == 1
+        self.x = points[:, None] if self.is_scalar else points
         n, dim = self.x.shape
-        self.w = per_point(w, n, "w", "Clutter")
+        self.w = per_point(w, n, "Clutter", "w")
         if not holds((self.w > 0) & (self.w < 1)):
             raise TargetError(
                 "Clutter: `w`, the share of background, must lie strictly between 0 and 1; without"
@@ -106,7 +114,7 @@ class Clutter(LearnableNoise, Sequential):
         self.prior_mean = vector_of(prior_mean, dim, "Clutter", "prior_mean")
         self.prior_root = root_of(prior_var, dim, "Clutter", "prior_var")
         self.weights = (
-            np.ones(n) if weights is None else per_point(weights, n, "weights", "Clutter")
+            np.ones(n) if weights is None else per_point(weights, n, "Clutter", "weights")
         )
         if not holds(self.weights > 0):
             raise TargetError(
@@ -122,43 +130,39 @@ class Clutter(LearnableNoise, Sequential):
         return self.x.shape[0]
 
     @property
-    def multiplicities(self) -> np.ndarray:
+    def multiplicities(self) -> Float[np.ndarray, "rows"]:
         return np.asarray(self.weights)
 
     @property
     def coordinate_names(self) -> tuple[str, ...]:
         return ("theta",) if self.is_scalar else tuple(f"theta[{j}]" for j in range(self.dim))
 
-    def constrain(self, z: Array) -> Any:
+    def constrain(self, z: Float[Array, "dim"]) -> PyTree:
         return {"theta": z[0] if self.is_scalar else z}
 
-    def unconstrain(self, values: Any) -> Array:
+    def unconstrain(self, values: PyTree) -> Float[Array, "dim"]:
         return jnp.reshape(jnp.asarray(values["theta"]), (self.dim,))
 
     @host_unless_traced
-    def log_site(self, i: Any, z: Array) -> Array:
-        """log[(1 - w_i) N(x_i.
-
-        Z, vg_i) + w_i Pc(x_i)] at one point `[D]`, nats, without its weight.
-        """
+    def log_site(self, i: Int[Array, ""] | int, z: Float[Array, "dim"]) -> Float[Array, ""]:
+        """log[(1 - w_i) N(x_i; z, vg_i) + w_i Pc(x_i)] at one point, nats, without its weight."""
         x, w, c, s = (
             jnp.asarray(leaf)[i] for leaf in (self.x, self.w, self.log_clutter, self.noise_scale)
         )
         return _log_site(z, x, w, c, s, jnp.asarray(self.noise_root))
 
     @host_unless_traced
-    def log_density(self, z: Array) -> Array:
-        per_point = (
+    def log_density(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
+        points = (
             jnp.asarray(leaf) for leaf in (self.x, self.w, self.log_clutter, self.noise_scale)
         )
-        each: Any = jax.vmap(_log_site, in_axes=(None, 0, 0, 0, 0, None))
-        sites = each(z, *per_point, jnp.asarray(self.noise_root))
+        each: Callable[..., jax.Array] = jax.vmap(_log_site, in_axes=(None, 0, 0, 0, 0, None))
+        sites = each(z, *points, jnp.asarray(self.noise_root))
         return log_normal(z, self.prior_mean, self.prior_root) + jnp.sum(
             jnp.asarray(self.weights) * sites
         )
 
-    def log_density_on_host(self, points: np.ndarray) -> np.ndarray:
-        """The log density at `[m, D]` in NumPy, nothing to compile: `[m]`, nats."""
+    def log_density_on_host(self, points: Float[Array, "n dim"]) -> Float[np.ndarray, "n"]:
         k, (prior_mean, _) = self.kernels(), self.prior()
         inlier = (
             np.log1p(-self.w)
@@ -167,6 +171,7 @@ class Clutter(LearnableNoise, Sequential):
         )
         outlier = np.log(self.w) + self.log_clutter
         out = np.empty(len(points))
+        # in blocks, each coordinate by itself: an array [n, rows, dim] would not fit in memory
         rows = max(1, _ELEMENTS // self.num_sites)
         for start in range(0, len(points), rows):
             t = np.linalg.solve(k.root, points[start : start + rows].T).T
@@ -184,7 +189,7 @@ class Clutter(LearnableNoise, Sequential):
             - 0.5 * self.dim * _LOG_2PI
         )
 
-    def prior(self) -> tuple[np.ndarray, np.ndarray]:
+    def prior(self) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
         root = np.asarray(self.prior_root)
         return np.asarray(self.prior_mean), root @ root.T
 
@@ -207,12 +212,16 @@ class Clutter(LearnableNoise, Sequential):
         return float(np.sum(self.weights * (np.log(self.w) + self.log_clutter)))
 
     def tilt(
-        self, index: np.ndarray, means: np.ndarray, covs: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self,
+        index: Int[np.ndarray, "k"],
+        means: Float[np.ndarray, "k dim"],
+        covs: Float[np.ndarray, "k dim dim"],
+    ) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k dim"], Float[np.ndarray, "k dim dim"]]:
         """Closed form: with B = (V + vg_i)^-1, u = B (x_i - m), r = the tilted share of the inlier.
 
-        grad = r u,  neg. Hessian = r B - r (1 - r) u u' (Minka 2001, eqs. 3.42-3.46, in D
-        dimensions).
+            grad = r u,   neg. Hessian = r B - r (1 - r) u u'
+
+        Source: Minka 2001, eqs. 3.42-3.46, here in D dimensions.
         """
         noise = np.asarray(self.noise_root) @ np.asarray(self.noise_root).T
         total = covs + self.noise_scale[index][:, None, None] * noise
@@ -231,12 +240,13 @@ class Clutter(LearnableNoise, Sequential):
         )
         return np.logaddexp(inlier, outlier), r[:, None] * u, bend
 
-    def inlier_probabilities(self, q: Any) -> np.ndarray:
-        """P(point i is no background | all points) = E_q sigma(a_i - r_i / 2), `[n]`.
+    def inlier_probabilities(self, q: AbstractFamily) -> Float[np.ndarray, "rows"]:
+        """P(point i is no background | all points) = E_q sigma(a_i - r_i / 2).
 
-        A Gaussian q in one or two dimensions: by 31 Gauss-Hermite nodes per axis, to six digits
-            where q is narrower than
-        the kernels. Any other: by 4096 draws of q, with standard errors below .008.
+        Here a_i are the log odds of a point at distance 0 and r_i the squared distance in the
+        kernel's sds. For a Gaussian q in one or two dimensions by 31 Gauss-Hermite nodes on each
+        axis, to six digits where q is narrower than the kernels. For any other q by 4096 draws,
+        with standard errors below .008.
         """
         k = self.kernels()
         z, weights = _nodes_under(q)
@@ -265,7 +275,7 @@ class Clutter(LearnableNoise, Sequential):
             else float(np.mean(np.sum(np.asarray(self.clutter_root) ** 2, axis=1)))
         )
 
-    def background_squares(self) -> np.ndarray:
+    def background_squares(self) -> Float[np.ndarray, "rows"]:
         if self.clutter_root is None:
             raise TargetError(
                 "Clutter: the background was given by `log_clutter`, and has no variance."
@@ -275,10 +285,11 @@ class Clutter(LearnableNoise, Sequential):
         )
 
     def with_noise(self, w: float | None, noise: float, background: float) -> "Clutter":
-        new: dict[str, Any] = {"noise_scale": noise * self.noise_scale}
+        new: dict[str, Array] = {"noise_scale": noise * self.noise_scale}
         if w is not None:
             new["w"] = np.full(self.num_sites, float(w))
         if self.clutter_root is not None:
+            # log N(x; 0, b vc) - log N(x; 0, vc) with b the factor
             stretched = 0.5 * self.background_squares() * (
                 1.0 - 1.0 / background
             ) - 0.5 * self.dim * np.log(background)
@@ -290,9 +301,10 @@ class Clutter(LearnableNoise, Sequential):
             lambda target: [getattr(target, name) for name in new], self, list(new.values())
         )
 
-    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> "Clutter":
-        """The same model with this prior, for `new_data`: points, or a dict of arguments (`x` and
-        what else differs).
+    def after(
+        self, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"], new_data: PyTree
+    ) -> "Clutter":
+        """The same model with this prior, for new points, or a dict of `x` and what else differs.
 
         w, vg and the background are carried over where they are the same for all points.
 
@@ -314,7 +326,7 @@ class Clutter(LearnableNoise, Sequential):
                     f"Clutter: the old points differ in `{name}`; say it for the new ones in"
                     " `new_data`."
                 )
-        carried: dict[str, Any] = {name: float(value[0]) for name, value in known.items()}
+        carried: dict[str, Array | float] = {name: float(value[0]) for name, value in known.items()}
         if "vg" in carried and not np.array_equal(noise, np.eye(self.dim)):
             carried["vg"] = carried["vg"] * noise
         if self.clutter_root is not None and not {"log_clutter", "vc"} & given.keys():
@@ -335,10 +347,13 @@ class Clutter(LearnableNoise, Sequential):
         return exact_posterior(self)
 
 
-def _nodes_under(q: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Points `[m, D]` and weights `[m]` for expectations under q."""
-    if not hasattr(q, "root") or q.dim > 2:
-        return q.draw(4096, 0)[0], np.full(4096, 1.0 / 4096)
+def _nodes_under(
+    q: AbstractFamily,
+) -> tuple[Float[np.ndarray, "m dim"], Float[np.ndarray, "m"]]:
+    """Points and weights for expectations under q."""
+    if q.covariance_structure == "none" or q.dim > 2:
+        return q.draw(_DRAWS, 0)[0], np.full(_DRAWS, 1.0 / _DRAWS)
+    q = cast("Gaussian", q)  # the only family with a covariance structure
     nodes, weights = np.polynomial.hermite_e.hermegauss(_AXIS_NODES)
     white = np.stack(np.meshgrid(*[nodes] * q.dim, indexing="ij"), axis=-1).reshape(-1, q.dim)
     joint = np.prod(
@@ -347,11 +362,18 @@ def _nodes_under(q: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(q.mean) + white @ np.asarray(q.root).T, joint / joint.sum()
 
 
-def _log_det(root: Any) -> float:
+def _log_det(root: Float[Array, "dim dim"]) -> float:
     return float(np.sum(np.log(np.diagonal(np.asarray(root)))))
 
 
-def _log_site(z: Any, x: Any, w: Any, log_clutter: Any, scale: Any, root: Any) -> Any:
+def _log_site(
+    z: Float[Array, "dim"],
+    x: Float[jax.Array, "dim"],
+    w: Scalar,
+    log_clutter: Scalar,
+    scale: Scalar,
+    root: Float[jax.Array, "dim dim"],
+) -> Float[jax.Array, ""]:
     white = jax.scipy.linalg.solve_triangular(root, x - z, lower=True)
     log_det = jnp.sum(jnp.log(jnp.diagonal(root))) + 0.5 * white.shape[0] * (
         _LOG_2PI + jnp.log(scale)
@@ -360,47 +382,17 @@ def _log_site(z: Any, x: Any, w: Any, log_clutter: Any, scale: Any, root: Any) -
     return jnp.logaddexp(inlier, jnp.log(w) + log_clutter)
 
 
-def per_point(value: Any, n: int, name: str, where: str) -> Any:
-    """A number or `[n]` as `[n]`, or a TargetError."""
-    array = finite_array(value, where, name)
-    if array.shape not in ((), (n,)):
-        raise TargetError(
-            f"{where}: `{name}` must be a number or have one entry per point, [{n}]; got"
-            f" {array.shape}."
-        )
-    return np.broadcast_to(array, (n,)).copy() if is_known(array) else jnp.broadcast_to(array, (n,))
-
-
-def _noise(vg: Any, n: int, dim: int) -> tuple[np.ndarray, Any]:
-    """(root `[D, D]`, scale `[n]`): the noise of point i has covariance scale_i root root'."""
+def _noise(
+    vg: ArrayLike, n: int, dim: int
+) -> tuple[Float[np.ndarray, "dim dim"], Float[Array, "rows"]]:
+    """(root, scale): the noise of point i has covariance scale_i root root'."""
     array = finite_array(vg, "Clutter", "vg")
     if array.ndim == 2:
         return root_of(array, dim, "Clutter", "vg"), np.ones(n)
-    scale = per_point(array, n, "vg", "Clutter")
+    scale = per_point(array, n, "Clutter", "vg")
     if not holds(scale > 0):
         raise TargetError(f"Clutter: `vg` is a variance and must be positive, got {np.min(scale)}.")
     return np.eye(dim), scale
 
 
-def log_density_of_background(log_clutter: Any, vc: Any, x: Any, where: str) -> Any:
-    """log Pc at the points `x [n, D]`, `[n]`: as given, or that of N(0, vc)."""
-    n, dim = x.shape
-    if log_clutter is None:
-        root = root_of(vc, dim, where, "vc")
-        white = np.linalg.inv(root) @ x.T
-        return -0.5 * (white**2).sum(axis=0) - _log_det(root) - 0.5 * dim * _LOG_2PI
-    array = log_clutter if not is_known(log_clutter) else np.asarray(log_clutter, dtype=np.float64)
-    if is_known(array) and np.any(np.isnan(array) | np.isposinf(array)):
-        raise TargetError(
-            f"{where}: `log_clutter` has NaN or +inf entries; it is the log of a density (-inf"
-            " means none)."
-        )
-    if array.shape not in ((), (n,)):
-        raise TargetError(
-            f"{where}: `log_clutter` must be a number or have one entry per point, [{n}]; got"
-            f" {array.shape}."
-        )
-    return np.broadcast_to(array, (n,)).copy() if is_known(array) else jnp.broadcast_to(array, (n,))
-
-
-__all__ = ["Clutter", "log_density_of_background", "per_point"]
+__all__ = ["Clutter"]

@@ -3,19 +3,38 @@
 Names, shapes, supports and log-Jacobians, written once.
 """
 
+import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+from numpy.typing import DTypeLike
 
-from .._types import Array, PyTree
+from .._types import Array, PyTree, Validated
 from ..results import TargetError
-from .support import as_constraint, bijection, describe, free_shape, holds, known
-from .values import indexed_names, path_name
+from .support import (
+    ArrayLike,
+    Constraint,
+    Support,
+    as_constraint,
+    bijection,
+    describe,
+    flat_supports,
+    free_shape,
+    holds,
+    known,
+)
+
+if TYPE_CHECKING:
+    # JAX re-exports the class as a variable, which a type checker refuses in annotations
+    from jaxlib._jax.pytree import PyTreeDef
+else:
+    from jax.tree_util import PyTreeDef
 
 
 class Block(eqx.Module):
@@ -34,10 +53,10 @@ class Block(eqx.Module):
     free_shape: tuple[int, ...] = eqx.field(static=True)
     # Taken apart, because NumPyro's constraints cannot be hashed, and jax.jit(target.log_density)
     # hashes the target.
-    bounds: tuple[Any, ...]
-    form: Any = eqx.field(static=True)
+    bounds: tuple[Array | float, ...]
+    form: PyTreeDef = eqx.field(static=True)
 
-    def __init__(self, name: str, shape: tuple[int, ...], constraint: Any = None):
+    def __init__(self, name: str, shape: tuple[int, ...], constraint: Constraint | None = None):
         self.name = name
         self.shape = shape
         self.free_shape = free_shape(constraint, name, shape)
@@ -45,7 +64,7 @@ class Block(eqx.Module):
         self.bounds = tuple(leaves)
 
     @property
-    def constraint(self) -> Any:
+    def constraint(self) -> Constraint | None:
         """The NumPyro constraint; None for the whole real line."""
         return jax.tree.unflatten(self.form, self.bounds)
 
@@ -54,10 +73,10 @@ class Block(eqx.Module):
         """Number of unconstrained coordinates."""
         return math.prod(self.free_shape)
 
-    def constrain(self, u: jax.Array) -> tuple[jax.Array, jax.Array | float]:
-        """The value behind the coordinates `u` `[size]`, and the log of the absolute Jacobian
-        determinant, nats.
-        """
+    def constrain(
+        self, u: Float[jax.Array, "size"]
+    ) -> tuple[Float[jax.Array, "..."], Float[jax.Array, ""] | float]:
+        """The value behind the coordinates `u`, and log|det of the Jacobian|, nats."""
         u = u.reshape(self.free_shape)
         constraint = self.constraint
         if constraint is None:
@@ -66,23 +85,24 @@ class Block(eqx.Module):
         value = transform(u)
         return value, jnp.sum(transform.log_abs_det_jacobian(u, value))
 
-    def unconstrain(self, value: Any) -> jax.Array:
-        """The coordinates `[size]` of `value`: the inverse of `constrain`."""
-        value = _floating(value)
-        if value.shape != self.shape:
+    def unconstrain(self, value: ArrayLike) -> Float[jax.Array, "size"]:
+        """The coordinates of `value`: the inverse of `constrain`."""
+        array = _floating(value)
+        if array.shape != self.shape:
             raise TargetError(
-                f"values[{self.name!r}] has shape {value.shape}, but the target's has {self.shape}."
+                f"values[{self.name!r}] has shape {array.shape}, but the target's has {self.shape}."
             )
         constraint = self.constraint
         if constraint is not None:
-            value = bijection(constraint).inv(value)
-        return value.reshape(-1)
+            array = bijection(constraint).inv(array)
+        return array.reshape(-1)
 
 
 class Example:
-    """The example's values, for a search that finds no other start. All compare equal.
+    """The example's values, for a search that finds no other start.
 
-    What is compiled depends on none.
+    All compare equal: a layout is static under jit, and no program depends on where a search
+    starts.
     """
 
     def __init__(self, values: PyTree = None):
@@ -108,11 +128,13 @@ class Layout(eqx.Module):
     """
 
     blocks: tuple[Block, ...]
-    treedef: Any = eqx.field(static=True)
+    treedef: PyTreeDef = eqx.field(static=True)
     example: Example = eqx.field(static=True, default=Example())
 
     @staticmethod
-    def from_example(example: PyTree, support: Any = None) -> "Layout":
+    def from_example(
+        example: PyTree, support: Validated[Mapping[str, Support] | None, "flat_supports"] = None
+    ) -> "Layout":
         """The layout of values like `example`.
 
         Arguments:
@@ -135,7 +157,7 @@ class Layout(eqx.Module):
                 "example={'mu': 0.0, 'beta': np.zeros(3)}."
             )
         values = {name: _example_value(name, leaf) for name, leaf in leaves.items()}
-        supports = _flat_support(support, values)
+        supports = flat_supports(support, values)
         blocks = tuple(
             _example_block(name, values[name], supports.get(name, "real")) for name in values
         )
@@ -171,12 +193,14 @@ class Layout(eqx.Module):
             name for block in self.blocks for name in indexed_names(block.name, block.shape)
         )
 
-    def constrain(self, z: Array) -> PyTree:
-        """The values at the point `z` `[dim]`."""
+    def constrain(self, z: Validated[Float[Array, "dim"], "constrain_with_log_det"]) -> PyTree:
+        """The values at the point `z`."""
         return self.constrain_with_log_det(z)[0]
 
-    def constrain_with_log_det(self, z: Array) -> tuple[PyTree, jax.Array]:
-        """The values at `z` `[dim]`, and log|det d constrain / dz| in nats.
+    def constrain_with_log_det(
+        self, z: Validated[Float[Array, "dim"], "this method"]
+    ) -> tuple[PyTree, Float[jax.Array, ""]]:
+        """The values at the point `z`, and log|det d constrain / dz| in nats.
 
         Raises:
             ValueError: when `z` is not one point of R^dim.
@@ -195,10 +219,8 @@ class Layout(eqx.Module):
         log_det = jnp.asarray(sum(log_det for _, log_det in pairs), z.dtype)
         return jax.tree.unflatten(self.treedef, [value for value, _ in pairs]), log_det
 
-    def unconstrain(self, values: PyTree) -> jax.Array:
-        """The point `[dim]` of `values`.
-
-        Further entries of `values`, such as derived ones, are ignored.
+    def unconstrain(self, values: PyTree) -> Float[jax.Array, "dim"]:
+        """The point of `values`, of which further entries, such as derived ones, are ignored.
 
         A value on the boundary of its support has infinite coordinates, one outside it NaN.
 
@@ -211,20 +233,19 @@ class Layout(eqx.Module):
         )
 
     def restrict(self, values: PyTree) -> PyTree:
-        """`values` in the structure of the example, as floating arrays, without further entries
-        such as derived ones.
-        """
+        """`values` in the structure of the example, as floating arrays, without derived ones."""
         return jax.tree.unflatten(self.treedef, [_floating(leaf) for leaf in self._leaves(values)])
 
-    def structs(self, dtype: Any = np.float64) -> PyTree:
-        """The shapes of the values as `jax.ShapeDtypeStruct`, to trace a function of them without
-        computing anything.
+    def structs(self, dtype: DTypeLike = np.float64) -> PyTree:
+        """The shapes of the values as `jax.ShapeDtypeStruct`.
+
+        To trace a function of the values without computing anything.
         """
         return jax.tree.unflatten(
             self.treedef, [jax.ShapeDtypeStruct(block.shape, dtype) for block in self.blocks]
         )
 
-    def _leaves(self, values: PyTree) -> list[Any]:
+    def _leaves(self, values: PyTree) -> list[ArrayLike]:
         found = named_leaves(values, "values")
         missing = [block.name for block in self.blocks if block.name not in found]
         if missing:
@@ -240,47 +261,17 @@ class Layout(eqx.Module):
         return self
 
 
-def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, Any]:
-    """The leaves of a pytree by name, in the order of `jax.tree.leaves`: "beta", "outer.inner",
-    "layers.0".
-
-    Raises:
-        TargetError: when two leaves have the same name, or the keys of a dict cannot be sorted.
-    """
-    try:
-        pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
-    except (ValueError, TypeError) as error:
-        raise TargetError(
-            f"`{argument}` is not a pytree that JAX can flatten: {error}. Use strings as names."
-        ) from error
-    names = [path_name(path) for path, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise TargetError(f"`{argument}` has two values called {twice!r}; rename one.")
-    return {name: leaf for name, (_, leaf) in zip(names, pairs, strict=True)}
-
-
-def value_names(values: PyTree) -> tuple[str, ...]:
-    """One name per element of a pytree of arrays (or of their shapes), in the order of
-    `jax.tree.leaves`.
-    """
-    return tuple(
-        n
-        for name, leaf in named_leaves(values).items()
-        for n in indexed_names(name, np.shape(leaf))
-    )
-
-
-def _floating(value: Any) -> jax.Array:
-    value = jnp.asarray(value)
+def _floating(value: ArrayLike) -> Float[jax.Array, "..."]:
+    array = jnp.asarray(value)
     return (
-        value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.result_type(float))
+        array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
     )
 
 
-def _example_value(name: str, leaf: Any) -> np.ndarray:
+def _example_value(name: str, leaf: object) -> Float[np.ndarray, "..."]:
     """The example's leaf as a float64 array, or a TargetError that says why it cannot be one."""
     where = f"`example[{name!r}]`"
+    # np.asarray would make a string or None an array, of which the refusal below says less
     if leaf is None or isinstance(leaf, (str, bytes)):
         raise TargetError(f"{where} is {leaf!r}, but a value is a float or an array of floats.")
     try:
@@ -309,7 +300,7 @@ def _example_value(name: str, leaf: Any) -> np.ndarray:
     return array
 
 
-def _example_block(name: str, value: np.ndarray, support: Any) -> Block:
+def _example_block(name: str, value: Float[np.ndarray, "..."], support: Support) -> Block:
     constraint = as_constraint(support, name, value.shape)
     block = Block(name, value.shape, constraint)
     if not holds(constraint, value):
@@ -321,31 +312,65 @@ def _example_block(name: str, value: np.ndarray, support: Any) -> Block:
     return block
 
 
-def _flat_support(support: Any, names: Mapping[str, Any]) -> dict[str, Any]:
-    """`support` with nested dicts written as "outer.inner", its names checked."""
-    if support is None:
-        return {}
-    if not isinstance(support, Mapping):
+def named_leaves(tree: PyTree, argument: str = "values") -> dict[str, PyTree]:
+    """The leaves of a pytree by name, in the order of `jax.tree.leaves`.
+
+    Names are "beta", "outer.inner", "layers.0". A leaf that is None counts too.
+
+    Raises:
+        TargetError: when two leaves have the same name, or the keys of a dict cannot be sorted.
+    """
+    try:
+        pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    except (ValueError, TypeError) as error:
         raise TargetError(
-            f"`support` must be a dict from names to supports, got {type(support).__name__}"
-            f" {support!r}."
-        )
-    flat = _flattened(support)
-    for name in flat:
-        if name not in names:
-            raise TargetError(
-                f"`support` names {name!r}, which is not in `example`. Its names:"
-                f" {known(names, name)}"
-            )
-    return flat
+            f"`{argument}` is not a pytree that JAX can flatten: {error}. Use strings as names."
+        ) from error
+    names = [path_name(path) for path, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TargetError(f"`{argument}` has two values called {twice!r}; rename one.")
+    return {name: leaf for name, (_, leaf) in zip(names, pairs, strict=True)}
 
 
-def _flattened(support: Mapping[str, Any], outer: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, entry in support.items():
-        flat |= (
-            _flattened(entry, f"{outer}{name}.")
-            if isinstance(entry, Mapping)
-            else {f"{outer}{name}": entry}
-        )
-    return flat
+def value_names(values: PyTree) -> tuple[str, ...]:
+    """One name per element of a pytree of arrays, or of shapes, in `jax.tree.leaves` order."""
+    return tuple(
+        n
+        for name, leaf in named_leaves(values).items()
+        for n in indexed_names(name, np.shape(leaf))
+    )
+
+
+def flatten_values(values: PyTree) -> tuple[tuple[str, ...], Float[np.ndarray, "n p"]]:
+    """Names such as `beta[0]`, and a column for each, of arrays that share a leading axis n.
+
+    Integer and boolean values become floats; values without elements are left out.
+    """
+    names: list[str] = []
+    columns: list[np.ndarray] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(values):
+        leaf = np.asarray(leaf)
+        names += indexed_names(path_name(path), leaf.shape[1:])
+        columns.append(leaf.reshape(len(leaf), -1).astype(np.float64))
+    return tuple(names), np.concatenate(columns, axis=1) if columns else np.empty((0, 0))
+
+
+def path_name(path: tuple[object, ...]) -> str:
+    """The user's name of a leaf: dict keys, attributes and indices joined by dots."""
+    parts = [
+        str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+        for entry in path
+    ]
+    return ".".join(parts) or "z"
+
+
+# A fit asks for the names of the same few shapes many times; those of 10^4 elements take 5 ms.
+@functools.lru_cache(maxsize=256)
+def _indices(shape: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple("[" + ", ".join(map(str, index)) + "]" for index in np.ndindex(*shape))
+
+
+def indexed_names(name: str, shape: tuple[int, ...]) -> list[str]:
+    """`name` for a scalar, else `name[0]`, `name[1]`, ... in row-major order."""
+    return [name] if shape == () else [name + index for index in _indices(shape)]

@@ -1,35 +1,40 @@
-"""Linear regression with outliers.
+"""Linear regression with outliers: of the measurements, a share is unrelated background."""
 
-Measurements of linear combinations, a share of which is unrelated background.
-"""
-
-from typing import Any, final
+from typing import final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special as sp
+from jaxtyping import Float, Int
 
-from .._types import Array
+from .._types import Array, PyTree, Scalar, Validated
+from ..families.base import AbstractFamily
 from ..results import TargetError
 from .base import Sequential
-from .clutter import log_density_of_background, per_point
-from .sites import AlongLines, Reweighted, finite_array, log_normal, root_of, vector_of
+from .checked_arrays import (
+    finite_array,
+    log_density_of_background,
+    per_point,
+    root_of,
+    vector_of,
+)
+from .linear_sites import AlongLines
+from .sites import Reweighted, log_normal
+from .support import ArrayLike
 from .tracing import host_unless_traced
 
-_LOG_2PI = float(np.log(2 * np.pi))
+_LOG_2PI = float(np.log(2 * np.pi))  # of Gaussian densities
 
 
 @final
 class LinearClutter(AlongLines, Reweighted, Sequential):
-    """p(y_i | z) = (1 - w) N(y_i.
+    """p(y_i | z) = (1 - w) N(y_i; a_i'z, vg) + w Pc(y_i), z ~ N(prior_mean, prior_var).
 
-    A_i'z, vg) + w Pc(y_i), z ~ N(prior_mean, prior_var): regression with outliers.
-
-    log p(z, y) in nats with all constants. `tb.fit` starts it from annealed reweighted least
-    squares; `tb.solvers.EP()` has its tilted moments in closed form, and gives the evidence. Not
-    for outliers in `directions` (leverage): those are inputs here. Not for an unknown noise
-    variance: write that with `tb.from_rows`.
+    Regression with outliers. log p(z, y) in nats with all constants. `tb.fit` starts it from
+    annealed reweighted least squares; `tb.solvers.EP()` has its tilted moments in closed form, and
+    gives the evidence. Not for outliers in `directions` (leverage): those are inputs here. Not for
+    an unknown noise variance: write that with `tb.from_rows`.
 
     Arguments:
         directions: a_i, `[n, d]`; put a column of ones for an intercept.
@@ -47,30 +52,30 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         TargetError: shapes that disagree, NaN or infinite entries, w outside (0, 1), variances that
             are not positive.
 
-    Source: clutter spec, section 6 (4); Box & Tiao 1968 (the contaminated regression).
+    Source: Box & Tiao 1968 (the contaminated regression).
     """
 
-    directions: Array
-    y: Array
-    w: Array
-    vg: Array
-    log_clutter: Array
-    background: Array | None
-    prior_mean: Array
-    prior_root: Array
+    directions: Float[Array, "rows dim"]
+    y: Float[Array, "rows"]
+    w: Float[Array, "rows"]
+    vg: Float[Array, "rows"]
+    log_clutter: Float[Array, "rows"]
+    background: Float[Array, "2"] | None
+    prior_mean: Float[Array, "dim"]
+    prior_root: Float[Array, "dim dim"]
 
     def __init__(
         self,
-        directions: Any,
-        y: Any,
+        directions: Validated[ArrayLike, "finite_array"],
+        y: Validated[ArrayLike, "finite_array"],
         *,
-        w: Any = 0.1,
-        vg: Any = 1.0,
-        vc: Any = None,
-        clutter_mean: Any = None,
-        log_clutter: Any = None,
-        prior_mean: Any = 0.0,
-        prior_var: Any = 100.0,
+        w: Validated[ArrayLike, "per_point"] = 0.1,
+        vg: Validated[ArrayLike, "per_point"] = 1.0,
+        vc: Validated[ArrayLike | None, "root_of"] = None,
+        clutter_mean: Validated[ArrayLike | None, "finite_array"] = None,
+        log_clutter: Validated[ArrayLike | None, "log_density_of_background"] = None,
+        prior_mean: Validated[ArrayLike, "vector_of"] = 0.0,
+        prior_var: Validated[ArrayLike, "root_of"] = 100.0,
     ):
         self.directions = finite_array(directions, "LinearClutter", "directions")
         if self.directions.ndim != 2 or 0 in self.directions.shape:
@@ -85,17 +90,19 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
                 f"LinearClutter: `y` must have shape [{n}] as `directions` has rows, got"
                 f" {self.y.shape}."
             )
-        self.w = per_point(w, n, "w", "LinearClutter")
+        self.w = per_point(w, n, "LinearClutter", "w")
         if not np.all((self.w > 0) & (self.w < 1)):
             raise TargetError(
                 "LinearClutter: `w`, the share of background, must lie strictly between 0 and 1."
             )
-        self.vg = per_point(vg, n, "vg", "LinearClutter")
+        self.vg = per_point(vg, n, "LinearClutter", "vg")
         if not np.all(self.vg > 0):
             raise TargetError(
                 f"LinearClutter: `vg` is a variance and must be positive, got {self.vg.min()}."
             )
-        if log_clutter is None and vc is None:
+        # Background as wide as the data themselves: never narrower than the noise, or the two would
+        # change places.
+        if vc is None:
             vc = max(float(np.var(self.y)), float(self.vg.max()))
         centre = (
             np.mean(self.y)
@@ -110,7 +117,7 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         self.prior_root = root_of(prior_var, dim, "LinearClutter", "prior_var")
 
     @host_unless_traced
-    def log_site(self, i: Any, z: Array) -> Array:
+    def log_site(self, i: Int[Array, ""] | int, z: Float[Array, "dim"]) -> Float[Array, ""]:
         """log[(1 - w_i) N(y_i; a_i'z, vg_i) + w_i Pc(y_i)], nats."""
         a, *point = (
             jnp.asarray(leaf)[i]
@@ -119,14 +126,17 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         return _log_site(a @ z, *point)
 
     @host_unless_traced
-    def log_density(self, z: Array) -> Array:
+    def log_density(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
         points = (jnp.asarray(leaf) for leaf in (self.y, self.w, self.vg, self.log_clutter))
         sites = jax.vmap(_log_site)(jnp.asarray(self.directions) @ z, *points)
         return log_normal(z, self.prior_mean, self.prior_root) + jnp.sum(sites)
 
     def tilt(
-        self, index: np.ndarray, means: np.ndarray, covs: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self,
+        index: Int[np.ndarray, "k"],
+        means: Float[np.ndarray, "k dim"],
+        covs: Float[np.ndarray, "k dim dim"],
+    ) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k dim"], Float[np.ndarray, "k dim dim"]]:
         """Closed form along a_i.
 
         With s = a'V a + vg, u = (y - a'm) / s and r the tilted share of the inlier: grad = r u a,
@@ -145,10 +155,14 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
             bend[:, None, None] * a[:, :, None] * a[:, None, :],
         )
 
-    def log_odds(self, z: np.ndarray, vg: Any = None) -> np.ndarray:
-        """Log odds that each point is an inlier if z `[d]` is true, `[n]`.
+    def log_odds(
+        self, z: Float[np.ndarray, "dim"], vg: Float[Array, "rows"] | None = None
+    ) -> Float[np.ndarray, "rows"]:
+        """Log odds that each point is an inlier if z is true.
 
-        `vg`, in place of the target's own.
+        Arguments:
+            z: the coefficients.
+            vg: noise variances in place of the target's own.
         """
         vg = self.vg if vg is None else vg
         inlier = np.log1p(-self.w) - 0.5 * (
@@ -157,11 +171,15 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         return inlier - np.log(self.w) - self.log_clutter
 
     def widest(self) -> float:
+        # widened so, the point farthest from least squares is half an sd away
         z, _ = self.reweighted(None, 1.0)
         return max(1.0, 4.0 * float(np.max((self.y - self.directions @ z) ** 2 / self.vg)))
 
-    def reweighted(self, z: np.ndarray | None, widening: float) -> tuple[np.ndarray, np.ndarray]:
+    def reweighted(
+        self, z: Float[np.ndarray, "dim"] | None, widening: float
+    ) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
         vg = widening * np.asarray(self.vg)
+        # the normal equations of weighted least squares, with the prior as a further observation
         share = (np.ones(self.num_sites) if z is None else sp.expit(self.log_odds(z, vg))) / vg
         white = np.linalg.inv(np.asarray(self.prior_root))
         prior_precision = white.T @ white
@@ -169,14 +187,15 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         pull = self.directions.T @ (share * self.y) + prior_precision @ np.asarray(self.prior_mean)
         return np.linalg.solve(precision, pull), np.asarray(precision)
 
-    def inlier_probabilities(self, q: Any) -> np.ndarray:
-        """P(point i is no background | all points) under q, `[n]`, by 4096 draws (s.e. < .008)."""
+    def inlier_probabilities(self, q: AbstractFamily) -> Float[np.ndarray, "rows"]:
+        """P(point i is no background | all points) under q, by 4096 draws (s.e. < .008)."""
         draws = q.draw(4096, 0)[0]
         return np.mean([sp.expit(self.log_odds(z)) for z in draws], axis=0)
 
-    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> "LinearClutter":
-        """The same model with this prior, for `new_data`: a dict with `directions` and `y`, and
-        what else differs.
+    def after(
+        self, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"], new_data: PyTree
+    ) -> "LinearClutter":
+        """The same model with this prior, for a dict of `directions`, `y` and what else differs.
 
         The share w, vg and the background density are carried over where each is one number for all
         points.
@@ -198,7 +217,9 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         return LinearClutter(**{**known, **new_data}, prior_mean=mean, prior_var=cov)
 
 
-def _log_site(location: Any, y: Any, w: Any, vg: Any, log_clutter: Any) -> Any:
+def _log_site(
+    location: Scalar, y: Scalar, w: Scalar, vg: Scalar, log_clutter: Scalar
+) -> Float[jax.Array, ""]:
     inlier = jnp.log1p(-w) - 0.5 * ((y - location) ** 2 / vg + jnp.log(vg) + _LOG_2PI)
     return jnp.logaddexp(inlier, jnp.log(w) + log_clutter)
 

@@ -2,33 +2,51 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, final
+from typing import TYPE_CHECKING, TypedDict, final
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from .._numerics import as_key, to_host, x64
-from .._types import Array, Key, PyTree
+from .._types import Array, Key, PyTree, Validated
 from ..results import TargetError
 from .base import Density, Joint, Observed, Predictive, Rows
 from .layout import Layout, value_names
+from .numpyro_inspection import Inspection, has_nan, inspect, refuse_nan
 from .numpyro_program import (
     ClosedOver,
-    Inspection,
+    PlateRows,
     Program,
     Site,
-    has_nan,
-    inspect,
+    Values,
     observed_values,
     param_values,
     pointwise_log_likelihood,
     predictions,
-    refuse_nan,
 )
 from .tracing import explained, host_unless_traced
+
+if TYPE_CHECKING:
+    from numpyro.primitives import CondIndepStackFrame
+else:
+    CondIndepStackFrame = object  # NumPyro is imported when the first model arrives
+
+
+class _Shared(TypedDict):
+    """The fields that both targets have."""
+
+    program: Program
+    layout: Layout
+    rows: PlateRows
+    live: tuple[str, ...]
+    local: tuple[tuple[str, int], ...]
+    replayed: bool
+    observed_names: tuple[str, ...]
+    returns_float32: bool
 
 
 class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
@@ -54,7 +72,7 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
 
     program: eqx.AbstractVar[Program]
     layout: eqx.AbstractVar[Layout]
-    rows: eqx.AbstractVar[dict[str, Any]]
+    rows: eqx.AbstractVar[PlateRows]
     live: eqx.AbstractVar[tuple[str, ...]]
     local: eqx.AbstractVar[tuple[tuple[str, int], ...]]
     replayed: eqx.AbstractVar[bool]
@@ -78,14 +96,14 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
             )
 
     @host_unless_traced
-    def constrain(self, z: Array) -> PyTree:
-        """The values of all latent and deterministic sites at one point `[dim]`."""
+    def constrain(self, z: Validated[Float[Array, "dim"], "Layout"]) -> PyTree:
+        """The values of all latent and deterministic sites at one point."""
         values, free = self._apart(self.layout.constrain(z))
         return self.program.complete(values, free, self.rows) if self.replayed else values
 
     @host_unless_traced
-    def unconstrain(self, values: PyTree) -> Array:
-        """The point `[dim]` of the latent sites' values; deterministic ones are ignored."""
+    def unconstrain(self, values: PyTree) -> Float[Array, "dim"]:
+        """The point of the latent sites' values; deterministic ones are ignored."""
         values = self._latent(values)
         if self.live:
             free = self.program.release(values, self.rows)
@@ -93,25 +111,26 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
         return self.layout.unconstrain(values)
 
     @host_unless_traced
-    def log_density(self, z: Array) -> Array:
+    def log_density(self, z: Validated[Float[Array, "dim"], "Layout"]) -> Float[Array, ""]:
         values, log_det = self.layout.constrain_with_log_det(z)
         return self.program.log_density(*self._apart(values), self.rows) + log_det
 
     @host_unless_traced
-    def log_joint(self, values: PyTree) -> Array:
+    def log_joint(self, values: PyTree) -> Float[Array, ""]:
         return self.program.log_joint(self._held(self._latent(values), self.rows), self.rows)
 
     def observed(self) -> dict[str, np.ndarray]:
         """The data at the observed sites, by name; a `numpyro.factor` has none."""
         with x64():
-            return to_host(observed_values(self.program, self.observed_names))
+            return _on_host(observed_values(self.program, self.observed_names))
 
-    def posterior_predictive(self, values: dict[str, Any], key: Key) -> dict[str, np.ndarray]:
-        """Data drawn at draws of the latent sites, every observed site afresh: site name -> `[draw,
-        ...]`.
+    def posterior_predictive(self, values: PyTree, key: Key) -> dict[str, np.ndarray]:
+        """Data drawn at draws of the latent sites, every observed site afresh.
+
+        Name of the observed site -> `[n, ...]`.
 
         Arguments:
-            values: latent site -> `[draw, ...]`, such as the draws of a fit; further entries are
+            values: latent site -> `[n, ...]`, such as the draws of a fit; further entries are
                 ignored.
             key: an int, a typed JAX key or a legacy one.
         """
@@ -119,23 +138,23 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
             return {}
         with x64():
             latent = self._latent(values)
-            keys = jax.random.split(as_key(key), len(next(iter(latent.values()))))
-            return to_host(predictions(self.program, self.observed_names, latent, keys))
+            keys = jax.random.split(as_key(key), np.shape(next(iter(latent.values())))[0])
+            return _on_host(predictions(self.program, self.observed_names, latent, keys))
 
-    def pointwise_log_likelihood(self, values: dict[str, Any]) -> dict[str, np.ndarray]:
+    def pointwise_log_likelihood(self, values: PyTree) -> dict[str, np.ndarray]:
         if not self.observed_names:
             return {}
         with x64():
-            return to_host(
+            return _on_host(
                 pointwise_log_likelihood(self.program, self.observed_names, self._latent(values))
             )
 
-    def _apart(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _apart(self, values: Values) -> tuple[Values, Values]:
         """The layout's values, apart into final ones and the free coordinates of live sites."""
         final_values = {name: value for name, value in values.items() if name not in self.live}
         return self._held(final_values, self.rows), {name: values[name] for name in self.live}
 
-    def _held(self, values: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+    def _held(self, values: Values, rows: PlateRows) -> Values:
         """`values` with those of local sites at the rows only."""
         taken = {
             name: jnp.take(values[name], index, axis)
@@ -144,7 +163,7 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
         }
         return {**values, **taken}
 
-    def _latent(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _latent(self, values: PyTree) -> Values:
         names = [block.name for block in self.layout.blocks]
         missing = [name for name in names if name not in values]
         if missing:
@@ -160,7 +179,7 @@ class NumPyroModel(AbstractNumPyroTarget):
 
     program: Program
     layout: Layout
-    rows: dict[str, Any]
+    rows: PlateRows
     live: tuple[str, ...] = eqx.field(static=True)
     local: tuple[tuple[str, int], ...] = eqx.field(static=True)
     replayed: bool = eqx.field(static=True)
@@ -182,7 +201,7 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
 
     program: Program
     layout: Layout
-    rows: dict[str, Any]
+    rows: PlateRows
     live: tuple[str, ...] = eqx.field(static=True)
     local: tuple[tuple[str, int], ...] = eqx.field(static=True)
     replayed: bool = eqx.field(static=True)
@@ -196,42 +215,44 @@ class NumPyroRows(AbstractNumPyroTarget, Rows):
         return len(self.rows[self.plate]) if self.rows else self.size
 
     @host_unless_traced
-    def log_prior(self, z: Array) -> Array:
+    def log_prior(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
         values, log_det = self.layout.constrain_with_log_det(z)
         terms = self.program.terms(values, {})
         return sum((jnp.sum(term) for site, term in terms if self._frame(site) is None), log_det)
 
     @host_unless_traced
-    def log_likelihood(self, z: Array, rows: PyTree) -> Array:
+    def log_likelihood(self, z: Float[Array, "dim"], rows: PyTree) -> Float[Array, "rows"]:
         scale = self.size / len(rows)  # what the plate multiplies with
         values = self._held(self.layout.constrain(z), {self.plate: rows})
         terms = self.program.terms(values, {self.plate: rows})
         per_row = [
-            self._per_row(site, term) / scale
+            self._per_row(frame, term) / scale
             for site, term in terms
-            if self._frame(site) is not None
+            if (frame := self._frame(site)) is not None
         ]
         return sum(per_row, jnp.zeros(len(rows), jnp.result_type(float)))
 
     @host_unless_traced
-    def rows_at(self, index: Array) -> PyTree:
+    def rows_at(self, index: Int[Array, "rows"]) -> PyTree:
         return jnp.asarray(self.rows[self.plate])[index] if self.rows else jnp.asarray(index)
 
     @host_unless_traced
-    def take(self, index: Array) -> "NumPyroRows":
+    def take(self, index: Int[Array, "rows"]) -> "NumPyroRows":
         return dataclasses.replace(self, rows={self.plate: self.rows_at(index)})
 
-    def _frame(self, site: Site) -> Any:
+    def _frame(self, site: Site) -> CondIndepStackFrame | None:
         return next((frame for frame in site["cond_indep_stack"] if frame.name == self.plate), None)
 
-    def _per_row(self, site: Site, term: jax.Array) -> jax.Array:
-        """The site's log probability, summed over all axes but that of the plate."""
-        plate_axis = term.ndim + self._frame(site).dim
+    def _per_row(
+        self, frame: CondIndepStackFrame, term: Float[jax.Array, "..."]
+    ) -> Float[jax.Array, "rows"]:
+        """A site's log probability, summed over all axes but that of the plate."""
+        plate_axis = term.ndim + frame.dim  # NumPyro counts the axes of plates from the end
         return jnp.sum(term, axis=tuple(axis for axis in range(term.ndim) if axis != plate_axis))
 
 
 def from_numpyro(
-    model: Callable[..., Any], /, *args: Any, **kwargs: Any
+    model: Validated[Callable[..., object], "from_numpyro"], /, *args: PyTree, **kwargs: PyTree
 ) -> NumPyroModel | NumPyroRows:
     """A target from a NumPyro model and the arguments to call it with.
 
@@ -272,7 +293,7 @@ def from_numpyro(
         _refuse_unchecked_nan(program, seen)
         fixed = to_host(param_values(program, seen.params)) if seen.params else {}
         program = Program(program.model, program.arguments, fixed, validates=bool(seen.unchecked))
-    common: dict[str, Any] = {
+    common: _Shared = {
         "program": program,
         "layout": Layout.from_blocks(seen.blocks),
         "rows": {},
@@ -288,10 +309,12 @@ def from_numpyro(
     return NumPyroModel(**common)
 
 
-def _opened(model: Callable[..., Any], args: tuple, kwargs: dict) -> tuple[Program, Inspection]:
+def _opened(
+    model: Callable[..., object], args: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+) -> tuple[Program, Inspection]:
     """The program and what a trace of it shows.
 
-    Its arguments closed over where the model cannot be traced in them.
+    Its arguments are closed over where the model cannot be traced in them.
     """
     leaves = [
         leaf
@@ -314,9 +337,14 @@ def _opened(model: Callable[..., Any], args: tuple, kwargs: dict) -> tuple[Progr
         return program, inspect(program)
 
 
-def _as_argument(leaf: Any) -> Any:
-    """NumPy scalars as Python numbers (sizes, say, which must not be traced), floating arrays in
-    float64.
+def _on_host(values: Values) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _as_argument(leaf: PyTree) -> PyTree:
+    """A leaf of the model's arguments: floating arrays in float64, NumPy scalars as numbers.
+
+    A Python number may be a size, which must not be traced; so may a NumPy scalar.
     """
     if isinstance(leaf, np.generic):
         return leaf.item()
@@ -332,9 +360,7 @@ def _as_argument(leaf: Any) -> Any:
 
 
 def _refuse_unchecked_nan(program: Program, seen: Inspection) -> None:
-    """Raise a TargetError that names the site with NaN among data that the model computes, where no
-    mask covers it.
-    """
+    """Raise a TargetError that names the site with NaN in data that no mask covers."""
     arguments = (
         program.arguments.value if isinstance(program.arguments, ClosedOver) else program.arguments
     )

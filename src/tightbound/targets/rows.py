@@ -2,22 +2,33 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import TypeAlias, final
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from .._numerics import x64
-from .._types import Array, PyTree
+from .._types import Array, PyTree, Validated
 from ..results import TargetError
 from .base import Observed, Rows, Sequential
 from .layout import Layout, named_leaves
-from .named import AbstractNamedTarget, check_derived, check_reads
+from .log_density import (
+    AbstractNamedTarget,
+    Derived,
+    ScalarFunction,
+    check_derived,
+    check_reads,
+)
+from .sites import log_normal
+from .support import Support
 from .tracing import Traced, explained, host_unless_traced, scalar, trace, vector
-from .updated import UpdatedRows
+
+RowFunction: TypeAlias = Callable[[PyTree, PyTree], Array]
+"""`log_likelihood(params, rows)`: one number for each row, nats; `tracing.vector` checks it."""
 
 _CHUNK = 64  # draws whose likelihoods are computed together: bounds the memory
 
@@ -35,9 +46,9 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
     """
 
     layout: Layout
-    prior_function: Callable[[PyTree], Any]
-    likelihood_function: Callable[[PyTree, PyTree], Any]
-    derived: Callable[[PyTree], dict[str, Any]] | None
+    prior_function: ScalarFunction
+    likelihood_function: RowFunction
+    derived: Derived | None
     data: PyTree
     returns_float32: bool = eqx.field(static=True)
     scale: float = eqx.field(static=True, default=1.0)
@@ -47,32 +58,34 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
         return len(jax.tree.leaves(self.data)[0])
 
     @host_unless_traced
-    def log_joint(self, values: PyTree) -> Array:
+    def log_joint(self, values: PyTree) -> Float[Array, ""]:
         values = self.layout.restrict(values)
         prior = scalar(self.prior_function(values), "log_prior", may_be_constant=True)
         return prior + self.scale * jnp.sum(self._of_rows(values, self.data))
 
     @host_unless_traced
-    def log_prior(self, z: Array) -> Array:
+    def log_prior(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
         values, log_det = self.layout.constrain_with_log_det(z)
         return scalar(self.prior_function(values), "log_prior", may_be_constant=True) + log_det
 
     @host_unless_traced
-    def log_likelihood(self, z: Array, rows: PyTree) -> Array:
+    def log_likelihood(self, z: Float[Array, "dim"], rows: PyTree) -> Float[Array, "rows"]:
         return self._of_rows(self.layout.constrain(z), rows)
 
     @host_unless_traced
-    def rows_at(self, index: Array) -> PyTree:
+    def rows_at(self, index: Int[Array, "rows"]) -> PyTree:
         index = jnp.asarray(index)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], self.data)
 
     @host_unless_traced
-    def take(self, index: Array) -> "IndependentRows":
+    def take(self, index: Int[Array, "rows"]) -> "IndependentRows":
         return dataclasses.replace(
             self, data=self.rows_at(index), scale=self.scale * self.num_rows / np.size(index)
         )
 
-    def after(self, mean: np.ndarray, cov: np.ndarray, new_data: Any) -> UpdatedRows:
+    def after(
+        self, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"], new_data: PyTree
+    ) -> "UpdatedRows":
         """The new rows under a Gaussian prior on the unconstrained scale.
 
         `log_prior` is not used again.
@@ -89,21 +102,87 @@ class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
             dataclasses.replace(self, data=rows, scale=1.0), mean, np.linalg.cholesky(cov)
         )
 
-    def observed(self) -> dict[str, Any]:
+    def observed(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(leaf) for name, leaf in named_leaves(self.data).items()}
 
-    def pointwise_log_likelihood(self, values: dict[str, Any]) -> dict[str, Any]:
+    def pointwise_log_likelihood(self, values: PyTree) -> dict[str, np.ndarray]:
         with x64():
             return {"rows": np.asarray(_each_draw(self, jax.tree.map(jnp.asarray, values)))}
 
-    def _of_rows(self, values: PyTree, rows: PyTree) -> jax.Array:
+    def _of_rows(self, values: PyTree, rows: PyTree) -> Float[jax.Array, "rows"]:
         num_rows = len(jax.tree.leaves(rows)[0])
         return vector(self.likelihood_function(values, rows), "log_likelihood", num_rows)
 
 
+@final
+class UpdatedRows(Rows, Sequential):
+    """log p(z) = log N(z; mean, root root') + sum over the new rows of log_likelihood(z, row).
+
+    The sum times `scale` in a target of some of the rows. The prior is on the unconstrained scale,
+    where yesterday's q lives. Make it with `tb.update(fit, new_data)`, not by hand.
+
+    Attributes:
+        rows: the target that says what a row's likelihood is, holding the new rows; its own prior
+            is not used.
+        mean: of the Gaussian prior.
+        root: of its covariance.
+    """
+
+    rows: IndependentRows
+    mean: Float[Array, "dim"]
+    root: Float[Array, "dim dim"]
+
+    @property
+    def dim(self) -> int:
+        return self.rows.dim
+
+    @property
+    def num_rows(self) -> int:
+        return self.rows.num_rows
+
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        return self.rows.coordinate_names
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        return self.rows.value_names
+
+    def constrain(self, z: Float[Array, "dim"]) -> PyTree:
+        return self.rows.constrain(z)
+
+    def unconstrain(self, values: PyTree) -> Float[Array, "dim"]:
+        return self.rows.unconstrain(values)
+
+    @host_unless_traced
+    def log_density(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
+        likelihood = self.rows.scale * jnp.sum(
+            self.rows.log_likelihood(z, jax.tree.map(jnp.asarray, self.rows.data))
+        )
+        return self.log_prior(z) + likelihood
+
+    @host_unless_traced
+    def log_prior(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
+        return log_normal(z, self.mean, self.root)
+
+    def log_likelihood(self, z: Float[Array, "dim"], rows: PyTree) -> Float[Array, "rows"]:
+        return self.rows.log_likelihood(z, rows)
+
+    def rows_at(self, index: Int[Array, "rows"]) -> PyTree:
+        return self.rows.rows_at(index)
+
+    def take(self, index: Int[Array, "rows"]) -> "UpdatedRows":
+        return UpdatedRows(self.rows.take(index), self.mean, self.root)
+
+    def after(
+        self, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"], new_data: PyTree
+    ) -> "UpdatedRows":
+        return self.rows.after(mean, cov, new_data)
+
+
 @eqx.filter_jit
-def _each_draw(target: IndependentRows, values: dict[str, Any]) -> jax.Array:
-    """Log likelihood of every row at every draw, `[draw, N]`."""
+def _each_draw(target: IndependentRows, values: PyTree) -> Float[jax.Array, "n rows"]:
+    """Log likelihood of every row at every draw."""
 
     def one(draw):
         return target._of_rows(target.layout.restrict(draw), target.data)
@@ -112,13 +191,13 @@ def _each_draw(target: IndependentRows, values: dict[str, Any]) -> jax.Array:
 
 
 def from_rows(
-    log_prior: Callable[[PyTree], Any],
-    log_likelihood: Callable[[PyTree, PyTree], Any],
+    log_prior: Validated[ScalarFunction, "from_rows"],
+    log_likelihood: Validated[RowFunction, "from_rows"],
     data: PyTree,
     example: PyTree,
     *,
-    support: Mapping[str, Any] | None = None,
-    derived: Callable[[PyTree], dict[str, Any]] | None = None,
+    support: Validated[Mapping[str, Support] | None, "Layout.from_example"] = None,
+    derived: Derived | None = None,
 ) -> IndependentRows:
     """A target whose log density is a prior plus a sum over independent rows of data.
 
@@ -191,12 +270,9 @@ def as_rows(data: PyTree) -> PyTree:
 
 
 def _trace_both(
-    log_prior: Callable, log_likelihood: Callable, data: PyTree, layout: Layout
+    log_prior: ScalarFunction, log_likelihood: RowFunction, data: PyTree, layout: Layout
 ) -> Traced:
-    """Trace prior and likelihood on N + 1 rows.
-
-    A function that closes over the N rows of its data is found out.
-    """
+    """Trace prior and likelihood on N + 1 rows: so is found out what closes over the N rows."""
     length = len(jax.tree.leaves(data)[0]) + 1
     rows = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[1:]), leaf.dtype), data
@@ -214,7 +290,9 @@ def _trace_both(
     return trace(joint, layout.structs(), rows)
 
 
-def _on_any_rows(log_likelihood: Callable, params: PyTree, rows: PyTree, length: int) -> Any:
+def _on_any_rows(
+    log_likelihood: RowFunction, params: PyTree, rows: PyTree, length: int
+) -> Validated[Array, "tracing.vector"]:
     try:
         return log_likelihood(params, rows)
     except Exception as error:
@@ -226,7 +304,7 @@ def _on_any_rows(log_likelihood: Callable, params: PyTree, rows: PyTree, length:
         raise
 
 
-def _is_numbers(leaf: Any) -> bool:
+def _is_numbers(leaf: object) -> bool:
     """Whether a list is an array written out, and not a container of arrays."""
     return isinstance(leaf, list) and all(
         isinstance(x, (int, float, str)) or _is_numbers(x) for x in leaf
@@ -237,7 +315,7 @@ def _called(name: str) -> str:
     return "`data`" if name == "z" else f"`data[{name!r}]`"
 
 
-def _as_array(leaf: Any) -> Any:
+def _as_array(leaf: object) -> Shaped[Array, "..."]:
     # one of many data sets in a compiled program: checked where it is known
     if isinstance(leaf, jax.core.Tracer):
         return leaf
@@ -256,9 +334,12 @@ def _as_array(leaf: Any) -> Any:
     )
 
 
-def _check_leaf(name: str, leaf: Array) -> None:
+def _check_leaf(name: str, leaf: Shaped[Array, "..."]) -> None:
+    # what is traced keeps the precision that its program has
     if not (
-        leaf.dtype == bool or np.issubdtype(leaf.dtype, np.integer) or leaf.dtype == np.float64
+        leaf.dtype == bool
+        or np.issubdtype(leaf.dtype, np.integer)
+        or jnp.issubdtype(leaf.dtype, jnp.floating)
     ):
         raise TargetError(
             f"{name} has dtype {leaf.dtype}, which is not numbers. Encode categories as integers"

@@ -1,18 +1,38 @@
-"""Where a parameter lives: from what a user may write as its support to a NumPyro constraint and
-its bijection.
+"""Where a parameter lives: what a user may write as its support, and what becomes of it.
 
-NumPyro is imported when the first constrained parameter asks for it: a model on the real line never
-pays for it.
+That is a NumPyro constraint and its bijection. NumPyro is imported when the first constrained
+parameter asks for it: a model on the real line never pays for it.
 """
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from ..results import TargetError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike as ArrayLike
+    from numpyro.distributions.constraints import Constraint
+
+    class Transform(Protocol):
+        """What we use of a transform of NumPyro, whose own types allow Python numbers as well."""
+
+        def __call__(self, x: jax.Array) -> jax.Array: ...
+        @property
+        def inv(self) -> Callable[[jax.Array], jax.Array]: ...
+        def log_abs_det_jacobian(self, x: jax.Array, y: jax.Array) -> jax.Array: ...
+        def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]: ...
+else:
+    # Names for the annotations alone: the import of NumPyro waits until it is needed, and a check
+    # at run time of NumPy's ArrayLike refuses Python's floats.
+    ArrayLike = Constraint = Transform = object
+
+Support: TypeAlias = "str | Sequence[ArrayLike | None] | Constraint | Mapping[str, Support]"
+"""What a user may write: a name in `SUPPORTS`, `(low, high)`, a constraint, or a dict of these."""
 
 SUPPORTS = {
     "real": "real",
@@ -27,10 +47,11 @@ SUPPORTS = {
 }
 """The names that `support` knows, and what NumPyro calls them."""
 
+# NumPyro's (private) classes of constraints on bounded sets, on which a flat density is proper
 _PROPER = ("_Interval", "_Simplex", "_CorrCholesky", "_CorrMatrix", "_L1Ball")
 
 
-def as_constraint(support: Any, name: str, shape: tuple[int, ...]) -> Any:
+def as_constraint(support: object, name: str, shape: tuple[int, ...]) -> Constraint | None:
     """The NumPyro constraint that `support` means for the parameter `name`.
 
     None stands for the whole real line.
@@ -53,7 +74,7 @@ def as_constraint(support: Any, name: str, shape: tuple[int, ...]) -> Any:
     return normalised(_checked(support, name))
 
 
-def normalised(constraint: Any) -> Any:
+def normalised(constraint: Constraint) -> Constraint | None:
     """`constraint` without its event dimensions and with float64 bounds; None for the real line.
 
     A layout adds up log-Jacobians over all elements, so that how many axes make up one event makes
@@ -68,14 +89,14 @@ def normalised(constraint: Any) -> Any:
     return jax.tree.map(_bound, constraint)
 
 
-def bijection(constraint: Any) -> Any:
+def bijection(constraint: Constraint) -> Transform:
     """NumPyro's bijection from an unconstrained space onto the set that `constraint` describes."""
     from numpyro.distributions import biject_to
 
-    return biject_to(constraint)
+    return cast(Transform, biject_to(constraint))
 
 
-def free_shape(constraint: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def free_shape(constraint: Constraint | None, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the unconstrained array behind a value of `shape`.
 
     Raises:
@@ -100,13 +121,14 @@ def free_shape(constraint: Any, name: str, shape: tuple[int, ...]) -> tuple[int,
     return free
 
 
-def holds(constraint: Any, value: np.ndarray) -> bool:
+def holds(constraint: Constraint | None, value: Float[np.ndarray, "..."]) -> bool:
     """Whether `value` lies inside the constraint, off its boundary.
 
     Decided on the host, without compiling anything.
     """
     if constraint is None:
         return True
+    # NumPyro's own check lets values on a boundary pass, where the bijection is not finite.
     low, high = (
         getattr(constraint, "lower_bound", -np.inf),
         getattr(constraint, "upper_bound", np.inf),
@@ -120,14 +142,15 @@ def holds(constraint: Any, value: np.ndarray) -> bool:
     return any(bool(np.all(constraint(value.astype(dtype)))) for dtype in (np.float64, np.float32))
 
 
-def is_proper_when_flat(constraint: Any) -> bool:
-    """Whether the flat density on the set has a finite integral, so that a parameter may appear in
-    no other factor.
+def is_proper_when_flat(constraint: Constraint | None) -> bool:
+    """Whether the flat density on the set has a finite integral.
+
+    A parameter with such a support may appear in no term of the log density.
     """
     return any(base.__name__ in _PROPER for base in type(constraint).__mro__)
 
 
-def describe(constraint: Any) -> str:
+def describe(constraint: Constraint | None) -> str:
     """The constraint as a user would write it."""
     if constraint is None:
         return "'real'"
@@ -147,7 +170,37 @@ def known(names: Iterable[str], wrong: str) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") + "." + hint
 
 
-def _named(support: str, name: str) -> Any:
+def flat_supports(support: object, names: Mapping[str, object]) -> dict[str, Support]:
+    """`support` with nested dicts written as "outer.inner", its names checked."""
+    if support is None:
+        return {}
+    if not isinstance(support, Mapping):
+        raise TargetError(
+            f"`support` must be a dict from names to supports, got {type(support).__name__}"
+            f" {support!r}."
+        )
+    flat = _flattened(support)
+    for name in flat:
+        if name not in names:
+            raise TargetError(
+                f"`support` names {name!r}, which is not in `example`. Its names:"
+                f" {known(names, name)}"
+            )
+    return flat
+
+
+def _flattened(support: Mapping[str, Support], outer: str = "") -> dict[str, Support]:
+    flat: dict[str, Support] = {}
+    for name, entry in support.items():
+        flat |= (
+            _flattened(entry, f"{outer}{name}.")
+            if isinstance(entry, Mapping)
+            else {f"{outer}{name}": entry}
+        )
+    return flat
+
+
+def _named(support: str, name: str) -> Constraint | None:
     if support not in SUPPORTS:
         raise TargetError(
             f"`support[{name!r}]` is {support!r}, which is not a support that tightbound knows."
@@ -161,7 +214,9 @@ def _named(support: str, name: str) -> Any:
     return getattr(constraints, SUPPORTS[support])
 
 
-def _between(pair: Any, name: str, shape: tuple[int, ...]) -> Any:
+def _between(
+    pair: Sequence[ArrayLike | None], name: str, shape: tuple[int, ...]
+) -> Constraint | None:
     """The constraint for `(low, high)`: an interval, a half-line, or the real line."""
     if len(pair) != 2:
         raise TargetError(
@@ -175,6 +230,8 @@ def _between(pair: Any, name: str, shape: tuple[int, ...]) -> Any:
     open_low, open_high = (_is_open(end, name) for end in (low, high))
     from numpyro.distributions import constraints
 
+    # The constraint with the fewest bounds, and NumPyro's own object where there is one: messages
+    # and the search for conjugate families know those by name.
     if open_low and open_high:
         return None
     if open_high:
@@ -186,25 +243,27 @@ def _between(pair: Any, name: str, shape: tuple[int, ...]) -> Any:
     return constraints.interval(_bound(low), _bound(high))
 
 
-def _end(end: Any, name: str, shape: tuple[int, ...], default: float) -> np.ndarray:
+def _end(
+    end: ArrayLike | None, name: str, shape: tuple[int, ...], default: float
+) -> Float[np.ndarray, "..."]:
     try:
-        end = np.asarray(default if end is None else end, np.float64)
+        value = np.asarray(default if end is None else end, np.float64)
         # Spelled out per element, because code under `jax_numpy_rank_promotion="raise"` may not
         # broadcast by itself.
-        end = end if end.ndim == 0 else np.broadcast_to(end, shape)
+        value = value if value.ndim == 0 else np.broadcast_to(value, shape)
     except (TypeError, ValueError) as error:
         raise TargetError(
             f"`support[{name!r}]`: the ends of an interval are numbers, None for an open end, or"
             f" arrays that broadcast to the value's shape {shape}; got {end!r}."
         ) from error
-    if np.isnan(end).any():
+    if np.isnan(value).any():
         raise TargetError(
             f"`support[{name!r}]`: an end of the interval is NaN; write None for an open end."
         )
-    return end
+    return value
 
 
-def _is_open(end: np.ndarray, name: str) -> bool:
+def _is_open(end: Float[np.ndarray, "..."], name: str) -> bool:
     if np.isinf(end).any() and not np.isinf(end).all():
         raise TargetError(
             f"`support[{name!r}]` has finite and infinite ends in one parameter. Split it into two"
@@ -213,13 +272,13 @@ def _is_open(end: np.ndarray, name: str) -> bool:
     return bool(np.isinf(end).all())
 
 
-def _bound(end: Any) -> Any:
+def _bound(end: ArrayLike) -> float | Float[np.ndarray, "..."]:
     """A number as a Python float (static under jit), an array as float64 (traced)."""
-    end = np.asarray(end, np.float64)
-    return float(end) if end.ndim == 0 else end
+    value = np.asarray(end, np.float64)
+    return float(value) if value.ndim == 0 else value
 
 
-def _checked(constraint: Any, name: str) -> Any:
+def _checked(constraint: object, name: str) -> Constraint:
     from numpyro.distributions import constraints
 
     if isinstance(constraint, type) and issubclass(constraint, constraints.Constraint):
@@ -245,11 +304,8 @@ def _checked(constraint: Any, name: str) -> Any:
     return constraint
 
 
-def reason_against(constraint: Any) -> str | None:
-    """Why the values of `constraint` cannot be mapped from R^d, with the way out.
-
-    None where they can.
-    """
+def reason_against(constraint: Constraint) -> str | None:
+    """Why R^d cannot be mapped onto `constraint`, with the way out; None where it can."""
     if constraint.is_discrete:
         return (
             "its values are discrete, but a log density on R^d needs continuous ones; sum the"

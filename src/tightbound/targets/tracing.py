@@ -1,30 +1,35 @@
-"""Look at a user's function before anything is compiled: what it returns, what it reads, how
-precisely it computes.
+"""Look at a user's function before anything is compiled.
 
-A function is traced once on shapes alone. Whatever goes wrong in it becomes a sentence that names
-the argument.
+What it returns, what it reads, how precisely it computes. A function is traced once on shapes
+alone, and whatever goes wrong in it becomes a sentence that names the argument.
 """
 
+import collections
 import contextlib
 import functools
+import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import AbstractValue, Tracer
+from jax.extend.core import Jaxpr
+from jaxtyping import Float
 
 from .._numerics import to_host, x64
 from .._types import PyTree
 from ..results import TargetError
-from .constants import mend_numpy_constants
 from .support import known
 
-F = TypeVar("F", bound=Callable)
+P = ParamSpec("P")
+ReturnT = TypeVar("ReturnT")
 
-_UNTRACEABLE = (
+# what JAX raises where a function asks a parameter for its number
+UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -32,28 +37,73 @@ _UNTRACEABLE = (
 )
 
 
-def host_unless_traced(method: F) -> F:
-    """Run a public method inside `x64()` and return NumPy arrays, which no precision flag can
-    narrow.
+# Objects that `is_traced` looks at: targets hold some dozens, and a search through the whole of a
+# large object that a user's function closes over would take longer than a fit.
+_MOST_OBJECTS = 10_000
+
+
+def host_unless_traced(method: Callable[P, ReturnT]) -> Callable[P, ReturnT]:
+    """Run a public method inside `x64()` and return NumPy arrays, which no precision flag narrows.
 
     When JAX traces it (jax.grad, jax.jit), the scope is the caller's: the backward pass runs after
     the method has returned, and one program cannot be half in float64 where the flag is off.
     """
 
     @functools.wraps(method)
-    def wrapper(*args, **kwargs):
-        if _is_traced((args, kwargs)):
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> ReturnT:
+        if _has_tracer((args, kwargs)):
             return method(*args, **kwargs)
         with x64():
             out = method(*args, **kwargs)
         # traced after all: called with known numbers inside a jit
-        return out if _is_traced(out) else to_host(out)
+        return out if _has_tracer(out) else to_host(out)
 
-    return wrapper  # pyright: ignore[reportReturnType]
+    return wrapper
 
 
-def _is_traced(tree: PyTree) -> bool:
+def _has_tracer(tree: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def is_traced(target: object) -> bool:
+    """Whether `target` was made from arrays that JAX traces, inside `jax.jit`, `vmap` or `grad`.
+
+    Such a target has no numbers to fit to. Its leaves and fields are looked at, and what its
+    functions hold: closures, defaults, bound objects, wrapped functions. What a function reads from
+    global variables, or an object keeps in slots, is not seen.
+    """
+    waiting, seen = collections.deque([target]), set()
+    while waiting and len(seen) < _MOST_OBJECTS:
+        held = waiting.popleft()
+        if isinstance(held, Tracer):
+            return True
+        if id(held) not in seen:
+            seen.add(id(held))
+            waiting.extend(_held_by(held))
+    return False
+
+
+def _held_by(thing: object) -> Iterator[object]:
+    """The objects that an object holds and that may be, or lead to, a tracer."""
+    if isinstance(thing, (type, types.ModuleType, np.ndarray, jax.Array)):
+        return
+    if isinstance(thing, dict):
+        yield from thing.values()
+    elif isinstance(thing, (list, tuple, set, frozenset)):
+        yield from thing
+    elif isinstance(thing, functools.partial):
+        yield from (thing.func, thing.args, thing.keywords)
+    elif isinstance(thing, types.MethodType):
+        yield from (thing.__self__, thing.__func__)
+    elif isinstance(thing, types.FunctionType):
+        yield from (thing.__defaults__, thing.__kwdefaults__)
+        for cell in thing.__closure__ or ():
+            # a cell is empty while the name that it stands for is not assigned
+            with contextlib.suppress(ValueError):
+                yield cell.cell_contents
+    if callable(thing):
+        yield getattr(thing, "__wrapped__", None)  # behind functools.wraps and jax.jit
+    yield from getattr(thing, "__dict__", {}).values()
 
 
 class Traced(NamedTuple):
@@ -68,10 +118,10 @@ class Traced(NamedTuple):
 
     reads: list[bool]
     returns_float32: bool
-    constants: list[Any]
+    constants: list[PyTree]
 
 
-def trace(function: Callable[..., Any], first: PyTree, *rest: PyTree) -> Traced:
+def trace(function: Callable[..., jax.Array], first: PyTree, *rest: PyTree) -> Traced:
     """Trace `function(first, *rest)`, which returns one array, on arrays or shapes.
 
     Call inside `x64()`.
@@ -85,12 +135,15 @@ def trace(function: Callable[..., Any], first: PyTree, *rest: PyTree) -> Traced:
     return Traced(live, narrow, list(closed.consts))
 
 
-def rounds(jaxpr: Any, depends: list[bool]) -> bool:
-    """Whether a jaxpr converts a float64 number that depends on the inputs marked by `depends` to a
-    narrower float.
+def rounds(jaxpr: Jaxpr, depends: list[bool]) -> bool:
+    """Whether a float64 number that depends on the marked inputs is rounded to a narrower float.
 
     What is closed over does not count: float32 data, and the numbers that libraries make to go with
     them, cost no digit of a parameter.
+
+    Arguments:
+        jaxpr: of the function.
+        depends: for each input, whether it counts.
     """
     moving = {v for v, d in zip(jaxpr.invars, depends, strict=True) if d}
     for eqn in jaxpr.eqns:
@@ -99,7 +152,8 @@ def rounds(jaxpr: Any, depends: list[bool]) -> bool:
             continue
         moving.update(eqn.outvars)
         converts = eqn.primitive.name == "convert_element_type"
-        if converts and eqn.invars[0].aval.dtype == np.float64 and _is_narrow(eqn.outvars[0].aval):
+        wide = converts and _float_bits(eqn.invars[0].aval) == 64
+        if wide and _is_narrow(eqn.outvars[0].aval):
             return True
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
             # a call has the inputs of its equation; a loop or a branch may not, and counts as
@@ -109,11 +163,17 @@ def rounds(jaxpr: Any, depends: list[bool]) -> bool:
     return False
 
 
-def _is_narrow(aval: Any) -> bool:
-    return jnp.issubdtype(aval.dtype, jnp.floating) and jnp.finfo(aval.dtype).bits < 64
+def _is_narrow(aval: AbstractValue) -> bool:
+    return 0 < _float_bits(aval) < 64
 
 
-def _live_inputs(jaxpr: Any) -> list[bool]:
+def _float_bits(aval: AbstractValue) -> int:
+    """Bits of a floating number; 0 for everything else, keys and tokens included."""
+    dtype = getattr(aval, "dtype", None)
+    return jnp.finfo(dtype).bits if dtype and jnp.issubdtype(dtype, jnp.floating) else 0
+
+
+def _live_inputs(jaxpr: Jaxpr) -> list[bool]:
     """Which inputs the outputs depend on.
 
     An equation with an inner jaxpr counts as reading all its inputs.
@@ -136,7 +196,7 @@ def explained(argument: str, names: Iterable[str] | None = None) -> Iterator[Non
         yield
     except TargetError:
         raise
-    except _UNTRACEABLE as error:
+    except UNTRACEABLE as error:
         raise TargetError(
             f"JAX cannot trace `{argument}`: it uses a value where only a known number will do"
             " (NumPy or SciPy on a parameter, `if` or `float()` on one). Write it with jax.numpy,"
@@ -158,8 +218,13 @@ def explained(argument: str, names: Iterable[str] | None = None) -> Iterator[Non
         raise
 
 
-def scalar(out: Any, argument: str, *, may_be_constant: bool = False) -> jax.Array:
+def scalar(out: object, argument: str, *, may_be_constant: bool = False) -> Float[jax.Array, ""]:
     """`out` if it is what a log density returns: one traced floating number.
+
+    Arguments:
+        out: what the user's function returned.
+        argument: its name, for messages.
+        may_be_constant: whether it may ignore its parameters, as a flat prior does.
 
     Raises:
         TargetError: for anything else, saying what came back and what to do about it.
@@ -186,16 +251,17 @@ def scalar(out: Any, argument: str, *, may_be_constant: bool = False) -> jax.Arr
     return _real(jnp.asarray(out), argument, constant)
 
 
-def vector(out: Any, argument: str, length: int) -> jax.Array:
-    """`out` if it is one floating number per row, `[length]`.
+def vector(out: object, argument: str, length: int) -> Float[jax.Array, "rows"]:
+    """`out` if it is one floating number for each of `length` rows.
 
     Raises:
         TargetError: for anything else, saying what came back and what to do about it.
     """
     if out is None:
         raise TargetError(f"`{argument}` returned None; is its `return` missing?")
-    if not isinstance(out, (jax.Array, np.ndarray)) or np.shape(out) != (length,):
-        shown = f"shape {np.shape(out)}" if hasattr(out, "shape") else f"a {type(out).__name__}"
+    if not isinstance(out, (jax.Array, np.ndarray)) or out.shape != (length,):
+        shape = getattr(out, "shape", None)
+        shown = f"a {type(out).__name__}" if shape is None else f"shape {shape}"
         raise TargetError(
             f"`{argument}` returned {shown} for {length} rows of data, but it must return the log"
             f" likelihood of each row, shape ({length},), for any number of rows. Sum over all axes"
@@ -205,7 +271,7 @@ def vector(out: Any, argument: str, length: int) -> jax.Array:
     return _real(jnp.asarray(out), argument, False)
 
 
-def _real(out: jax.Array, argument: str, constant: bool) -> jax.Array:
+def _real(out: jax.Array, argument: str, constant: bool) -> Float[jax.Array, "..."]:
     if constant:
         return out.astype(jnp.result_type(float))
     if not jnp.issubdtype(out.dtype, jnp.floating):
@@ -214,3 +280,41 @@ def _real(out: jax.Array, argument: str, constant: bool) -> jax.Array:
             " gradient exists. Check for comparisons, counts, and astype(int)."
         )
     return out
+
+
+@functools.cache
+def mend_numpy_constants() -> None:
+    """Make JAX look at the precision flag each time that it meets a NumPy array; once is enough.
+
+    A flaw of JAX 0.10: NumPy arrays that a function closes over keep the precision of their first
+    use. JAX remembers the canonical form of a NumPy array for as long as anything holds that form,
+    such as a jaxpr in one of its caches, and forgets that the form depends on the flag. So an array
+    that a user's jitted function closes over in float32 stays float32 inside our scope of float64
+    (and the other way round after a fit), while its type says float64. The program then fails with
+    "requires compatible types for all operands" or RuntimeProgramInputMismatch. The remedy is the
+    same memory, with the dtype in its key.
+    """
+    try:
+        from jax._src.dtypes import canonicalize_dtype, register_canonicalize_value_handler
+        from jax._src.literals import TypedNdArray
+    except ImportError:
+        # a JAX with other internals: tests/targets/test_tracing.py says whether it needs the remedy
+        return
+
+    remembered: dict[tuple[int, np.dtype], tuple[weakref.ref, weakref.ref]] = {}
+
+    def canonical(array: np.ndarray) -> TypedNdArray:
+        dtype = np.dtype(canonicalize_dtype(array.dtype))
+        key = (id(array), dtype)
+        if key in remembered:
+            source, form = (reference() for reference in remembered[key])
+            if source is array and form is not None:  # not another array that has been given its id
+                return form
+        form = TypedNdArray(np.asarray(array, dtype))
+        remembered[key] = (
+            weakref.ref(array),
+            weakref.ref(form, lambda _: remembered.pop(key, None)),
+        )
+        return form
+
+    register_canonicalize_value_handler(np.ndarray, canonical)

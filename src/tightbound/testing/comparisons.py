@@ -39,9 +39,7 @@ def mean_is(samples: np.ndarray, truth: Any, sentence: str) -> None:
 
 
 def means_agree(first: np.ndarray, second: np.ndarray, sentence: str) -> None:
-    """The means of two independent samples agree to within four standard errors of their
-    difference.
-    """
+    """The means of two independent samples agree, to four standard errors of their difference."""
     errors = [s.std(0, ddof=1) / np.sqrt(len(s)) for s in (first, second)]
     _assert_within(first.mean(0), second.mean(0), np.hypot(*errors), sentence)
 

@@ -20,9 +20,9 @@ _NODES = 4001
 def check_exponential_family(
     q: Any, key: Any, *, draws: int = 4000, gradients: bool = True
 ) -> None:
-    """grad A(eta) = E[t], mass one, draws that follow the density, both conversions, entropy and
-    KL, transformations.
+    """The identities of an exponential family, grad A(eta) = E[t] first.
 
+    Mass one, draws that follow the density, both conversions, entropy, KL and transformations.
     A single member on the line, or with finitely many values, is checked by quadrature or
     enumeration to 1e-6; any other by its draws, to four standard errors. `gradients=False` leaves
     out the comparison of pathwise with score gradients, which compiles for seconds where draws are

@@ -41,9 +41,7 @@ def check_family(q: Any, key: Any, *, draws: int = 4000) -> None:
 
 
 def _check_quadrature(q: Any, name: str, samples: dict[str, np.ndarray]) -> None:
-    """Mass one, and for every coordinate draws that follow its marginal distribution
-    (Kolmogorov-Smirnov).
-    """
+    """Mass one, and draws of every coordinate that follow its marginal (Kolmogorov-Smirnov)."""
     points, weights, axes = _grid(q, next(iter(samples.values())))
     density = jax.jit(jax.vmap(to_device(q, q.dtype)._log_prob))
     mass = np.exp(np.asarray(density(jnp.asarray(points)))) * weights
@@ -94,7 +92,7 @@ def _check_stein(q: Any, name: str, z: np.ndarray) -> None:
 
 
 def _check_gradients(q: Any, name: str, key: jax.Array, draws: int) -> None:
-    """The gradient in lambda of E_q[log(1 + |z - c|^2)], through the draws and through the density."""
+    """The gradient of E_q[log(1 + |z - c|^2)] in lambda, through the draws and the density."""
     q = to_device(q, q.dtype)
     centre = q._sample(key) + 0.5
 

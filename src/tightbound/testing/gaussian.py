@@ -1,9 +1,8 @@
 """The target against which closed forms are taken."""
 
-from typing import Any
+from jaxtyping import Float
 
-import jax
-
+from .._types import Array, PyTree
 from ..families.gaussian import Gaussian
 from ..targets.base import Density
 
@@ -22,11 +21,11 @@ class GaussianTarget(Density):
     def dim(self) -> int:
         return self.gaussian.dim
 
-    def constrain(self, z: Any) -> Any:
+    def constrain(self, z: Float[Array, "dim"]) -> PyTree:
         return {"z": z}
 
-    def unconstrain(self, values: Any) -> Any:
+    def unconstrain(self, values: PyTree) -> Float[Array, "dim"]:
         return values["z"]
 
-    def log_density(self, z: jax.Array) -> jax.Array:
+    def log_density(self, z: Float[Array, "dim"]) -> Float[Array, ""]:
         return self.gaussian._log_prob(z) + self.log_evidence

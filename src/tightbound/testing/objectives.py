@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import scoped, to_device
+from .._types import Array
 from ..estimators.draws import evaluate
 from ..families.gaussian import Gaussian
 from ..families.scales import Diagonal
@@ -79,7 +80,7 @@ def _losses(
 
 
 @eqx.filter_jit
-def _losses_at(objective: AbstractObjective, target: Any, q: Any, z: jax.Array) -> jax.Array:
+def _losses_at(objective: AbstractObjective, target: Any, q: Any, z: Array) -> Array:
     return jax.vmap(lambda z: objective.loss(evaluate(objective, target, q, z)))(z)
 
 

@@ -1,50 +1,77 @@
 """The battery of solvers."""
 
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
+from jaxtyping import Float
 
 from .._numerics import scoped
-from .._types import Budget
+from .._types import Array, Budget, Key
+from ..families.base import AbstractFamily
 from ..loop import Run, run
 from ..objectives.base import AbstractObjective
+from ..solvers.base import AbstractSolver
+from ..targets.base import AbstractTarget
+
+
+class _Moments(Protocol):
+    """A family that knows its means and sds."""
+
+    @property
+    def mean(self) -> Float[Array, "dim"]: ...
+
+    @property
+    def sd(self) -> Float[Array, "dim"]: ...
 
 
 @scoped
 def check_solver(
-    solver: Any,
-    target: Any,
-    q: Any,
+    solver: AbstractSolver,
+    target: AbstractTarget,
+    q: AbstractFamily,
     *,
-    mean: np.ndarray,
-    sd: np.ndarray,
+    mean: Float[Array, "dim"],
+    sd: Float[Array, "dim"],
     objective: AbstractObjective | None = None,
-    key: Any = 0,
+    key: Key = 0,
     tol: float = 0.02,
     max_steps: int | None = None,
     monotone: bool = False,
 ) -> Run:
-    """The solver ends well by itself, at the known best member: mean within `tol` sds, sds within
-    `tol` of themselves.
+    """The solver ends well by itself, at the known best member.
 
-    `monotone`: the loss may not rise from step to step, except by rounding. Returns the run, for
-    what else there is to test.
+    Arguments:
+        solver: to be tested.
+        target: with a known best member.
+        q: where it starts.
+        mean: of the best member; it must be met to within `tol` sds.
+        sd: of the best member; they must be met to within `tol` of themselves.
+        objective: None is the solver's own.
+        key: of the run.
+        tol: accuracy asked for, and required.
+        max_steps: of the run.
+        monotone: whether the loss may not rise from step to step, except by rounding.
+
+    Returns:
+        The run, for what else there is to test.
     """
     name = type(solver).__name__
     objective = solver.default_objective() if objective is None else objective
     solver.check(target, q, objective)
     ran = run(target, q, objective, solver, key=key, tol=tol, budget=Budget(), max_steps=max_steps)
     assert ran.result.ok, f"{name} ended after {ran.steps} steps with: {ran.result}"
-    off = np.abs(ran.q.mean - mean) / sd
+    ended = cast(_Moments, ran.q)  # the caller knows the means and sds of its best member
+    off = np.abs(ended.mean - mean) / sd
     assert off.max() <= tol, (
         f"{name}: coordinate {off.argmax()} of the mean is {off.max():.3f} sds off; {tol} are"
         " allowed."
     )
-    ratio = np.abs(ran.q.sd / sd - 1)
+    ratio = np.abs(ended.sd / sd - 1)
     assert ratio.max() <= tol, (
         f"{name}: sd {ratio.argmax()} is off by {100 * ratio.max():.1f} %; {100 * tol:.0f} % are"
         " allowed."
     )
+    # Relative to the loss: near the optimum its last digits are rounding.
     if monotone:
         rises = np.diff(ran.trace.loss) - 1e-9 * np.abs(ran.trace.loss[1:])
         assert rises.size == 0 or rises.max() <= 0, (

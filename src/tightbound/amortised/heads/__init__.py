@@ -1,5 +1,4 @@
-"""What a conditional family's network decides: the parameters of a distribution, in coordinates
-where that pays.
+"""What the network of a conditional family decides: the parameters of a distribution.
 
 The convex tier (`Gaussian`, `VonMises`, `Spline`, and a `Product` of these): minus the log density
 is convex in what the network returns, so expected forward KL has no bad optimum in function space.

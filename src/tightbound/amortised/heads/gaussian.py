@@ -1,17 +1,20 @@
-"""Gaussian heads in coordinates where minus the log density is convex, and stays well scaled as
-posteriors narrow.
+"""Gaussian heads in coordinates where minus the log density is convex.
+
+In these coordinates it also stays well scaled as posteriors narrow.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.linalg as jsl
 import numpy as np
+from jaxtyping import Float
 
-from ..._types import Array
+from ..._types import Array, Validated
 from ...families.head import AbstractHead
 
 FLOOR = 0.02
@@ -21,6 +24,8 @@ Below it the loss goes on as a parabola.
 """
 
 _LOG_2PI = math.log(2 * math.pi)
+
+Structure: TypeAlias = Literal["mean", "diagonal", "full"]
 
 
 class Gaussian(AbstractHead):
@@ -43,8 +48,9 @@ class Gaussian(AbstractHead):
         sd: `[d]`, for "mean": the sds that are kept.
     """
 
-    dim: int = eqx.field(static=True)
-    structure: str = eqx.field(static=True, default="full")
+    # A field in the place of a property: equinox allows it, pyright has no way to say so.
+    dim: int = eqx.field(static=True)  # pyright: ignore[reportIncompatibleMethodOverride]
+    structure: Validated[Structure, "__check_init__"] = eqx.field(static=True, default="full")
     sd: tuple[float, ...] | None = eqx.field(static=True, default=None)
     convex: ClassVar[bool] = True
     reparameterised: ClassVar[bool] = True
@@ -74,7 +80,7 @@ class Gaussian(AbstractHead):
             "full": self.dim + self.dim * (self.dim + 1) // 2,
         }[self.structure]
 
-    def log_prob(self, eta: Array, u: Array) -> Array:
+    def log_prob(self, eta: Float[Array, "size"], u: Float[Array, "dim"]) -> Float[Array, ""]:
         m, diagonal, below = self._parts(eta)
         diagonal = jnp.maximum(diagonal, FLOOR)
         return (
@@ -83,7 +89,7 @@ class Gaussian(AbstractHead):
             - self._constant
         )
 
-    def loss(self, eta: Array, u: Array) -> Array:
+    def loss(self, eta: Float[Array, "size"], u: Float[Array, "dim"]) -> Float[Array, ""]:
         m, diagonal, below = self._parts(eta)
         return (
             0.5 * jnp.sum((self._times(diagonal, below, u) - m) ** 2)
@@ -91,13 +97,13 @@ class Gaussian(AbstractHead):
             + self._constant
         )
 
-    def sample(self, eta: Array, key: Array) -> Array:
+    def sample(self, eta: Float[Array, "size"], key: jax.Array) -> Float[Array, "dim"]:
         m, diagonal, below = self._parts(eta)
         return self._solved(
             jnp.maximum(diagonal, FLOOR), below, m + jr.normal(key, (self.dim,), m.dtype)
         )
 
-    def moments(self, eta: Array) -> tuple[Array, Array]:
+    def moments(self, eta: Float[Array, "size"]) -> tuple[Float[Array, "dim"], Float[Array, "dim"]]:
         m, diagonal, below = self._parts(eta)
         diagonal = jnp.maximum(diagonal, FLOOR)
         if below is None:
@@ -107,12 +113,17 @@ class Gaussian(AbstractHead):
         ).T
         return root @ m, jnp.sqrt(jnp.sum(root**2, axis=1))
 
-    def start(self) -> np.ndarray:
+    def start(self) -> Float[np.ndarray, "size"]:
         return self._packed(np.zeros(self.dim), np.eye(self.dim))
 
     def linear_start(
-        self, slope: np.ndarray, mean: np.ndarray, cov: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self,
+        slope: Float[np.ndarray, "dim p"],
+        mean: Float[np.ndarray, "dim"],
+        cov: Float[np.ndarray, "dim dim"],
+    ) -> tuple[Float[np.ndarray, "size p"], Float[np.ndarray, "size"]]:
+        # The variances of a q without correlations are the marginal ones here, as a start should
+        # rather be too wide.
         if self.structure != "full":
             cov = np.diag(np.diag(cov))
         root = (
@@ -128,7 +139,10 @@ class Gaussian(AbstractHead):
     def _constant(self) -> float:
         return 0.5 * self.dim * _LOG_2PI
 
-    def _packed(self, m: np.ndarray, root: np.ndarray) -> np.ndarray:
+    def _packed(
+        self, m: Float[np.ndarray, "dim"], root: Float[np.ndarray, "dim dim"]
+    ) -> Float[np.ndarray, "size"]:
+        """eta of m and L."""
         rest = {
             "mean": [],
             "diagonal": [np.diag(root)],
@@ -136,10 +150,10 @@ class Gaussian(AbstractHead):
         }
         return np.concatenate([m, *rest[self.structure]])
 
-    def _parts(self, eta: Array) -> tuple[Any, Any, Any]:
-        """m `[d]`, the diagonal of L `[d]`, and what lies below it `[d, d]` (None where nothing
-        does).
-        """
+    def _parts(
+        self, eta: Float[Array, "size"]
+    ) -> tuple[Float[Array, "dim"], Float[Array, "dim"], Float[Array, "dim dim"] | None]:
+        """m, the diagonal of L, and what lies below it (None where nothing does)."""
         d = self.dim
         if self.sd is not None:
             return eta, 1 / jnp.asarray(self.sd, eta.dtype), None
@@ -149,22 +163,33 @@ class Gaussian(AbstractHead):
         below = jnp.zeros((d, d), eta.dtype).at[rows, columns].set(eta[2 * d :]) if d > 1 else None
         return eta[:d], eta[d : 2 * d], below
 
-    def _times(self, diagonal: Array, below: Any, u: Array) -> Array:
+    def _times(
+        self,
+        diagonal: Float[Array, "dim"],
+        below: Float[Array, "dim dim"] | None,
+        u: Float[Array, "dim"],
+    ) -> Float[Array, "dim"]:
         """L' u."""
         return diagonal * u if below is None else diagonal * u + below.T @ u
 
-    def _solved(self, diagonal: Array, below: Any, v: Array) -> Array:
+    def _solved(
+        self,
+        diagonal: Float[Array, "dim"],
+        below: Float[Array, "dim dim"] | None,
+        v: Float[Array, "dim"],
+    ) -> Float[Array, "dim"]:
         """L'^-1 v."""
         if below is None:
             return v / diagonal
         return jsl.solve_triangular(jnp.diag(diagonal) + below, v, trans=1, lower=True)
 
 
-def barrier(x: Array) -> Array:
+def barrier(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """-log x, continued below FLOOR by its parabola there.
 
     Convex, twice differentiable, finite everywhere.
     """
+    # Both branches of `where` are differentiated, so that the logarithm must not see x below FLOOR.
     inside = jnp.maximum(x, FLOOR)
     t = (x - FLOOR) / FLOOR
     return jnp.where(x > FLOOR, -jnp.log(inside), -math.log(FLOOR) - t + 0.5 * t**2)

@@ -1,11 +1,13 @@
 """Independent heads side by side: an angle beside numbers on the line, say."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Float
 
 from ..._types import Array
 from ...families.head import AbstractHead
@@ -34,6 +36,7 @@ class Product(AbstractHead):
                 " exactly once."
             )
 
+    # Properties where every other head has class variables: what the factors say.
     @property
     def convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return all(f.convex for f in self.factors)
@@ -58,42 +61,51 @@ class Product(AbstractHead):
                 flags[i] = flag
         return tuple(flags)
 
-    def log_prob(self, eta: Array, u: Array) -> Array:
+    def log_prob(self, eta: Float[Array, "size"], u: Float[Array, "dim"]) -> Float[Array, ""]:
         return jnp.sum(jnp.stack([f.log_prob(e, u[np.array(p)]) for f, e, p in self._each(eta)]))
 
-    def loss(self, eta: Array, u: Array) -> Array:
+    def loss(self, eta: Float[Array, "size"], u: Float[Array, "dim"]) -> Float[Array, ""]:
         return jnp.sum(jnp.stack([f.loss(e, u[np.array(p)]) for f, e, p in self._each(eta)]))
 
-    def sample(self, eta: Array, key: Array) -> Array:
+    def sample(self, eta: Float[Array, "size"], key: jax.Array) -> Float[Array, "dim"]:
         keys = jr.split(key, len(self.factors))
         return self._scattered(
             [f.sample(e, k) for (f, e, _), k in zip(self._each(eta), keys, strict=True)]
         )
 
-    def moments(self, eta: Array) -> tuple[Array, Array] | None:
+    def moments(
+        self, eta: Float[Array, "size"]
+    ) -> tuple[Float[Array, "dim"], Float[Array, "dim"]] | None:
         found = [f.moments(e) for f, e, _ in self._each(eta)]
         if any(m is None for m in found):
             return None
         means, sds = zip(*[m for m in found if m is not None], strict=True)
-        return self._scattered(list(means)), self._scattered(list(sds))
+        return self._scattered(means), self._scattered(sds)
 
-    def start(self) -> np.ndarray:
+    def start(self) -> Float[np.ndarray, "size"]:
         return np.concatenate([f.start() for f in self.factors])
 
     def linear_start(
-        self, slope: np.ndarray, mean: np.ndarray, cov: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self,
+        slope: Float[np.ndarray, "dim p"],
+        mean: Float[np.ndarray, "dim"],
+        cov: Float[np.ndarray, "dim dim"],
+    ) -> tuple[Float[np.ndarray, "size p"], Float[np.ndarray, "size"]]:
         parts = []
         for factor, place in zip(self.factors, self.places, strict=True):
             i = list(place)
             parts.append(factor.linear_start(slope[i], mean[i], cov[np.ix_(i, i)]))
         return np.concatenate([w for w, _ in parts]), np.concatenate([b for _, b in parts])
 
-    def _each(self, eta: Array) -> list[tuple[AbstractHead, Any, tuple[int, ...]]]:
+    def _each(
+        self, eta: Float[Array, "size"]
+    ) -> list[tuple[AbstractHead, Float[Array, "own"], tuple[int, ...]]]:
+        """Each factor with its own eta and its places."""
         ends = np.cumsum([f.size for f in self.factors])[:-1].tolist()
         return list(zip(self.factors, jnp.split(eta, ends), self.places, strict=True))
 
-    def _scattered(self, pieces: list[Any]) -> Array:
+    def _scattered(self, pieces: Sequence[Float[Array, "own"]]) -> Float[Array, "dim"]:
+        """What the factors say of their coordinates, in the order of all coordinates."""
         order = np.argsort([i for place in self.places for i in place])
         return jnp.concatenate(pieces)[order]
 

@@ -1,38 +1,53 @@
-"""What the certificate of contaminated data adds.
+"""What the certificate of contaminated data adds: q's width against the noise, and the modes."""
 
-How wide q is against the noise, and how many modes the posterior has.
-"""
-
-from typing import Any
+import dataclasses
+from typing import cast
 
 import numpy as np
+from jaxtyping import Float
 
+from ...families.gaussian import Gaussian
 from ...search.modes import modes
-from ...targets.sites import Kernels
-from ..draws import FreshDraws
-from ..finding import Finding, Verdict
+from ...targets.sites import Contaminated
+from ..finding import About, Case, Finding, FindingDetail, Verdict, register
 
-_AT_THE_CAP = 1e-6  # relative: the annealed loop cuts variances to exactly vg
-_CLOSE = 4.0  # nats of evidence within which a mode counts
+_SHOWN = 4  # modes whose places a sentence lists
 
 
-def contaminated(q: Any, sample: FreshDraws) -> tuple[Finding, Finding]:
-    """The findings `width` and `modes` of a fit of contaminated data."""
-    kernels = sample.target.kernels()
-    return width(q, sample, kernels), multimodality(kernels, sample.target.coordinate_names)
+@dataclasses.dataclass(frozen=True)
+class WidthDetail(FindingDetail):
+    """`capped`: whether the annealed loop has cut q's variance to the noise's."""
+
+    capped: bool
 
 
-def width(q: Any, sample: FreshDraws, kernels: Kernels) -> Finding:
-    """v / vg: the largest variance of q over the noise variance of the median point, in any
-    direction.
+@dataclasses.dataclass(frozen=True)
+class ModesDetail(FindingDetail):
+    """The modes within 4 nats of the best: where they are, and Laplace's log evidence of each."""
+
+    modes: tuple[Float[np.ndarray, "dim"], ...]
+    log_evidence: tuple[float, ...]
+
+
+@register("width", place=120, ability=Contaminated)
+def width(case: Case) -> Finding:
+    """The largest variance of q over the noise variance of the median point, in any direction.
 
     The analytic gradient is overconfident by about .35 of it, and its loop cuts it to 1: that cap
     is a caution.
     """
-    cov = np.asarray(q.cov) if hasattr(q, "cov") else np.cov(sample.z.T).reshape(q.dim, q.dim)
+    # the ability that the finding is registered for
+    kernels, q = cast(Contaminated, case.sample.target).kernels(), case.q
+    gaussian = q.covariance_structure != "none"
+    # a Gaussian knows its covariance to the digits that tell whether it is at the cap
+    cov = (
+        np.asarray(cast(Gaussian, q).cov)
+        if gaussian
+        else np.cov(case.sample.z.T).reshape(q.dim, q.dim)
+    )
     white = np.linalg.solve(kernels.root, np.linalg.solve(kernels.root, cov).T)
     ratio = float(np.linalg.eigvalsh(0.5 * (white + white.T))[-1] / kernels.median_scale)
-    capped = hasattr(q, "cov") and abs(ratio - 1.0) < _AT_THE_CAP
+    capped = gaussian and abs(ratio - 1.0) < case.standards.width_cap
     if capped:
         why = (
             "The largest variance of q is exactly the noise variance: the annealed loop has cut it"
@@ -42,27 +57,35 @@ def width(q: Any, sample: FreshDraws, kernels: Kernels) -> Finding:
     else:
         why = f"The largest variance of q is {ratio:.3g} times that of the noise."
         why += " It is dominated by the prior and the background." if ratio > 5 else ""
-    verdict = Verdict.CAUTION if capped else Verdict.PASS
-    detail = {"capped": bool(capped)}
-    return Finding("width", ratio, np.nan, None, verdict, why, "docs/clutter.md", detail=detail)
+    return Finding(
+        "width",
+        ratio,
+        np.nan,
+        None,
+        Verdict.CAUTION if capped else Verdict.PASS,
+        why,
+        "docs/clutter.md",
+        detail=WidthDetail(bool(capped)),
+    )
 
 
-def multimodality(kernels: Kernels, names: tuple[str, ...]) -> Finding:
+@register("modes", place=130, ability=Contaminated)
+def multimodality(case: Case) -> Finding:
     """Modes within 4 nats of the best one's evidence, from mean shift.
 
     Whether q covers them is for `optima` to say.
     """
+    target, close_to = cast(Contaminated, case.sample.target), case.standards.rival
+    kernels = target.kernels()
     found = modes(kernels)
-    close = [mode for mode in found if mode.log_evidence > found[0].log_evidence - _CLOSE]
-    places = [kernels.root @ mode.mean for mode in close]
-    listed = ", ".join(np.array2string(place, precision=3) for place in places[:4])
+    close = [mode for mode in found if mode.log_evidence > found[0].log_evidence - close_to]
+    places = tuple(kernels.root @ mode.mean for mode in close)
+    listed = ", ".join(np.array2string(place, precision=3) for place in places[:_SHOWN])
     plural = len(close) > 1
     why = (
         f"Mean shift from the points found {len(close)} mode{'s' if plural else ''} within"
-        f" {_CLOSE:.0f} nats, at {listed}."
+        f" {close_to:.0f} nats, at {listed}."
     )
-    detail = {"modes": places, "log_evidence": [mode.log_evidence for mode in close]}
-    where = tuple(names[:3]) if plural else ()
     return Finding(
         "modes",
         float(len(close)),
@@ -71,9 +94,10 @@ def multimodality(kernels: Kernels, names: tuple[str, ...]) -> Finding:
         Verdict.PASS,
         why,
         "docs/clutter.md",
-        where,
-        detail,
+        tuple(target.coordinate_names[:3]) if plural else (),
+        ModesDetail(places, tuple(mode.log_evidence for mode in close)),
+        About.ELSEWHERE,
     )
 
 
-__all__ = ["contaminated"]
+__all__ = ["ModesDetail", "WidthDetail", "multimodality", "width"]

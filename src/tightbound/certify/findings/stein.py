@@ -1,42 +1,50 @@
-"""Kernelised Stein discrepancy: whether q's draws look like the target to its scores, without
-importance weights.
+"""Kernelised Stein discrepancy: whether q's draws look like the target to its scores.
 
-Weights fail together in many dimensions; scores do not. The discrepancy is the largest expectation,
-over functions f of a ball, of the Stein operator s_p' f + div f, which is zero for draws of p and
-for them alone.
+It takes no importance weights. Weights fail together in many dimensions; scores do not. The
+discrepancy is the largest expectation, over functions f of a ball, of the Stein operator
+s_p' f + div f, which is zero for draws of p and for them alone.
 """
 
+import dataclasses
+
 import numpy as np
+from jaxtyping import Float
 
 from ..._numerics import host_rng
-from ..draws import FreshDraws
-from ..finding import Finding, Verdict
-from .optima import Whitening
+from ..draws import Whitening
+from ..finding import Case, Finding, FindingDetail, Verdict, register
+from ..standards import Standards
 
-_DRAWS = 500  # pairs of draws cost n^2 d
 _MOST_NUMBERS = 2_000_000  # draws x dim: fewer draws in many dimensions
-_REPLICATES = 500
-_SIGNIFICANT = 0.01
-_LARGE = 0.3  # about the discrepancy of a mean that is this many sds off
+_FEWEST = 50  # draws without which the bootstrap has no null distribution to speak of
 
 
-def stein(draws: FreshDraws, key: int) -> Finding:
-    """KSD with the kernel (1 + |u - v|^2 / d)^(-1/2) in coordinates u whitened by q's draws, and
-    its bootstrap p-value.
+@dataclasses.dataclass(frozen=True)
+class SteinDetail(FindingDetail):
+    """`p_value`: of no discrepancy at all."""
 
-    value = sqrt(U), U the unbiased mean over pairs i != j of the Stein kernel; a mean that is a sds
-    off gives about .8 a. The null, q = p, by the wild bootstrap: U with random signs on the draws,
-    500 times. No q is exactly p, and with enough draws every p-value is small: the verdict asks for
-    a discrepancy that is also large. Blind to a mode where q has no draws. Uses 500 of the draws
-    and their scores, and no evaluation of its own.
+    p_value: float
+
+
+@register("stein", place=100)
+def stein(case: Case) -> Finding:
+    """The Stein discrepancy of q's draws, in coordinates whitened by them, and its p-value.
+
+    The kernel is (1 + |u - v|^2 / d)^(-1/2). value = sqrt(U), U the unbiased mean over pairs i != j
+    of the Stein kernel; a mean that is a sds off gives about .8 a. The null, q = p, by the wild
+    bootstrap: U with random signs on the draws, 500 times. No q is exactly p, and with enough draws
+    every p-value is small: the verdict asks for a discrepancy that is also large. Blind to a mode
+    where q has no draws. Uses 500 of the draws and their scores, and no evaluation of its own.
 
     Source: Liu, Lee & Jordan 2016, eq. 8 and section 4; Gorham & Mackey 2017, theorem 8 (the
     kernel).
     """
+    draws, effort = case.sample, case.effort
     good = np.flatnonzero(draws.finite[: len(draws.z) // 2])  # the second half mirrors the first
-    count = min(_DRAWS, len(good), max(50, _MOST_NUMBERS // draws.z.shape[1]))
-    if count < 50:
-        return _finding(0.0, np.nan, 1.0, "Too few finite draws for a Stein discrepancy.")
+    count = min(effort.stein_draws, len(good), max(_FEWEST, _MOST_NUMBERS // draws.z.shape[1]))
+    if count < _FEWEST:
+        why = "Too few finite draws for a Stein discrepancy."
+        return _finding(0.0, np.nan, 1.0, why, case.standards)
     white, some = Whitening.of(draws.z[draws.finite]), good[:count]
     scores = (
         draws.scores[some] * white.root if white.root.ndim == 1 else draws.scores[some] @ white.root
@@ -45,18 +53,20 @@ def stein(draws: FreshDraws, key: int) -> Finding:
     np.fill_diagonal(kernel, 0.0)
     pairs = count * (count - 1)
     statistic = float(kernel.sum() / pairs)
-    signs = host_rng(key, "stein").choice([-1.0, 1.0], size=(_REPLICATES, count))
+    signs = host_rng(case.key, "stein").choice([-1.0, 1.0], size=(effort.stein_replicates, count))
     null = np.einsum("bi,bi->b", signs @ kernel, signs) / pairs
-    p_value = float((1 + np.sum(null >= statistic)) / (1 + _REPLICATES))
+    p_value = float((1 + np.sum(null >= statistic)) / (1 + len(null)))
     value = float(np.sqrt(max(statistic, 0.0)))
     # of U, where it is not degenerate
     spread = 2.0 * kernel.sum(axis=1).std() / (count - 1) / np.sqrt(count)
-    return _finding(value, float(spread / (2.0 * value)) if value > 0 else np.nan, p_value, "")
+    stderr = float(spread / (2.0 * value)) if value > 0 else np.nan
+    return _finding(value, stderr, p_value, "", case.standards)
 
 
-def stein_kernel(u: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The Stein kernel `[n, n]` of points `[n, d]` with scores `[n, d]`, for k(u, v) = (1 + |u -
-    v|^2 / d)^(-1/2).
+def stein_kernel(
+    u: Float[np.ndarray, "n dim"], scores: Float[np.ndarray, "n dim"]
+) -> Float[np.ndarray, "n n"]:
+    """The Stein kernel of points with scores, for k(u, v) = (1 + |u - v|^2 / d)^(-1/2).
 
     s(u)'s(v) k + s(u)' grad_v k + s(v)' grad_u k + tr grad_u grad_v k.
     """
@@ -71,19 +81,27 @@ def stein_kernel(u: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return scores @ scores.T * base**-0.5 + crossed / dim * base**-1.5 + trace
 
 
-def _finding(value: float, stderr: float, p_value: float, why: str) -> Finding:
-    large = p_value < _SIGNIFICANT and value - 2.0 * np.nan_to_num(stderr) > _LARGE
-    verdict = Verdict.CAUTION if large else Verdict.PASS
+def _finding(
+    value: float, stderr: float, p_value: float, why: str, standards: Standards
+) -> Finding:
+    beyond = value - standards.errors * np.nan_to_num(stderr) > standards.stein
+    large = p_value < standards.significant and beyond
     said = (
         f"Stein discrepancy of q's draws {value:.2g} (p-value of no discrepancy at all:"
         f" {p_value:.2g})"
     )
     if not why:
         why = f"{said}: the scores of the target contradict q." if large else f"{said}: small."
-    source = "Liu, Lee & Jordan 2016, eq. 8; Gorham & Mackey 2017"
     return Finding(
-        "stein", value, stderr, _LARGE, verdict, why, source, detail={"p_value": p_value}
+        "stein",
+        value,
+        stderr,
+        standards.stein,
+        Verdict.CAUTION if large else Verdict.PASS,
+        why,
+        "Liu, Lee & Jordan 2016, eq. 8; Gorham & Mackey 2017",
+        detail=SteinDetail(p_value),
     )
 
 
-__all__ = ["stein", "stein_kernel"]
+__all__ = ["SteinDetail", "stein", "stein_kernel"]

@@ -1,4 +1,1 @@
-"""Estimators of contaminated data.
-
-Closed forms and one-dimensional quadratures that only such targets have.
-"""
+"""Estimators of contaminated data: closed forms and quadratures that only such targets have."""

@@ -1,33 +1,33 @@
-"""The clutter paper's estimator.
+"""The clutter paper's estimator: a Gaussian for the tilted distribution of each site."""
 
-Expectations of the score through a Gaussian for each site's tilted distribution.
-"""
-
-from typing import Any, ClassVar
+from typing import ClassVar, NoReturn
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import Float
 
+from ..._types import Key, PyTree, Validated
+from ...families.base import AbstractFamily
 from ...objectives.base import AbstractObjective
-from ...targets.base import require
+from ...targets.base import AbstractTarget, require
 from ...targets.sites import Contaminated, Kernels
-from ..base import AbstractEstimator, Moments
-from .local_gaussians import local_gaussians, refuse_surrogate, white_moments
+from ..base import AbstractMomentEstimator, Moments
+from .local_gaussians import SiteSums, local_gaussians, refuse_surrogate, white_moments
 
 
-class LocalQuadratic(AbstractEstimator):
-    """The analytic approximation of the ELBO gradient for contaminated data: closed form, one
-    sigmoid and one exp a point.
+class LocalQuadratic(AbstractMomentEstimator[Contaminated]):
+    """The analytic approximation of the ELBO gradient for contaminated data.
 
-    The denominator of each site's responsibility is replaced by the exponential of its second-order
-    Taylor polynomial at the mode of q times the kernel. The error of the variance gradient is of
-    relative order v / vg: q ends up overconfident by about .35 v / vg, as Laplace's does; `cubic`
-    mends most of that. It has no ELBO value, so NaturalGradient takes its steps unchecked. The
-    honest alternatives: GaussHermite in one or two dimensions (5 exponentials a point, all digits,
-    monotone), EP. Use this one for starts, and where each microsecond counts.
+    A closed form, with one sigmoid and one exponential a point. The denominator of each site's
+    responsibility is replaced by the exponential of its second-order Taylor polynomial at the mode
+    of q times the kernel. The error of the variance gradient is of relative order v / vg: q ends up
+    overconfident by about .35 v / vg, as Laplace's does; `cubic` mends most of that. It has no ELBO
+    value, so NaturalGradient takes its steps unchecked. The honest alternatives: GaussHermite in
+    one or two dimensions (5 exponentials a point, all digits, monotone), EP. Use this one for
+    starts, and where each microsecond counts.
 
-    Source: Popov 2024 (arXiv 2404.10550), section 4; full covariance and cubic term: clutter spec,
-    sections 2.3 and 2.5.
+    Source: Popov 2024 (arXiv 2404.10550), section 4; for the full covariance and the cubic term see
+    `local_gaussians`.
 
     Attributes:
         cubic: put the third derivative of each site back to first order, for v / vg up to about 2.
@@ -36,27 +36,44 @@ class LocalQuadratic(AbstractEstimator):
     cubic: bool = eqx.field(default=False, static=True)
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = ()
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self,
+        target: Validated[AbstractTarget, "nobody: all are refused"],
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+    ) -> None:
         refuse_surrogate(self)
 
-    def prepare(self, target: Any, q: Any, key: Any) -> Kernels:
+    def prepare(
+        self, target: Validated[Contaminated, "require"], q: AbstractFamily | None, key: Key | None
+    ) -> Kernels:
         """The kernels of the target.
 
         Raises:
             PairingError: the target is not contaminated data.
         """
-        require(self, target, Contaminated)
-        return target.kernels()
+        return require(self, target, Contaminated).kernels()
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any
-    ) -> tuple[Any, Any]:
+        self,
+        objective: AbstractObjective,
+        target: Contaminated,
+        q: AbstractFamily,
+        state: PyTree,
+        key: Key | None,
+    ) -> NoReturn:
         refuse_surrogate(self)
 
-    def moments(self, target: Any, mean: np.ndarray, root: np.ndarray, design: Kernels) -> Moments:
+    def moments(
+        self,
+        target: Contaminated,
+        mean: Float[np.ndarray, "dim"],
+        root: Float[np.ndarray, "dim dim"],
+        design: Kernels,
+    ) -> Moments:
         """Whitened moments of log p under N(mean, root root'), prior included; the ELBO is NaN."""
 
-        def sites(centre: np.ndarray, cov: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        def sites(centre: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"]) -> SiteSums:
             found = local_gaussians(design, centre, cov, cubic=self.cubic)
             return np.nan, found.gradient, found.curvature
 

@@ -1,39 +1,37 @@
-"""Each point's log odds under q as a Gaussian.
+"""Each point's log odds under q as a Gaussian: 1-D quadratures in any dimension."""
 
-One-dimensional quadrature for contaminated data of any dimension.
-"""
-
-from typing import Any, ClassVar
+from typing import ClassVar, NoReturn
 
 import equinox as eqx
 import numpy as np
 import scipy.special as sp
+from jaxtyping import Float
 
+from ..._types import Key, PyTree, Validated
+from ...families.base import AbstractFamily
 from ...objectives.base import AbstractObjective
 from ...results import PairingError
-from ...targets.base import require
+from ...targets.base import AbstractTarget, require
 from ...targets.sites import Contaminated, Kernels
-from ..base import AbstractEstimator, Moments
-from .local_gaussians import refuse_surrogate, white_moments
+from ..base import AbstractMomentEstimator, Moments
+from .local_gaussians import SiteSums, refuse_surrogate, white_moments
 
-_CHUNK = 4_096
+_CHUNK = 4_096  # points whose intermediates stay in the second-level cache
 # sd of the log odds below which Stein's quotient loses its digits and the derivative is used
 _SMALL = 1e-5
 
 
-class ProjectedLogit(AbstractEstimator):
-    """E_q softplus(y_i), with y_i = a_i - |x_i - theta|^2 / (2 s_i) taken as Gaussian with its
-    exact mean and variance.
+class ProjectedLogit(AbstractMomentEstimator[Contaminated]):
+    """E_q softplus(y_i), with the log odds y_i = a_i - |x_i - theta|^2 / (2 s_i) as a Gaussian.
 
-    mean = a - (d'd + tr S) / (2 s), variance = tr(S^2) / (2 s^2) + d'S d / s^2, and `nodes`
-    Gauss-Hermite nodes in y: `nodes` exponentials a point, whatever the dimension. The sum is a
-    function of mean and covariance whose gradients are used as they are, so NaturalGradient climbs
-    it monotonically; it is close to the ELBO and not a bound on it. As S goes to 0 it is the bound
-    of mean-field VI with indicators. The more dimensions, the better: within 5e-5 nat of the best
-    ELBO in 5 dimensions, 2e-6 in 10 (medians of 12 data sets). Not for one dimension, where log
-    odds under q are far from Gaussian and Laplace is better: use GaussHermite there, and in two.
-
-    Source: clutter spec, section 5 (PROJk).
+    It has their exact mean and variance, those of a quadratic form in Gaussian variables: mean = a
+    - (d'd + tr S) / (2 s), variance = tr(S^2) / (2 s^2) + d'S d / s^2, and `nodes` Gauss-Hermite
+    nodes in y: `nodes` exponentials a point, whatever the dimension. The sum is a function of mean
+    and covariance whose gradients are used as they are, so NaturalGradient climbs it monotonically;
+    it is close to the ELBO and not a bound on it. As S goes to 0 it is the bound of mean-field VI
+    with indicators. The more dimensions, the better: within 5e-5 nat of the best ELBO in 5
+    dimensions, 2e-6 in 10 (medians of 12 data sets). Not for one dimension, where log odds under q
+    are far from Gaussian and Laplace is better: use GaussHermite there, and in two.
 
     Attributes:
         nodes: Gauss-Hermite nodes for each point's log odds.
@@ -48,23 +46,34 @@ class ProjectedLogit(AbstractEstimator):
                 f"ProjectedLogit: `nodes` must lie between 2 and 64, got {self.nodes}."
             )
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self,
+        target: Validated[AbstractTarget, "nobody: all are refused"],
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+    ) -> None:
         refuse_surrogate(self)
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any
-    ) -> tuple[Any, Any]:
+        self,
+        objective: AbstractObjective,
+        target: Contaminated,
+        q: AbstractFamily,
+        state: PyTree,
+        key: Key | None,
+    ) -> NoReturn:
         refuse_surrogate(self)
 
-    def prepare(self, target: Any, q: Any, key: Any) -> Kernels:
+    def prepare(
+        self, target: Validated[Contaminated, "require"], q: AbstractFamily | None, key: Key | None
+    ) -> Kernels:
         """The kernels of the target.
 
         Raises:
             PairingError: the target is not contaminated data, or a point cannot be background (its
                 log odds are infinite).
         """
-        require(self, target, Contaminated)
-        k = target.kernels()
+        k = require(self, target, Contaminated).kernels()
         if not np.all(np.isfinite(k.own_logits)):
             raise PairingError(
                 "ProjectedLogit needs finite log odds, but some point has a background density of"
@@ -72,17 +81,23 @@ class ProjectedLogit(AbstractEstimator):
             )
         return k
 
-    def moments(self, target: Any, mean: np.ndarray, root: np.ndarray, design: Kernels) -> Moments:
+    def moments(
+        self,
+        target: Contaminated,
+        mean: Float[np.ndarray, "dim"],
+        root: Float[np.ndarray, "dim dim"],
+        design: Kernels,
+    ) -> Moments:
         """Whitened moments of the approximated log p under N(mean, root root'), prior included."""
         return white_moments(
             target, design, mean, root, lambda m, cov: _sites(design, m, cov, self.nodes), np.nan
         )
 
 
-def _sites(k: Kernels, mean: np.ndarray, cov: np.ndarray, nodes: int):
-    """E_q of sum weight softplus, its gradient in the mean `[D]`, and -2 times its gradient in the
-    covariance `[D, D]`.
-    """
+def _sites(
+    k: Kernels, mean: Float[np.ndarray, "dim"], cov: Float[np.ndarray, "dim dim"], nodes: int
+) -> SiteSums:
+    """E_q of sum weight softplus, its gradient in the mean, and -2 times that in the covariance."""
     u, w = np.polynomial.hermite_e.hermegauss(nodes)
     w = w / w.sum()
     s, vectors = np.linalg.eigh(cov)
@@ -96,7 +111,7 @@ def _sites(k: Kernels, mean: np.ndarray, cov: np.ndarray, nodes: int):
         y = centre[:, None] + sd[:, None] * u
         p = sp.expit(y)
         inlier = p @ w
-        # E sigma'(y), by Stein
+        # E sigma'(y): by Stein's identity E[sigma(y) u] / sd, which needs no second evaluation.
         slope = np.where(sd < _SMALL, (p * (1 - p)) @ w, (p @ (w * u)) / np.maximum(sd, 1e-300))
         value += float(weights @ (np.logaddexp(0.0, y) @ w))
         pull, bend = weights * inlier / h, weights * slope / h**2

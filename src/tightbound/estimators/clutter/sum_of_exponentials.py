@@ -1,42 +1,46 @@
-"""Softplus as a sum of exponentials.
-
-A closed-form ELBO of contaminated data for any width of q and any dimension.
-"""
+"""Softplus as a sum of exponentials: a closed-form ELBO for any width of q, in any dimension."""
 
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar, NoReturn, TypeAlias
 
 import equinox as eqx
 import numpy as np
 import scipy.interpolate as si
+from jaxtyping import Float
 
+from ..._types import Key, PyTree, Scalar, Validated
+from ...families.base import AbstractFamily
 from ...objectives.base import AbstractObjective
 from ...results import PairingError
-from ...targets.base import require
+from ...targets.base import AbstractTarget, require
 from ...targets.sites import Contaminated, Kernels
-from ..base import AbstractEstimator, Moments
-from .local_gaussians import refuse_surrogate, white_moments
+from ..base import AbstractMomentEstimator, Moments
+from .local_gaussians import SiteSums, refuse_surrogate, white_moments
 
-_FASTEST = 6.0  # the largest rate
-_TABLE = np.arange(-12.0, 20.01, 0.1)  # of log odds a
+_FASTEST = 6.0  # the largest rate; with 8 terms any from 3 to 8 fits about as well
+# Log odds a of the table. Below it softplus is an exponential to 3e-6 of itself; above it no sum of
+# a few exponentials comes near.
+_TABLE = np.arange(-12.0, 20.01, 0.1)
 _GRID = 300  # distances at which the fit is made
-_CHUNK = 4_096
+_CHUNK = 4_096  # numbers a row of intermediates, which stay in the second-level cache
+
+Terms: TypeAlias = Float[np.ndarray, "rows terms"]
+Design: TypeAlias = tuple[Kernels, Terms, Terms, float]
+"""The kernels, coefficients A_k, rates b_k, and the bound on the error of the ELBO in nats."""
 
 
-class SumOfExponentials(AbstractEstimator):
-    """E_q log L_i in closed form, through softplus(a - r/2) ~= sum_k A_k(a) exp(-b_k(a) r / 2), r =
-    |y_i - theta|^2 / s_i.
+class SumOfExponentials(AbstractMomentEstimator[Contaminated]):
+    """E_q log L_i in closed form, through softplus(a - r/2) ~= sum_k A_k(a) exp(-b_k(a) r / 2).
 
-    Each term has a Gaussian expectation in any dimension, with a full covariance: E_q exp(-b r / 2)
-    = |I + b S / s|^-1/2 exp(-d' (s / b + S)^-1 d / 2), d = y_i - mean. So the ELBO is approximated
-    *globally*, whatever v / vg is; gradient and curvature are exactly those of the approximation,
-    and NaturalGradient climbs it monotonically. `elbo_stderr` holds a bound on its error: the sum
-    over points of the largest error of the fit. The coefficients are fitted once per process (least
-    squares; b_k geometric from about .5 / max(1, .6 a) to 6). With 8 terms the error is 8e-5 per
-    point at a = 1, 6e-3 at a = 3, .07 at a = 6: not for a above some 6, that is for background that
-    is rare or very far away, nor for many dimensions. Then use GaussHermite, ProjectedLogit or EP.
-
-    Source: clutter spec, section 5 (SOEk).
+    Here r = |y_i - theta|^2 / s_i. Each term has a Gaussian expectation in any dimension, with a
+    full covariance: E_q exp(-b r / 2) = |I + b S / s|^-1/2 exp(-d' (s / b + S)^-1 d / 2), d = y_i -
+    mean. So the ELBO is approximated *globally*, whatever v / vg is; gradient and curvature are
+    exactly those of the approximation, and NaturalGradient climbs it monotonically. `elbo_stderr`
+    holds a bound on its error: the sum over points of the largest error of the fit. The
+    coefficients are fitted once per process (least squares; b_k geometric from about .5 / max(1, .6
+    a) to 6). With 8 terms the error is 8e-5 per point at a = 1, 6e-3 at a = 3, .07 at a = 6: not
+    for a above some 6, that is for background that is rare or very far away, nor for many
+    dimensions. Then use GaussHermite, ProjectedLogit or EP.
 
     Attributes:
         terms: number of exponentials, from 2 to 16.
@@ -51,26 +55,34 @@ class SumOfExponentials(AbstractEstimator):
                 f"SumOfExponentials: `terms` must lie between 2 and 16, got {self.terms}."
             )
 
-    def check(self, target: Any, q: Any, objective: AbstractObjective | None) -> None:
+    def check(
+        self,
+        target: Validated[AbstractTarget, "nobody: all are refused"],
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+    ) -> None:
         refuse_surrogate(self)
 
     def surrogate(
-        self, objective: AbstractObjective, target: Any, q: Any, state: Any, key: Any
-    ) -> tuple[Any, Any]:
+        self,
+        objective: AbstractObjective,
+        target: Contaminated,
+        q: AbstractFamily,
+        state: PyTree,
+        key: Key | None,
+    ) -> NoReturn:
         refuse_surrogate(self)
 
     def prepare(
-        self, target: Any, q: Any, key: Any
-    ) -> tuple[Kernels, np.ndarray, np.ndarray, float]:
-        """The kernels, the coefficients and rates `[n, terms]`, and the bound on the error of the
-        ELBO (nats).
+        self, target: Validated[Contaminated, "require"], q: AbstractFamily | None, key: Key | None
+    ) -> Design:
+        """The kernels with the coefficients and rates of each point.
 
         Raises:
             PairingError: the target is not contaminated data, or a point is all but certain to be
                 an inlier.
         """
-        require(self, target, Contaminated)
-        k = target.kernels()
+        k = require(self, target, Contaminated).kernels()
         if np.max(k.own_logits) > _TABLE[-1]:
             raise PairingError(
                 f"SumOfExponentials: a point at distance 0 has log odds {np.max(k.own_logits):.3g}"
@@ -80,7 +92,13 @@ class SumOfExponentials(AbstractEstimator):
         coefficients, rates, error = exponentials(k.own_logits, self.terms)
         return k, coefficients, rates, float(k.weights @ error)
 
-    def moments(self, target: Any, mean: np.ndarray, root: np.ndarray, design: Any) -> Moments:
+    def moments(
+        self,
+        target: Contaminated,
+        mean: Float[np.ndarray, "dim"],
+        root: Float[np.ndarray, "dim dim"],
+        design: Design,
+    ) -> Moments:
         """Whitened moments of the approximated log p under N(mean, root root'), prior included."""
         k, coefficients, rates, bound = design
         return white_moments(
@@ -89,11 +107,14 @@ class SumOfExponentials(AbstractEstimator):
 
 
 def _sites(
-    k: Kernels, mean: np.ndarray, cov: np.ndarray, coefficients: np.ndarray, rates: np.ndarray
-):
-    """E_q of sum weight softplus, its gradient in the mean `[D]`, and -2 times its gradient in the
-    covariance `[D, D]`.
-    """
+    k: Kernels,
+    mean: Float[np.ndarray, "dim"],
+    cov: Float[np.ndarray, "dim dim"],
+    coefficients: Terms,
+    rates: Terms,
+) -> SiteSums:
+    """E_q of sum weight softplus, its gradient in the mean, and -2 times that in the covariance."""
+    # In the eigenbasis of the covariance every term is a product over coordinates.
     s, vectors = np.linalg.eigh(cov)
     value, gradient, half = 0.0, np.zeros(k.dim), np.zeros((k.dim, k.dim))
     step = max(16, _CHUNK // k.dim)
@@ -116,9 +137,10 @@ def _sites(
     return value, vectors @ gradient, vectors @ half @ vectors.T
 
 
-def exponentials(a: np.ndarray, terms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A_k `[n, terms]`, b_k `[n, terms]` and the largest error over r `[n]`, for log odds a `[n]`
-    up to 20.
+def exponentials(
+    a: Float[np.ndarray, "rows"], terms: int
+) -> tuple[Terms, Terms, Float[np.ndarray, "rows"]]:
+    """A_k, b_k and the largest error over r, for log odds a of up to 20.
 
     Below a = -12 softplus is the exponential of its argument: the fit at -12 is scaled by exp(a +
     12).
@@ -133,17 +155,18 @@ def exponentials(a: np.ndarray, terms: int) -> tuple[np.ndarray, np.ndarray, np.
     )
 
 
-def _rates(a: Any, terms: int) -> np.ndarray:
-    # a maximum of 1 and .6 a without a kink
+def _rates(a: Float[np.ndarray, "*rows"] | Scalar, terms: int) -> Terms:
+    # The maximum of 1 and .6 a, without a kink: the spline over a needs smooth coefficients.
     stretch = 1.0 + np.logaddexp(0.0, 4.0 * (0.6 * np.atleast_1d(a) - 1.0)) / 4.0
     slowest = 0.5 / stretch
     return slowest[:, None] * (_FASTEST / slowest[:, None]) ** (np.arange(terms) / (terms - 1))
 
 
 @functools.lru_cache(maxsize=8)
-def _table(terms: int) -> tuple[Any, np.ndarray]:
-    """A spline over a of the coefficients, and the largest error at each knot and half-way between
-    knots.
+def _table(terms: int) -> tuple[si.CubicSpline, Float[np.ndarray, "knots"]]:
+    """A spline over a of the coefficients, and the largest error around each knot.
+
+    Measured at the knots and half-way between them.
     """
     rows = [_fitted(a, terms) for a in _TABLE]
     spline = si.CubicSpline(_TABLE, np.stack(rows))
@@ -154,18 +177,20 @@ def _table(terms: int) -> tuple[Any, np.ndarray]:
     return spline, worst
 
 
-def _distances(a: float, count: int) -> np.ndarray:
+def _distances(a: Scalar, count: int) -> Float[np.ndarray, "distances"]:
     """r / 2 from 0 to where softplus(a - r / 2) is 1e-16, even in its square root."""
     return np.linspace(0.0, np.sqrt(max(a, 0.0) + 37.0), count) ** 2
 
 
-def _fitted(a: float, terms: int) -> np.ndarray:
+def _fitted(a: Scalar, terms: int) -> Float[np.ndarray, "terms"]:
     half = _distances(a, _GRID)
     basis = np.exp(-half[:, None] * _rates(a, terms))
     return np.linalg.lstsq(basis, np.logaddexp(0.0, a - half), rcond=1e-13)[0]
 
 
-def _errors(a: np.ndarray, coefficients: np.ndarray, terms: int) -> np.ndarray:
+def _errors(
+    a: Float[np.ndarray, "knots"], coefficients: Float[np.ndarray, "knots terms"], terms: int
+) -> Float[np.ndarray, "knots"]:
     out = np.empty(len(a))
     for i, value in enumerate(a):
         half = _distances(value, 3 * _GRID)

@@ -1,3 +1,1 @@
-"""Exponential families in natural form, one file per kind of value, and the product of named
-factors.
-"""
+"""Exponential families in natural form, a file for each kind of value, and products of them."""

@@ -1,32 +1,33 @@
-"""Bernoulli, categorical and Poisson distributions.
+"""Bernoulli, categorical and Poisson distributions: whole numbers."""
 
-Whole numbers, which no reparameterisation makes smooth.
-"""
-
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.special as jsp
+import numpy.typing as npt
+from jaxtyping import Bool, Float, Real
 
-from ..._types import Array
-from .base import AbstractExponentialFamily, check_positive, plated
+from ..._types import Array, Scalar, Validated
+from .base import AbstractExponentialFamily, StatisticsType, Support
 from .gamma import Value
+from .parameters import check_positive, plated
 
-_JUMP = (
+JUMP = (
     "a draw is a whole number, which jumps where the parameters move smoothly, so its derivative is"
     " zero or infinite"
 )
-# counts summed over for E log z!; above a mean of _LARGE the entropy's expansion is exact to 1e-11
+# Counts summed over for E log z!: up to twice the largest mean, twelve sds above it.
 _SUMMED = 320
+# The mean above which the entropy's expansion is exact to 1e-11.
 _LARGE = 160.0
 
 
 class Probs(NamedTuple):
-    """E one_hot(z) `[K]`: the probabilities, or the natural parameters (logits) that go with them."""
+    """E one_hot(z), which are the probabilities, or the natural parameters (logits) to them."""
 
-    probs: Any
+    probs: Float[Array, "*plate k"]
 
 
 class Bernoulli(AbstractExponentialFamily):
@@ -37,23 +38,23 @@ class Bernoulli(AbstractExponentialFamily):
         q(z) = p^z (1 - p)^(1 - z),   t = z,  eta = log p / (1 - p),  h = 1,  A = log(1 + exp eta)
 
     Attributes:
-        logits: `[*plate]`.
+        logits: log p / (1 - p).
     """
 
-    logits: Array
+    logits: Float[Array, "*plate"]
     reparameterised: ClassVar[bool] = False
-    smooth_draws_no: ClassVar[str] = _JUMP
+    smooth_draws_no: ClassVar[str] = JUMP
     ranks: ClassVar[dict[str, int]] = {"logits": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0,)
-    statistics_type: ClassVar[Any] = Value
-    support: ClassVar[Any] = None
+    statistics_type: ClassVar[StatisticsType] = Value
+    support: ClassVar[Support] = None
 
-    def __init__(self, logits: Any):
+    def __init__(self, logits: Validated[npt.ArrayLike, "plated"]):
         (self.logits,) = plated("Bernoulli", logits=(logits, 0))
 
     @property
-    def probs(self) -> Array:
-        """P(z = 1), `[*plate]`."""
+    def probs(self) -> Float[Array, "*plate"]:
+        """P(z = 1)."""
         return self.mean_parameters.value
 
     @property
@@ -72,17 +73,17 @@ class Bernoulli(AbstractExponentialFamily):
         return cls(jnp.log(mean.value) - jnp.log1p(-mean.value))
 
     @classmethod
-    def _log_partition(cls, eta: Value) -> jax.Array:
+    def _log_partition(cls, eta: Value) -> Float[Array, ""]:
         return jax.nn.softplus(eta.value)
 
-    def _statistics(self, value: jax.Array) -> Value:
+    def _statistics(self, value: Real[Array, ""]) -> Value:
         return Value(value)
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Real[Array, ""]) -> tuple[Real[Array, ""], Bool[Array, ""]]:
         ok = (value == 0) | (value == 1)
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         return jr.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.result_type(self.logits))
 
 
@@ -91,27 +92,27 @@ class Categorical(AbstractExponentialFamily):
 
     Pathwise gradients do not exist; use Score, Enumerate or Relaxed.
 
-        q(z) = p_z,   t = one_hot(z),  eta = logits (up to a constant),  h = 1,  A = log sum_k exp
-        eta_k
+        q(z) = p_z,   t = one_hot(z),  eta = logits (up to a constant),  h = 1
+        A = log sum_k exp eta_k
 
     Attributes:
-        logits: `[*plate, K]`, log probabilities up to a constant.
+        logits: log probabilities up to a constant.
     """
 
-    logits: Array
+    logits: Float[Array, "*plate k"]
     reparameterised: ClassVar[bool] = False
-    smooth_draws_no: ClassVar[str] = _JUMP
+    smooth_draws_no: ClassVar[str] = JUMP
     ranks: ClassVar[dict[str, int]] = {"logits": 1}
     statistic_ranks: ClassVar[tuple[int, ...]] = (1,)
-    statistics_type: ClassVar[Any] = Probs
-    support: ClassVar[Any] = None
+    statistics_type: ClassVar[StatisticsType] = Probs
+    support: ClassVar[Support] = None
 
-    def __init__(self, logits: Any):
+    def __init__(self, logits: Validated[npt.ArrayLike, "plated"]):
         (self.logits,) = plated("Categorical", logits=(logits, 1))
 
     @property
-    def probs(self) -> Array:
-        """`[*plate, K]`."""
+    def probs(self) -> Float[Array, "*plate k"]:
+        """P(z = 0), ..., P(z = K - 1)."""
         return self.mean_parameters.probs
 
     @property
@@ -130,26 +131,26 @@ class Categorical(AbstractExponentialFamily):
         return cls(jnp.log(mean.probs))
 
     @classmethod
-    def _log_partition(cls, eta: Probs) -> jax.Array:
+    def _log_partition(cls, eta: Probs) -> Float[Array, ""]:
         return jsp.logsumexp(eta.probs)
 
-    def _statistics(self, value: jax.Array) -> Probs:
+    def _statistics(self, value: Real[Array, ""]) -> Probs:
         return Probs(
             jax.nn.one_hot(value.astype(int), self.logits.shape[-1], dtype=self.logits.dtype)
         )
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Real[Array, ""]) -> tuple[Real[Array, ""], Bool[Array, ""]]:
         ok = (value >= 0) & (value < self.logits.shape[-1]) & (value == jnp.round(value))
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         return jr.categorical(key, self.logits).astype(jnp.result_type(self.logits))
 
 
 class Poisson(AbstractExponentialFamily):
-    """The Poisson distribution: counts. Pathwise gradients do not exist.
+    """The Poisson distribution: counts.
 
-    Use Score or MeasureValued.
+    Pathwise gradients do not exist; use Score or MeasureValued.
 
         q(z) = rate^z exp(-rate) / z!,   t = z,  eta = log rate,  h = 1 / z!,  A = exp eta
 
@@ -158,19 +159,19 @@ class Poisson(AbstractExponentialFamily):
     cancels).
 
     Attributes:
-        rate: positive, `[*plate]`.
+        rate: positive.
     """
 
-    rate: Array
+    rate: Float[Array, "*plate"]
     reparameterised: ClassVar[bool] = False
-    smooth_draws_no: ClassVar[str] = _JUMP
+    smooth_draws_no: ClassVar[str] = JUMP
     ranks: ClassVar[dict[str, int]] = {"rate": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0,)
-    statistics_type: ClassVar[Any] = Value
+    statistics_type: ClassVar[StatisticsType] = Value
     positive: ClassVar[tuple[str, ...]] = ("rate",)
-    support: ClassVar[Any] = None
+    support: ClassVar[Support] = None
 
-    def __init__(self, rate: Any):
+    def __init__(self, rate: Validated[npt.ArrayLike, "plated"]):
         (self.rate,) = plated("Poisson", rate=(rate, 0))
         check_positive("Poisson", rate=self.rate)
 
@@ -190,21 +191,18 @@ class Poisson(AbstractExponentialFamily):
         return cls(mean.value)
 
     @classmethod
-    def _log_partition(cls, eta: Value) -> jax.Array:
+    def _log_partition(cls, eta: Value) -> Float[Array, ""]:
         return jnp.exp(eta.value)
 
-    def _statistics(self, value: jax.Array) -> Value:
+    def _statistics(self, value: Real[Array, ""]) -> Value:
         return Value(value)
 
-    def _log_base(self, value: jax.Array) -> jax.Array:
+    def _log_base(self, value: Real[Array, ""]) -> Scalar:
         return -jsp.gammaln(value + 1.0)
 
     @classmethod
-    def _expected_log_base(cls, mean: Value) -> jax.Array:
-        """-E log z!.
-
-        Summed up to 320, above a mean of 160 from the expansion of the entropy (Evans et al. 1988).
-        """
+    def _expected_log_base(cls, mean: Value) -> Float[Array, ""]:
+        """-E log z!: summed, or above a mean of 160 from an expansion (Evans et al. 1988)."""
         rate, counts = mean.value, jnp.arange(float(_SUMMED))
         few = jnp.minimum(rate, _LARGE)
         log_factorials = jsp.gammaln(counts + 1.0)
@@ -219,11 +217,11 @@ class Poisson(AbstractExponentialFamily):
         entropy = 0.5 * jnp.log(2.0 * jnp.pi * jnp.e * many) + series
         return -jnp.where(rate <= _LARGE, summed, entropy - many + many * jnp.log(many))
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Real[Array, ""]) -> tuple[Real[Array, ""], Bool[Array, ""]]:
         ok = (value >= 0) & (value == jnp.round(value))
         return jnp.where(ok, value, 0.0), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         return jr.poisson(key, self.rate).astype(jnp.result_type(self.rate))
 
 

@@ -1,35 +1,39 @@
 """Gamma, inverse gamma and exponential distributions: positive numbers."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.special as jsp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Bool, Float
 
-from ..._types import Array
-from .base import AbstractExponentialFamily, check_positive, plated
+from ..._types import Array, Scalar, Validated
+from .base import AbstractExponentialFamily, StatisticsType, Support
+from .parameters import check_positive, plated
 from .roots import falling_root
 
 
 class LogAndValue(NamedTuple):
     """E log z and E z (of a gamma), or the natural parameters that go with them."""
 
-    log: Any
-    value: Any
+    log: Float[Array, "*plate"]
+    value: Float[Array, "*plate"]
 
 
 class LogAndInverse(NamedTuple):
     """E log z and E 1/z (of an inverse gamma), or the natural parameters that go with them."""
 
-    log: Any
-    inverse: Any
+    log: Float[Array, "*plate"]
+    inverse: Float[Array, "*plate"]
 
 
 class Value(NamedTuple):
     """E z, or the natural parameter that goes with it."""
 
-    value: Any
+    value: Float[Array, "*plate"]
 
 
 class Gamma(AbstractExponentialFamily):
@@ -45,19 +49,21 @@ class Gamma(AbstractExponentialFamily):
     distribution function (Figurnov et al. 2018, eq. 5).
 
     Attributes:
-        shape: positive, `[*plate]`.
-        rate: positive, `[*plate]`.
+        shape: positive.
+        rate: positive.
     """
 
-    shape: Array
-    rate: Array
+    shape: Float[Array, "*plate"]
+    rate: Float[Array, "*plate"]
     ranks: ClassVar[dict[str, int]] = {"shape": 0, "rate": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0, 0)
-    statistics_type: ClassVar[Any] = LogAndValue
+    statistics_type: ClassVar[StatisticsType] = LogAndValue
     positive: ClassVar[tuple[str, ...]] = ("shape", "rate")
-    support: ClassVar[Any] = "positive"
+    support: ClassVar[Support] = "positive"
 
-    def __init__(self, shape: Any, rate: Any):
+    def __init__(
+        self, shape: Validated[npt.ArrayLike, "plated"], rate: Validated[npt.ArrayLike, "plated"]
+    ):
         self.shape, self.rate = plated("Gamma", shape=(shape, 0), rate=(rate, 0))
         check_positive("Gamma", shape=self.shape, rate=self.rate)
 
@@ -78,24 +84,24 @@ class Gamma(AbstractExponentialFamily):
         return cls(shape, shape / mean.value)
 
     @classmethod
-    def _log_partition(cls, eta: LogAndValue) -> jax.Array:
+    def _log_partition(cls, eta: LogAndValue) -> Float[Array, ""]:
         return jsp.gammaln(eta.log) - eta.log * jnp.log(-eta.value)
 
-    def _statistics(self, value: jax.Array) -> LogAndValue:
+    def _statistics(self, value: Float[Array, ""]) -> LogAndValue:
         return LogAndValue(jnp.log(value), value)
 
-    def _log_base(self, value: jax.Array) -> jax.Array:
+    def _log_base(self, value: Float[Array, ""]) -> Scalar:
         return -jnp.log(value)
 
     @classmethod
-    def _expected_log_base(cls, mean: LogAndValue) -> jax.Array:
+    def _expected_log_base(cls, mean: LogAndValue) -> Float[Array, ""]:
         return -mean.log
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Float[Array, ""]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
         ok = value > 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         return positive_gamma(key, self.shape) / self.rate
 
 
@@ -108,19 +114,21 @@ class InverseGamma(AbstractExponentialFamily):
         t = (log z, 1/z),  eta = (-shape, -scale),  h = 1/z,  A = log Gamma(shape) - shape log scale
 
     Attributes:
-        shape: positive, `[*plate]`.
-        scale: positive, `[*plate]`.
+        shape: positive.
+        scale: positive.
     """
 
-    shape: Array
-    scale: Array
+    shape: Float[Array, "*plate"]
+    scale: Float[Array, "*plate"]
     ranks: ClassVar[dict[str, int]] = {"shape": 0, "scale": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0, 0)
-    statistics_type: ClassVar[Any] = LogAndInverse
+    statistics_type: ClassVar[StatisticsType] = LogAndInverse
     positive: ClassVar[tuple[str, ...]] = ("shape", "scale")
-    support: ClassVar[Any] = "positive"
+    support: ClassVar[Support] = "positive"
 
-    def __init__(self, shape: Any, scale: Any):
+    def __init__(
+        self, shape: Validated[npt.ArrayLike, "plated"], scale: Validated[npt.ArrayLike, "plated"]
+    ):
         self.shape, self.scale = plated("InverseGamma", shape=(shape, 0), scale=(scale, 0))
         check_positive("InverseGamma", shape=self.shape, scale=self.scale)
 
@@ -141,24 +149,24 @@ class InverseGamma(AbstractExponentialFamily):
         return cls(shape, shape / mean.inverse)
 
     @classmethod
-    def _log_partition(cls, eta: LogAndInverse) -> jax.Array:
+    def _log_partition(cls, eta: LogAndInverse) -> Float[Array, ""]:
         return jsp.gammaln(-eta.log) + eta.log * jnp.log(-eta.inverse)
 
-    def _statistics(self, value: jax.Array) -> LogAndInverse:
+    def _statistics(self, value: Float[Array, ""]) -> LogAndInverse:
         return LogAndInverse(jnp.log(value), 1.0 / value)
 
-    def _log_base(self, value: jax.Array) -> jax.Array:
+    def _log_base(self, value: Float[Array, ""]) -> Scalar:
         return -jnp.log(value)
 
     @classmethod
-    def _expected_log_base(cls, mean: LogAndInverse) -> jax.Array:
+    def _expected_log_base(cls, mean: LogAndInverse) -> Float[Array, ""]:
         return -mean.log
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Float[Array, ""]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
         ok = value > 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         return self.scale / positive_gamma(key, self.shape)
 
 
@@ -172,17 +180,17 @@ class Exponential(AbstractExponentialFamily):
     Draws by the inverse distribution function, z = -log(1 - u) / rate: smooth in the rate.
 
     Attributes:
-        rate: positive, `[*plate]`.
+        rate: positive.
     """
 
-    rate: Array
+    rate: Float[Array, "*plate"]
     ranks: ClassVar[dict[str, int]] = {"rate": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0,)
-    statistics_type: ClassVar[Any] = Value
+    statistics_type: ClassVar[StatisticsType] = Value
     positive: ClassVar[tuple[str, ...]] = ("rate",)
-    support: ClassVar[Any] = "positive"
+    support: ClassVar[Support] = "positive"
 
-    def __init__(self, rate: Any):
+    def __init__(self, rate: Validated[npt.ArrayLike, "plated"]):
         (self.rate,) = plated("Exponential", rate=(rate, 0))
         check_positive("Exponential", rate=self.rate)
 
@@ -202,21 +210,21 @@ class Exponential(AbstractExponentialFamily):
         return cls(1.0 / mean.value)
 
     @classmethod
-    def _log_partition(cls, eta: Value) -> jax.Array:
+    def _log_partition(cls, eta: Value) -> Float[Array, ""]:
         return -jnp.log(-eta.value)
 
-    def _statistics(self, value: jax.Array) -> Value:
+    def _statistics(self, value: Float[Array, ""]) -> Value:
         return Value(value)
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Float[Array, ""]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
         ok = value >= 0
         return jnp.where(ok, value, 1.0), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         return jr.exponential(key, dtype=jnp.result_type(self.rate)) / self.rate
 
 
-def shape_of_gap(gap: jax.Array) -> jax.Array:
+def shape_of_gap(gap: Float[Array, ""]) -> Float[Array, ""]:
     """The a with log a - digamma(a) = gap > 0; Minka's (2002) start is within 1.5 % of it."""
     start = (3.0 - gap + jnp.sqrt((gap - 3.0) ** 2 + 24.0 * gap)) / (12.0 * gap)
     return jnp.exp(
@@ -224,14 +232,19 @@ def shape_of_gap(gap: jax.Array) -> jax.Array:
     )
 
 
-def positive_gamma(key: jax.Array, shape: Any) -> jax.Array:
-    """A standard gamma draw that is never rounded to zero, with its implicit derivative in the
-    shape.
+def positive_gamma(key: jax.Array, shape: Float[Array, ""]) -> Float[jax.Array, ""]:
+    """A standard gamma draw that is never rounded to zero, differentiated implicitly in the shape.
+
+    Zero would have an infinite logarithm, which is a statistic.
     """
     dtype = jnp.result_type(shape)
-    return jnp.exp(
-        jnp.maximum(jr.loggamma(key, shape, dtype=dtype), -700.0 if dtype == jnp.float64 else -80.0)
-    )
+    log = jr.loggamma(key, shape, dtype=dtype)
+    return jnp.exp(jnp.maximum(log, smallest_log(dtype)))
+
+
+def smallest_log(dtype: np.dtype) -> float:
+    """The log of a number just above the smallest normal ones of the dtype."""
+    return -700.0 if dtype == np.float64 else -80.0
 
 
 __all__ = ["Exponential", "Gamma", "InverseGamma", "LogAndInverse", "LogAndValue", "Value"]

@@ -1,18 +1,20 @@
 """A product of named factors: the mean-field family, global factors and local ones."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Float, Shaped
 
-from ..._numerics import scoped
-from ..._types import Array, PyTree
+from ..._numerics import namespace, scoped
+from ..._types import Array, PyTree, Scalar, Validated
 from ...results import PairingError
-from ..base import AbstractFamily, Nats
-from .base import AbstractExponentialFamily, rebuilt, settled
+from ..base import AbstractFamily
+from .base import AbstractExponentialFamily
+from .trees import rebuilt, settled
 
 
 class Product(AbstractFamily):
@@ -40,7 +42,12 @@ class Product(AbstractFamily):
     local: tuple[str, ...] = eqx.field(static=True)
     space: ClassVar[str] = "native"
 
-    def __init__(self, *, local: tuple[str, ...] = (), **factors: Any):
+    def __init__(
+        self,
+        *,
+        local: tuple[str, ...] = (),
+        **factors: Validated[AbstractExponentialFamily, "this function"],
+    ):
         if not factors:
             raise ValueError(
                 "Product: no factors; pass them by name, such as Product(mu=tb.families.Normal(0.0,"
@@ -64,13 +71,14 @@ class Product(AbstractFamily):
             raise KeyError(f"No factor is called {name!r}; there are: {', '.join(self.factors)}.")
         return self.factors[name]
 
+    # A constant of most families, and here a property of the factors: read alike from an instance.
     @property
     def reparameterised(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the draws of every factor are smooth in its parameters."""
         return all(factor.reparameterised for factor in self.factors.values())
 
     @property
-    def smooth_draws_no(self) -> str:
+    def smooth_draws_no(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Which factor's draws are not smooth in the parameters, and why."""
         return "; ".join(
             f"of the factor {n!r}, {f.smooth_draws_no}"
@@ -90,29 +98,24 @@ class Product(AbstractFamily):
     @property
     def globals(self) -> "Product":
         """The product of the factors that are not local."""
-        shown: dict[str, Any] = {
-            name: factor for name, factor in self.factors.items() if name not in self.local
-        }
-        return Product(**shown)
+        shown = {name: f for name, f in self.factors.items() if name not in self.local}
+        return Product(local=(), **shown)
 
     @property
-    def natural(self) -> dict[str, Any]:
+    def natural(self) -> dict[str, PyTree]:
         """Natural parameters by factor."""
         return {name: factor.natural for name, factor in self.factors.items()}
 
     @property
-    def mean_parameters(self) -> dict[str, Any]:
-        """Mean parameters by factor.
-
-        The moments that a conjugate target's expected log joint is a function of.
-        """
+    def mean_parameters(self) -> dict[str, PyTree]:
+        """Mean parameters by factor: what a conjugate target's expected log joint depends on."""
         return {name: factor.mean_parameters for name, factor in self.factors.items()}
 
     @scoped
-    def entropy(self, scale: Any = 1.0) -> Nats:
+    def entropy(self, scale: Scalar = 1.0) -> Scalar:
         """The sum of the factors' entropies, nats.
 
-        Those of local factors times `scale` (N/B for a minibatch).
+        Those of local factors are multiplied by `scale` (N/B for a minibatch).
         """
         parts = [
             (name, jnp.sum(jnp.asarray(factor.entropies())))
@@ -120,12 +123,12 @@ class Product(AbstractFamily):
         ]
         return settled(sum(scale * part if name in self.local else part for name, part in parts))
 
-    def kls(self, other: Any) -> dict[str, Array]:
+    def kls(self, other: "Product") -> dict[str, Array]:
         """KL of each member of each factor from that of `other`, nats."""
         return {name: factor.kls(other[name]) for name, factor in self.factors.items()}
 
     @scoped
-    def kl(self, other: Any) -> Nats:
+    def kl(self, other: "Product") -> Scalar:
         """KL(self || other): the sum over the factors, nats, exact."""
         return settled(sum(jnp.sum(jnp.asarray(part)) for part in self.kls(other).values()))
 
@@ -133,30 +136,29 @@ class Product(AbstractFamily):
         """The same product with another member in one place."""
         return rebuilt(self, factors={**self.factors, name: factor})
 
-    def take(self, index: Array) -> "Product":
+    def take(self, index: Shaped[Array, "..."] | int) -> "Product":
         """The product on the rows at `index`: its local factors restricted to them."""
         chosen = {
             name: f.take(index) if name in self.local else f for name, f in self.factors.items()
         }
         return rebuilt(self, factors=chosen)
 
-    def values(self, z: Array) -> dict[str, Any]:
-        """A flat draw `[..., dim]` as values by name, in their own shapes."""
+    def values(self, z: Shaped[Array, "*batch dim"]) -> dict[str, PyTree]:
+        """A flat draw as values by name, in their own shapes."""
         ends = np.cumsum([factor.dim for factor in self.factors.values()])[:-1].tolist()
-        xp = jnp if isinstance(z, jax.Array) else np
+        xp = namespace(z)
         parts = xp.split(xp.asarray(z), ends, axis=-1)
         return {
             name: f.values(part)
             for (name, f), part in zip(self.factors.items(), parts, strict=True)
         }
 
-    def flat(self, values: dict[str, Any]) -> Array:
+    def flat(self, values: dict[str, PyTree]) -> Float[Array, "*batch dim"]:
         """The inverse of `values`."""
         parts = [factor.flat(values[name]) for name, factor in self.factors.items()]
-        xp = jnp if any(isinstance(part, jax.Array) for part in parts) else np
-        return xp.concatenate(parts, axis=-1)
+        return namespace(*parts).concatenate(parts, axis=-1)
 
-    def statistics(self, values: dict[str, Any]) -> dict[str, Any]:
+    def statistics(self, values: dict[str, PyTree]) -> dict[str, PyTree]:
         """t(z) by factor at one draw's values."""
         return {
             name: f.each(lambda q, v: q._statistics(v), values[name])
@@ -169,13 +171,13 @@ class Product(AbstractFamily):
             self, factors={name: f.retract(step.factors[name]) for name, f in self.factors.items()}
         )
 
-    def _sample(self, key: jax.Array, x: PyTree = None) -> jax.Array:
+    def _sample(self, key: jax.Array, x: PyTree = None) -> Float[Array, "dim"]:
         keys = jr.split(key, len(self.factors))
         return jnp.concatenate(
             [f._sample(k) for f, k in zip(self.factors.values(), keys, strict=True)]
         )
 
-    def _log_prob(self, z: jax.Array, x: PyTree = None) -> jax.Array:
+    def _log_prob(self, z: Float[Array, "dim"], x: PyTree = None) -> Float[Array, ""]:
         values = self.values(z)
         return sum(
             (

@@ -1,29 +1,31 @@
 """Beta and Dirichlet distributions: probabilities."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.special as jsp
+import numpy.typing as npt
+from jaxtyping import Bool, Float
 
-from ..._types import Array
-from .base import AbstractExponentialFamily, check_positive, plated
-
-_SMALLEST = -700.0  # of a log probability: exp(-700) is a normal number in float64
+from ..._types import Array, Scalar, Validated
+from .base import AbstractExponentialFamily, StatisticsType, Support
+from .gamma import smallest_log
+from .parameters import check_positive, plated
 
 
 class LogAndComplement(NamedTuple):
     """E log z and E log(1 - z) (of a beta), or the natural parameters that go with them."""
 
-    log: Any
-    log_complement: Any
+    log: Float[Array, "*plate"]
+    log_complement: Float[Array, "*plate"]
 
 
 class Logs(NamedTuple):
-    """E log z `[K]` (of a Dirichlet), or the natural parameters that go with it."""
+    """E log z (of a Dirichlet), or the natural parameters that go with it."""
 
-    log: Any
+    log: Float[Array, "*plate k"]
 
 
 class Beta(AbstractExponentialFamily):
@@ -35,19 +37,21 @@ class Beta(AbstractExponentialFamily):
     Draws are ratios of gamma draws, smooth in a and b.
 
     Attributes:
-        a: positive, `[*plate]`.
-        b: positive, `[*plate]`.
+        a: positive.
+        b: positive.
     """
 
-    a: Array
-    b: Array
+    a: Float[Array, "*plate"]
+    b: Float[Array, "*plate"]
     ranks: ClassVar[dict[str, int]] = {"a": 0, "b": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0, 0)
-    statistics_type: ClassVar[Any] = LogAndComplement
+    statistics_type: ClassVar[StatisticsType] = LogAndComplement
     positive: ClassVar[tuple[str, ...]] = ("a", "b")
-    support: ClassVar[Any] = "unit_interval"
+    support: ClassVar[Support] = "unit_interval"
 
-    def __init__(self, a: Any, b: Any):
+    def __init__(
+        self, a: Validated[npt.ArrayLike, "plated"], b: Validated[npt.ArrayLike, "plated"]
+    ):
         self.a, self.b = plated("Beta", a=(a, 0), b=(b, 0))
         check_positive("Beta", a=self.a, b=self.b)
 
@@ -68,25 +72,25 @@ class Beta(AbstractExponentialFamily):
         return cls(concentration[0], concentration[1])
 
     @classmethod
-    def _log_partition(cls, eta: LogAndComplement) -> jax.Array:
+    def _log_partition(cls, eta: LogAndComplement) -> Float[Array, ""]:
         a, b = eta
         return jsp.gammaln(a) + jsp.gammaln(b) - jsp.gammaln(a + b)
 
-    def _statistics(self, value: jax.Array) -> LogAndComplement:
+    def _statistics(self, value: Float[Array, ""]) -> LogAndComplement:
         return LogAndComplement(jnp.log(value), jnp.log1p(-value))
 
-    def _log_base(self, value: jax.Array) -> jax.Array:
+    def _log_base(self, value: Float[Array, ""]) -> Scalar:
         return -jnp.log(value) - jnp.log1p(-value)
 
     @classmethod
-    def _expected_log_base(cls, mean: LogAndComplement) -> jax.Array:
+    def _expected_log_base(cls, mean: LogAndComplement) -> Float[Array, ""]:
         return -mean.log - mean.log_complement
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Float[Array, ""]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
         ok = (value > 0) & (value < 1)
         return jnp.where(ok, value, 0.5), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         first, second = jr.split(key)
         dtype = jnp.result_type(self.a)
         log_odds = jr.loggamma(first, self.a, dtype=dtype) - jr.loggamma(
@@ -110,17 +114,17 @@ class Dirichlet(AbstractExponentialFamily):
     15-18). Draws are gamma draws over their sum, smooth in the concentration.
 
     Attributes:
-        concentration: positive, `[*plate, K]`.
+        concentration: positive.
     """
 
-    concentration: Array
+    concentration: Float[Array, "*plate k"]
     ranks: ClassVar[dict[str, int]] = {"concentration": 1}
     statistic_ranks: ClassVar[tuple[int, ...]] = (1,)
-    statistics_type: ClassVar[Any] = Logs
+    statistics_type: ClassVar[StatisticsType] = Logs
     positive: ClassVar[tuple[str, ...]] = ("concentration",)
-    support: ClassVar[Any] = "simplex"
+    support: ClassVar[Support] = "simplex"
 
-    def __init__(self, concentration: Any):
+    def __init__(self, concentration: Validated[npt.ArrayLike, "plated"]):
         (self.concentration,) = plated("Dirichlet", concentration=(concentration, 1))
         check_positive("Dirichlet", concentration=self.concentration)
 
@@ -140,43 +144,41 @@ class Dirichlet(AbstractExponentialFamily):
         return cls(concentration_of(mean.log))
 
     @classmethod
-    def _log_partition(cls, eta: Logs) -> jax.Array:
+    def _log_partition(cls, eta: Logs) -> Float[Array, ""]:
         return jnp.sum(jsp.gammaln(eta.log)) - jsp.gammaln(jnp.sum(eta.log))
 
-    def _statistics(self, value: jax.Array) -> Logs:
+    def _statistics(self, value: Float[Array, "k"]) -> Logs:
         return Logs(jnp.log(value))
 
-    def _log_base(self, value: jax.Array) -> jax.Array:
+    def _log_base(self, value: Float[Array, "k"]) -> Scalar:
         return -jnp.sum(jnp.log(value))
 
     @classmethod
-    def _expected_log_base(cls, mean: Logs) -> jax.Array:
+    def _expected_log_base(cls, mean: Logs) -> Float[Array, ""]:
         return -jnp.sum(mean.log)
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Float[Array, "k"]) -> tuple[Float[Array, "k"], Bool[Array, ""]]:
         ok = jnp.all(value > 0) & (jnp.abs(jnp.sum(value) - 1.0) < 1e-6)
         return jnp.where(ok, value, 1.0 / value.shape[0]), ok
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, "k"]:
         logs = jr.loggamma(key, self.concentration, dtype=jnp.result_type(self.concentration))
-        logs = jnp.maximum(
-            jax.nn.log_softmax(logs), _SMALLEST if logs.dtype == jnp.float64 else -80.0
-        )
-        return jnp.exp(logs)
+        # Never exactly zero, which would have an infinite statistic.
+        return jnp.exp(jnp.maximum(jax.nn.log_softmax(logs), smallest_log(logs.dtype)))
 
 
-def concentration_of(mean_log: jax.Array, steps: int = 60) -> jax.Array:
-    """The concentration `[K]` with digamma(a_k) - digamma(sum a) = mean_log_k, by Newton's method
-    kept positive.
+def concentration_of(mean_log: Float[Array, "k"], steps: int = 60) -> Float[jax.Array, "k"]:
+    """The concentration with digamma(a_k) - digamma(sum a) = mean_log_k.
 
-    Start: Minka's inverse of digamma at a total concentration that is increased by the fixed-point
-    iteration.
+    By Newton's method, kept positive, from twenty rounds of Minka's fixed-point iteration, which
+    never leaves the domain but converges slowly.
     """
 
-    def fixed_point(_, a):
+    def fixed_point(_: int | jax.Array, a: Float[jax.Array, "k"]) -> Float[jax.Array, "k"]:
         return jnp.exp(_inverse_digamma(jsp.digamma(jnp.sum(a)) + mean_log))
 
-    def newton(_, a):
+    def newton(_: int | jax.Array, a: Float[jax.Array, "k"]) -> Float[jax.Array, "k"]:
+        # The Hessian is a diagonal matrix plus a constant, which is inverted at linear cost.
         gradient = jsp.digamma(jnp.sum(a)) - jsp.digamma(a) + mean_log
         diagonal, common = -jsp.polygamma(1, a), jsp.polygamma(1, jnp.sum(a))
         shared = jnp.sum(gradient / diagonal) / (1.0 / common + jnp.sum(1.0 / diagonal))
@@ -186,10 +188,10 @@ def concentration_of(mean_log: jax.Array, steps: int = 60) -> jax.Array:
     return jax.lax.fori_loop(0, steps, newton, start)
 
 
-def _inverse_digamma(y: jax.Array) -> jax.Array:
-    """log of the a with digamma(a) = y (Minka 2000, appendix C).
+def _inverse_digamma(y: Float[Array, "k"]) -> Float[jax.Array, "k"]:
+    """log of the a with digamma(a) = y: five Newton steps on the log scale from Minka's start.
 
-    Five Newton steps on the log scale from his start.
+    Source: Minka 2000, appendix C, of which 0.577 is -digamma(1).
     """
     start = jnp.where(
         y >= -2.22,

@@ -1,26 +1,29 @@
 """The von Mises distribution: angles."""
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.scipy.special as jsp
+import numpy.typing as npt
+from jaxtyping import Bool, Float
 
-from ..._types import Array
-from .base import AbstractExponentialFamily, check_positive, plated
+from ..._types import Array, Validated
+from .base import AbstractExponentialFamily, StatisticsType, Support
+from .parameters import check_positive, plated
 from .roots import falling_root
 
 _LOG_2PI = math.log(2 * math.pi)
-_TINY = 1e-12
+_TINY = 1e-12  # of k^2: below it the expansion of A at zero is exact to rounding
 
 
 class CosAndSin(NamedTuple):
     """E cos z and E sin z, or the natural parameters that go with them."""
 
-    cos: Any
-    sin: Any
+    cos: Float[Array, "*plate"]
+    sin: Float[Array, "*plate"]
 
 
 class VonMises(AbstractExponentialFamily):
@@ -28,30 +31,34 @@ class VonMises(AbstractExponentialFamily):
 
     Not for axes (z and z + pi alike).
 
-        q(z) = exp(k cos(z - mean)) / (2 pi I_0(k)),   t = (cos z, sin z),  eta = k (cos mean, sin
-        mean),  h = 1 A = log 2 pi I_0(|eta|)
+        q(z) = exp(k cos(z - mean)) / (2 pi I_0(k)),   t = (cos z, sin z)
+        eta = k (cos mean, sin mean),  h = 1,  A = log 2 pi I_0(|eta|)
 
     Draws by rejection (Best & Fisher 1979), which jumps where the parameters move: no pathwise
     gradients. Mean to natural: Newton's method for I_1(k) / I_0(k) = |m|.
 
     Attributes:
-        mean: the mean direction, radians, `[*plate]`.
-        concentration: k, positive, `[*plate]`.
+        mean: the mean direction, radians.
+        concentration: k, positive.
     """
 
-    mean: Array
-    concentration: Array
+    mean: Float[Array, "*plate"]
+    concentration: Float[Array, "*plate"]
     reparameterised: ClassVar[bool] = False
     smooth_draws_no: ClassVar[str] = (
         "draws are accepted or rejected, and which of them jumps where the parameters move"
     )
     ranks: ClassVar[dict[str, int]] = {"mean": 0, "concentration": 0}
     statistic_ranks: ClassVar[tuple[int, ...]] = (0, 0)
-    statistics_type: ClassVar[Any] = CosAndSin
+    statistics_type: ClassVar[StatisticsType] = CosAndSin
     positive: ClassVar[tuple[str, ...]] = ("concentration",)
-    support: ClassVar[Any] = "circular"
+    support: ClassVar[Support] = "circular"
 
-    def __init__(self, mean: Any, concentration: Any):
+    def __init__(
+        self,
+        mean: Validated[npt.ArrayLike, "plated"],
+        concentration: Validated[npt.ArrayLike, "plated"],
+    ):
         self.mean, self.concentration = plated(
             "VonMises", mean=(mean, 0), concentration=(concentration, 0)
         )
@@ -80,45 +87,45 @@ class VonMises(AbstractExponentialFamily):
         return cls(jnp.arctan2(mean.sin, mean.cos), jnp.exp(log_k))
 
     @classmethod
-    def _log_partition(cls, eta: CosAndSin) -> jax.Array:
+    def _log_partition(cls, eta: CosAndSin) -> Float[Array, ""]:
         return log_partition(eta.cos, eta.sin)
 
-    def _statistics(self, value: jax.Array) -> CosAndSin:
+    def _statistics(self, value: Float[Array, ""]) -> CosAndSin:
         return CosAndSin(jnp.cos(value), jnp.sin(value))
 
-    def _inside(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _inside(self, value: Float[Array, ""]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
         return value, jnp.abs(value) <= jnp.pi
 
-    def _draw(self, key: jax.Array) -> Any:
+    def _draw(self, key: jax.Array) -> Float[Array, ""]:
         angle = self.mean + draw_centred(key, self.concentration)
         return jnp.arctan2(jnp.sin(angle), jnp.cos(angle))
 
 
-def log_partition(cos: Any, sin: Any) -> jax.Array:
-    """A = log 2 pi I_0(k), k the length of the natural parameters (cos, sin).
-
-    Smooth at zero, no overflow.
-    """
+def log_partition(cos: Float[Array, ""], sin: Float[Array, ""]) -> Float[Array, ""]:
+    """A = log 2 pi I_0(k), k the length of the natural parameters: smooth at zero, no overflow."""
     square = cos**2 + sin**2
     # At zero k has no derivative; A = log 2 pi + k^2 / 4 to this order.
     k = jnp.sqrt(jnp.maximum(square, _TINY))
     return _LOG_2PI + jnp.where(square > _TINY, jnp.log(jsp.i0e(k)) + k, 0.25 * square)
 
 
-def _length(pair: Any) -> jax.Array:
+def _length(pair: CosAndSin) -> Float[Array, ""]:
     """The length of a vector of two, with a finite gradient at zero."""
     square = pair[0] ** 2 + pair[1] ** 2
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny))
 
 
-def draw_centred(key: Any, k: Any) -> jax.Array:
-    """A draw with mean direction 0: the wrapped Cauchy envelope of Best & Fisher 1979, section 2."""
+def draw_centred(key: jax.Array, k: Float[Array, ""]) -> Float[jax.Array, ""]:
+    """A draw with mean direction 0, by rejection from a wrapped Cauchy distribution.
+
+    Source: Best & Fisher 1979, section 2.
+    """
     tau = 1.0 + jnp.sqrt(1.0 + 4.0 * k**2)
     # r - 1 in place of r: for small and for large k the textbook form cancels
     rho = (tau - jnp.sqrt(2.0 * tau)) / (2.0 * k)
     r = jnp.where(k > 1e-5, (1.0 + rho**2) / (2.0 * rho), 1.0 / k + k)
 
-    def propose(state):
+    def propose(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         key, _, _ = state
         key, first, second, third = jr.split(key, 4)
         dtype = jnp.result_type(k)
@@ -130,8 +137,8 @@ def draw_centred(key: Any, k: Any) -> jax.Array:
         sign = jnp.where(jr.bernoulli(third), 1.0, -1.0)
         return key, sign.astype(dtype) * jnp.arccos(jnp.clip(f, -1.0, 1.0)), accepted
 
-    start = (key, jnp.zeros_like(k), jnp.asarray(False))
-    return jax.lax.while_loop(lambda state: ~state[2], propose, start)[1]
+    start: tuple[Array, Array, Array] = (key, jnp.zeros_like(k), jnp.asarray(False))
+    return jnp.asarray(jax.lax.while_loop(lambda state: ~state[2], propose, start)[1])
 
 
 __all__ = ["CosAndSin", "VonMises", "draw_centred", "log_partition"]

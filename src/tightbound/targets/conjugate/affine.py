@@ -1,48 +1,54 @@
-"""Expectations of a function that is affine in a factor's statistics, from its values at a few
-fixed points (anchors).
+"""Expectations of a function that is affine in a factor's statistics, from its values at anchors.
 
-Where f(z) = <a, t(z)> + b, any weights with sum_j w_j = 1 and sum_j w_j t(z_j) = m give E f = sum_j
-w_j f(z_j). The weights are affine in m, so an expectation over several factors, one set of weights
-for each, is multi-affine in their moments: it is the expected log joint, from evaluations of the
-log joint alone.
+Anchors are a few fixed points z_j. Where f(z) = <a, t(z)> + b, any weights with sum_j w_j = 1 and
+sum_j w_j t(z_j) = m give E f = sum_j w_j f(z_j). The weights are affine in m, so an expectation
+over several factors, one set of weights for each, is multi-affine in their moments: it is the
+expected log joint, from evaluations of the log joint alone.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from ..._types import Array
+from ..._types import Array, PyTree
 from ...families.exponential.base import AbstractExponentialFamily
 from ...families.exponential.gamma import Gamma, InverseGamma
 from ...families.exponential.normal import MultivariateNormal, Normal
 from ...families.exponential.simplex import Beta, Dirichlet
 
+FamilyClass: TypeAlias = Callable[..., AbstractExponentialFamily]
+"""A class of families, as a maker of members from its standard parameters."""
+
 # spread of anchors on a log scale: closer ones cancel digits, wider ones overflow
 _LEAST, _MOST = 0.3, 1.5
+# coordinates beyond which no multivariate normal is tried: it has d (d + 3) / 2 + 1 anchors, and
+# each term is tabulated at all of them
+_MOST_COORDINATES = 60
 
 
 class Anchors(eqx.Module):
     """J points for each of P members of a factor, J - 1 the number of its independent statistics.
 
     Attributes:
-        points: `[J, *plate, *event]`, values of the site.
-        inverse: `[P, J, J]`: weights are inverse @ (1, statistics).
+        points: values of the site, with the axes of plate and event behind.
+        inverse: weights are inverse @ (1, statistics).
     """
 
-    points: Array
-    inverse: Array
-    event_rank: ClassVar[int] = 0
+    points: Float[Array, "J *value"]
+    inverse: Float[Array, "P J J"]
 
-    def weights(self, statistics: Any) -> jax.Array:
-        """w `[J, P]` of members with the given statistics (or moments)."""
+    def weights(self, statistics: PyTree) -> Float[jax.Array, "J P"]:
+        """w of members with the given statistics (or moments)."""
         return jnp.einsum("pij,pj->ip", self.inverse, features(statistics, self.inverse.shape[0]))
 
 
-def features(statistics: Any, members: int) -> jax.Array:
-    """(1, t) of each member `[P, J]`; of a matrix its upper triangle."""
+def features(statistics: PyTree, members: int) -> Float[jax.Array, "P J"]:
+    """(1, t) of each member; of a matrix its upper triangle."""
     columns = [jnp.ones((members, 1))]
     for name, leaf in zip(statistics._fields, statistics, strict=True):
         if name == "outer":
@@ -65,14 +71,14 @@ def anchors_around(q: AbstractExponentialFamily) -> Anchors:
     return Anchors(points, jnp.linalg.inv(jnp.moveaxis(table, 1, 0).swapaxes(-1, -2)))
 
 
-def _of_normal(q: Normal) -> Any:
+def _of_normal(q: Normal) -> Float[np.ndarray, "J *value"]:
     sd = 1.0 / np.sqrt(np.asarray(q.precision))
     return np.stack([np.asarray(q.mean) + 1.5 * step * sd for step in (-1.0, 0.0, 1.0)])
 
 
-def _of_vector(q: MultivariateNormal) -> Any:
+def _of_vector(q: MultivariateNormal) -> Float[np.ndarray, "J *value"]:
     """mean + root u for u in 0, e_i, -e_i, e_i + e_j: they determine a quadratic."""
-    dim = q.event[0]
+    dim = np.shape(q.mean)[-1]
     unit = np.eye(dim)
     pairs = [unit[i] + unit[j] for i in range(dim) for j in range(i + 1, dim)]
     steps = np.stack([np.zeros(dim), *unit, *(-unit), *pairs])
@@ -80,12 +86,15 @@ def _of_vector(q: MultivariateNormal) -> Any:
     return np.asarray(q.mean) + np.moveaxis(np.einsum("...ij,sj->...si", root, steps), -2, 0)
 
 
-def _of_positive(centre: Any, spread: Any) -> Any:
+def _of_positive(
+    centre: Float[Array, "*plate"],
+    spread: Float[Array, "*plate"],
+) -> Float[np.ndarray, "J *plate"]:
     spread = np.clip(spread, _LEAST, _MOST)
     return np.stack([centre * np.exp(step * spread) for step in (-1.0, 0.0, 1.0)])
 
 
-def _of_beta(q: Beta) -> Any:
+def _of_beta(q: Beta) -> Float[np.ndarray, "J *value"]:
     a, b = np.asarray(q.a), np.asarray(q.b)
     log_odds, spread = (
         np.log(a) - np.log(b),
@@ -94,7 +103,7 @@ def _of_beta(q: Beta) -> Any:
     return np.stack([1.0 / (1.0 + np.exp(-log_odds - step * spread)) for step in (-1.0, 0.0, 1.0)])
 
 
-def _of_dirichlet(q: Dirichlet) -> Any:
+def _of_dirichlet(q: Dirichlet) -> Float[np.ndarray, "J *value"]:
     concentration = np.asarray(q.concentration)
     log_mean = np.log(concentration / concentration.sum(axis=-1, keepdims=True))
     steps = np.concatenate([np.zeros((1, log_mean.shape[-1])), np.eye(log_mean.shape[-1])])
@@ -102,7 +111,8 @@ def _of_dirichlet(q: Dirichlet) -> Any:
     return raw / raw.sum(axis=-1, keepdims=True)
 
 
-_POINTS = {
+# by the name of the class: `features` needs as many points as the family has statistics, plus one
+_POINTS: dict[str, Callable[..., np.ndarray]] = {
     "Normal": _of_normal,
     "MultivariateNormal": _of_vector,
     "Gamma": lambda q: _of_positive(
@@ -115,7 +125,7 @@ _POINTS = {
     "Dirichlet": _of_dirichlet,
 }
 
-CANDIDATES: dict[str, tuple[type, ...]] = {
+CANDIDATES: dict[str, tuple[FamilyClass, ...]] = {
     "'real'": (Normal, MultivariateNormal),
     "'positive'": (Gamma, InverseGamma),
     "'unit_interval'": (Beta,),
@@ -124,13 +134,13 @@ CANDIDATES: dict[str, tuple[type, ...]] = {
 """By support: the families that are tried for a site, in this order."""
 
 
-def first_member(family: type, shape: tuple[int, ...]) -> AbstractExponentialFamily | None:
+def first_member(family: FamilyClass, shape: tuple[int, ...]) -> AbstractExponentialFamily | None:
     """A member for a site of `shape`, around the origin of the unconstrained scale.
 
-    None where the family has no room.
+    None where the family does not serve this shape.
     """
     if family is MultivariateNormal:
-        if not shape or shape[-1] > 60:
+        if not shape or shape[-1] > _MOST_COORDINATES:
             return None
         return MultivariateNormal(
             np.zeros(shape), np.broadcast_to(np.eye(shape[-1]), (*shape, shape[-1])).copy()

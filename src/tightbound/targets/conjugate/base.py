@@ -3,23 +3,26 @@
 Names and bijection from their factors, and a log density with local factors summed out.
 """
 
-from typing import Any
+from typing import TypeVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from ..._numerics import scoped
-from ..._types import Array, PyTree
+from ..._types import Array, Key, PyTree, Validated
 from ...families.exponential.base import AbstractExponentialFamily, inner
 from ...families.exponential.product import Product
 from ...families.transported import Transported
 from ...results import TargetError
-from ..base import Conjugate, Density, Joint
+from ..base import AbstractTarget, Conjugate, Density, Joint
 from ..layout import Block, Layout, value_names
-from ..support import SUPPORTS
+from ..support import SUPPORTS, ArrayLike, Constraint
 from ..tracing import host_unless_traced
+
+MemberT = TypeVar("MemberT", bound=AbstractExponentialFamily)
 
 
 class AbstractConjugateTarget(Conjugate, Joint):
@@ -40,7 +43,7 @@ class AbstractConjugateTarget(Conjugate, Joint):
     family: eqx.AbstractVar[Product]
     layout: eqx.AbstractVar[Layout]
 
-    def start(self, key: Any) -> Product:
+    def start(self, key: Key) -> Product:
         """The factors to start from."""
         return self.family
 
@@ -59,15 +62,15 @@ class AbstractConjugateTarget(Conjugate, Joint):
         return value_names(self.layout.structs())
 
     @host_unless_traced
-    def constrain(self, z: Array) -> PyTree:
+    def constrain(self, z: Validated[Float[Array, "dim"], "Layout"]) -> PyTree:
         return self.layout.constrain(z)
 
     @host_unless_traced
-    def unconstrain(self, values: PyTree) -> Array:
+    def unconstrain(self, values: PyTree) -> Float[Array, "dim"]:
         return self.layout.unconstrain(values)
 
     @host_unless_traced
-    def log_joint(self, values: PyTree) -> Array:
+    def log_joint(self, values: PyTree) -> Float[Array, ""]:
         """log p(values, data), no Jacobian, in nats.
 
         Hidden factors without a value are summed out (at most one of them).
@@ -90,10 +93,10 @@ class AbstractConjugateTarget(Conjugate, Joint):
             }
         )
 
-    def _marginal(self, values: dict[str, Any]) -> jax.Array:
+    def _marginal(self, values: dict[str, PyTree]) -> Float[Array, ""]:
         """The log joint of the given values.
 
-        A hidden factor without a value summed out by its own log-partition.
+        A hidden factor without a value is summed out by its own log-partition.
         """
         factors = self.family.factors
         given = {
@@ -102,6 +105,8 @@ class AbstractConjugateTarget(Conjugate, Joint):
         hidden = {name: factor for name, factor in factors.items() if name not in values}
         if not hidden:
             return self.expected_log_joint(given)
+        # The joint is affine in these moments, so its value and gradient at any one point of them
+        # give the constant and the natural parameters; the factor's own moments are one.
         start = {
             name: jax.tree.map(jnp.asarray, factor.mean_parameters)
             for name, factor in hidden.items()
@@ -122,16 +127,12 @@ class AbstractConjugateTarget(Conjugate, Joint):
         return value - inner(eta, start) + sum(partitions, jnp.zeros(()))
 
     def judged(self, q: Product) -> Transported:
-        """The shown factors of q on the unconstrained scale.
-
-        What draws, summaries and the certificate look at.
-        """
+        """The shown factors of q on the unconstrained scale, for draws, summaries, certificate."""
         return judged(self, q)
 
 
 class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
-    """A conjugate target with a log density of its shown values, the others being summed or
-    integrated out exactly.
+    """A conjugate target with a log density of its shown values, the others integrated out exactly.
 
     Given the shown values, the expected log joint is affine in the moments of a hidden factor,
     <eta, m> + c, so that
@@ -149,17 +150,19 @@ class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
         return self.layout.dim
 
     @host_unless_traced
-    def log_density(self, z: Array) -> Array:
+    def log_density(self, z: Validated[Float[Array, "dim"], "Layout"]) -> Float[Array, ""]:
         values, log_det = self.layout.constrain_with_log_det(z)
         return self._marginal(values) + log_det
 
 
 @scoped
-def judged(target: Any, q: Product) -> Transported:
-    """The shown factors of a product, transported to the unconstrained scale of `target`'s layout."""
-    names = {block.name.split(".")[0] for block in target.layout.blocks}
-    shown: dict[str, Any] = {name: f for name, f in q.factors.items() if name in names}
-    return Transported(Product(**shown), target.layout)
+def judged(target: AbstractTarget, q: Product) -> Transported:
+    """The shown factors of a product, on the unconstrained scale of `target`'s layout."""
+    # conjugate models and NumPyro models, which products approximate, both have a layout
+    layout = cast(AbstractConjugateTarget, target).layout
+    names = {block.name.split(".")[0] for block in layout.blocks}
+    shown = {name: f for name, f in q.factors.items() if name in names}
+    return Transported(Product(local=(), **shown), layout)
 
 
 def hidden_factors(q: Product) -> tuple[str, ...]:
@@ -178,14 +181,14 @@ def layout_of(q: Product) -> Layout:
     for name, factor in q.factors.items():
         if name in hidden:
             continue
-        event = factor.event
-        parts = {name: (event, factor.support)} if not isinstance(event, dict) else {}
-        parts |= (
-            {f"{name}.{p}": (event[p], factor.support[p]) for p in sorted(event)}
-            if isinstance(event, dict)
-            else {}
-        )
-        tree[name] = dict.fromkeys(event, 0) if isinstance(event, dict) else 0
+        event, support = factor.event, factor.support
+        if isinstance(event, dict) and isinstance(support, dict):
+            parts = {f"{name}.{part}": (event[part], support[part]) for part in sorted(event)}
+            tree[name] = dict.fromkeys(event, 0)
+        else:
+            # a value without parts; only hidden factors have no support
+            parts = {name: (cast(tuple[int, ...], event), cast(str, support))}
+            tree[name] = 0
         blocks += [
             Block(label, (*factor.plate, *shape), _constraint(kind))
             for label, (shape, kind) in parts.items()
@@ -197,14 +200,14 @@ def layout_of(q: Product) -> Layout:
     return Layout(tuple(blocks), jax.tree.structure(tree))
 
 
-def _float(leaf: Any) -> jax.Array:
+def _float(leaf: ArrayLike) -> Float[jax.Array, "..."]:
     array = jnp.asarray(leaf)
     return (
         array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
     )
 
 
-def _constraint(support: str) -> Any:
+def _constraint(support: str) -> Constraint | None:
     if support == "real":
         return None
     from numpyro.distributions import constraints
@@ -212,10 +215,11 @@ def _constraint(support: str) -> Any:
     return getattr(constraints, SUPPORTS.get(support, support))
 
 
-def check_rows(target: str, **arrays: Any) -> int:
+def check_rows(target: str, **arrays: ArrayLike) -> int:
     """N, the common length of the given arrays.
 
-    A TargetError that names the one that differs, or holds NaN.
+    Raises:
+        TargetError: naming the array that differs, or holds NaN.
     """
     lengths = {}
     for name, array in arrays.items():
@@ -229,18 +233,19 @@ def check_rows(target: str, **arrays: Any) -> int:
             raise TargetError(
                 f"{target}: `{name}` holds NaN or infinite numbers; drop or impute those rows."
             )
-        lengths[name] = len(array)
+        lengths[name] = np.shape(array)[0]
     if len(set(lengths.values())) > 1:
         raise TargetError(f"{target}: the data differ in their number of rows: {lengths}.")
     return next(iter(lengths.values()))
 
 
 def check_categories(
-    target: str, name: str, values: Any, count: int, lowest: int = 0
-) -> np.ndarray:
+    target: str, name: str, values: ArrayLike, count: int, lowest: int = 0
+) -> Int[np.ndarray, "..."]:
     """Whole numbers in lowest, ..., count - 1 as an integer array.
 
-    A TargetError that says where one is not.
+    Raises:
+        TargetError: saying where one is not.
     """
     array = np.asarray(values)
     if not np.all(array == np.round(array)):
@@ -258,7 +263,7 @@ def check_categories(
     return array.astype(np.int64)
 
 
-def broadcast(member: AbstractExponentialFamily, plate: tuple[int, ...]) -> Any:
+def broadcast(member: MemberT, plate: tuple[int, ...]) -> MemberT:
     """A plate of equal members."""
     lead = tuple(plate)
     return jax.tree.map(

@@ -4,24 +4,29 @@ Which family each site has, and the expected log joint, from the model alone.
 """
 
 import math
-from typing import Any, final
+from typing import TypeAlias, cast, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from ..._numerics import to_host
-from ..._types import Array, PyTree
+from ..._types import Array, Key, PyTree, Scalar
 from ...families.exponential.base import AbstractExponentialFamily
 from ...families.exponential.product import Product
 from ...results import PairingError
-from ..layout import Layout
+from ..layout import Block, Layout
 from ..numpyro_model import AbstractNumPyroTarget
+from ..numpyro_program import Values
 from ..support import describe
 from .affine import CANDIDATES, Anchors, anchors_around, first_member
 from .base import AbstractConjugateTarget
+
+Factors: TypeAlias = dict[str, AbstractExponentialFamily]
+"""By site: a member of its family."""
 
 _AFFINE = 1e-8  # relative error of an affine prediction that counts as rounding
 # of one site's log probability at all anchors of the sites that it depends on
@@ -34,18 +39,18 @@ class Term(eqx.Module):
     """The log probability of one site at the anchors of the factors that it depends on.
 
     Attributes:
-        table: `[J_1, ..., J_r, E]`, one axis for each factor and one for the elements.
-        members: for each factor the member that each element depends on, `[E]`.
+        table: one axis for each factor and one for the elements.
+        members: for each factor the member that each element depends on.
         factors: their names.
         site: whose log probability it is.
     """
 
-    table: Array
-    members: tuple[Array, ...]
+    table: Float[Array, "*anchors elements"]
+    members: tuple[Int[Array, "elements"], ...]
     factors: tuple[str, ...] = eqx.field(static=True)
     site: str = eqx.field(static=True)
 
-    def expected(self, weights: dict[str, jax.Array]) -> jax.Array:
+    def expected(self, weights: dict[str, Float[jax.Array, "_ _"]]) -> Float[jax.Array, ""]:
         """The sum of its elements' expectations."""
         out = jnp.asarray(self.table)
         for name, member in zip(self.factors, self.members, strict=True):
@@ -61,11 +66,9 @@ class Term(eqx.Module):
 class FoundModel(AbstractConjugateTarget):
     """The conjugate form of a NumPyro model, found by `tb.solvers.CoordinateAscent`.
 
-    Nobody makes one by hand.
-
-    log p is a sum of sites' log probabilities, each affine in the statistics of each latent site
-    that it depends on. So its expectation is a weighted sum of its values at fixed points, with
-    weights affine in the moments (see `anchors.py`).
+    Nobody makes one by hand. log p is a sum of sites' log probabilities, each affine in the
+    statistics of each latent site that it depends on. So its expectation is a weighted sum of its
+    values at fixed points, with weights affine in the moments (see `affine.py`).
     """
 
     family: Product
@@ -73,11 +76,13 @@ class FoundModel(AbstractConjugateTarget):
     anchors: dict[str, Anchors]
     terms: tuple[Term, ...]
 
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+    def expected_log_joint(
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
         weights = {name: self.anchors[name].weights(moments[name]) for name in self.anchors}
         return sum((term.expected(weights) for term in self.terms), jnp.zeros(()))
 
-    def start(self, key: Any) -> Product:
+    def start(self, key: Key) -> Product:
         return self.family
 
 
@@ -90,11 +95,13 @@ def find(target: AbstractNumPyroTarget) -> FoundModel:
     return tabulated(target, _families(target))
 
 
-def _families(target: AbstractNumPyroTarget) -> dict[str, AbstractExponentialFamily]:
+def _families(target: AbstractNumPyroTarget) -> Factors:
     """For each site the first family in whose statistics every term is affine."""
     if target.live:
         raise _refusal(target.live[0], "its support is computed in the model")
     chosen = {block.name: _candidates(block)[0] for block in target.layout.blocks}
+    # One site at a time, the others at their first candidates: that a term is affine in one site's
+    # statistics does not depend on the families of the others.
     for block in target.layout.blocks:
         reasons = []
         for member in _candidates(block):
@@ -116,7 +123,7 @@ def _refusal(site: str, reason: str) -> PairingError:
     )
 
 
-def _candidates(block: Any) -> list[AbstractExponentialFamily]:
+def _candidates(block: Block) -> list[AbstractExponentialFamily]:
     support = describe(block.constraint)
     if support not in CANDIDATES:
         raise _refusal(block.name, f"no conjugate family is known on its support {support}")
@@ -124,12 +131,11 @@ def _candidates(block: Any) -> list[AbstractExponentialFamily]:
     return [member for member in members if member is not None]
 
 
-def _reason_against(
-    target: AbstractNumPyroTarget, factors: dict[str, Any], name: str
-) -> str | None:
-    """Why the factor `name` of this family cannot be.
+def _reason_against(target: AbstractNumPyroTarget, factors: Factors, name: str) -> str | None:
+    """Why the factor `name` cannot be of this family: the first term that forbids it.
 
-    A term that is not affine in its statistics, or couples members.
+    A term may not couple members, and must be affine in the statistics: what the anchors predict at
+    two random points is compared with the term there.
     """
     factor, anchors = factors[name], anchors_around(factors[name])
     base = _values(factors, jr.key(1))
@@ -153,7 +159,8 @@ def _reason_against(
             actual = np.asarray(_term(target, index, {**base, name: point}))
             size = np.sum(np.abs(weights * table), axis=0) + 1.0
             if not np.all(np.abs(predicted - actual) <= _AFFINE * size):
-                fields = ", ".join(factor.statistics_type._fields)
+                # a class of named tuples, of which the type is only that it can be called
+                fields = ", ".join(cast(PyTree, factor.statistics_type)._fields)
                 return (
                     f"log p of {_named(site, name)} is not affine in the statistics ({fields}) of"
                     f" {_kind(factor)}"
@@ -161,7 +168,7 @@ def _reason_against(
     return None
 
 
-def _kind(factor: Any) -> str:
+def _kind(factor: AbstractExponentialFamily) -> str:
     name = type(factor).__name__
     return f"an {name}" if name[0] == "I" else f"a {name}"
 
@@ -170,7 +177,7 @@ def _named(site: str, name: str) -> str:
     return "its own prior" if site == name else f"the site {site!r}"
 
 
-def _values(factors: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
+def _values(factors: Factors, key: jax.Array) -> Values:
     """One draw of each factor, in the shape of its site."""
     keys = jr.split(key, len(factors))
     return {
@@ -193,18 +200,21 @@ def _sites(target: AbstractNumPyroTarget) -> list[str]:
 
 
 @eqx.filter_jit
-def _term(target: AbstractNumPyroTarget, index: int, values: dict[str, Any]) -> jax.Array:
-    """The log probability of the site with this index, flattened `[E]`."""
+def _term(
+    target: AbstractNumPyroTarget, index: int, values: Values
+) -> Float[jax.Array, "elements"]:
+    """The log probability of the site with this index, flattened."""
     return jnp.ravel(jnp.asarray(target.program.terms(values, {})[index][1]))
 
 
 def _dependence(
-    target: AbstractNumPyroTarget, index: int, base: dict[str, Any], name: str, factor: Any
-) -> np.ndarray:
-    """Which element of a term depends on which member of a factor.
-
-    `[E, P]` booleans, by differentiation at one point.
-    """
+    target: AbstractNumPyroTarget,
+    index: int,
+    base: Values,
+    name: str,
+    factor: AbstractExponentialFamily,
+) -> Bool[np.ndarray, "elements P"]:
+    """Which element of a term depends on which member of a factor: its derivative at one point."""
     shape, rank = jnp.shape(base[name]), len(factor.plate)
     members = math.prod(shape[:rank])
     count = jax.eval_shape(lambda v: _term(target, index, v), base).shape[0]
@@ -217,23 +227,30 @@ def _dependence(
 
 @eqx.filter_jit
 def _jacobian(
-    target: AbstractNumPyroTarget, index: int, base: dict[str, Any], name: str
-) -> jax.Array:
+    target: AbstractNumPyroTarget, index: int, base: Values, name: str
+) -> Float[jax.Array, "elements *value"]:
     return jax.jacfwd(lambda value: _term(target, index, {**base, name: value}))(base[name])
 
 
 def _at_anchors(
-    target: Any, index: int, base: dict[str, Any], anchors: dict[str, Anchors]
-) -> np.ndarray:
-    """A term at all combinations of the anchors of some factors: `[J_1, ..., J_r, E]`."""
+    target: AbstractNumPyroTarget,
+    index: int,
+    base: Values,
+    anchors: dict[str, Anchors],
+) -> Float[np.ndarray, "*anchors elements"]:
+    """A term at all combinations of the anchors of some factors."""
     points = tuple(jnp.asarray(anchor.points) for anchor in anchors.values())
     return np.asarray(_at_points(target, index, base, tuple(anchors), points))
 
 
 @eqx.filter_jit
 def _at_points(
-    target: Any, index: int, base: dict[str, Any], names: tuple[str, ...], points: tuple
-) -> jax.Array:
+    target: AbstractNumPyroTarget,
+    index: int,
+    base: Values,
+    names: tuple[str, ...],
+    points: tuple[jax.Array, ...],
+) -> Float[jax.Array, "*anchors elements"]:
     def at(*values):
         return _term(target, index, {**base, **dict(zip(names, values, strict=True))})
 
@@ -242,7 +259,7 @@ def _at_points(
     return at(*points)
 
 
-def tabulated(target: AbstractNumPyroTarget, factors: dict[str, Any]) -> FoundModel:
+def tabulated(target: AbstractNumPyroTarget, factors: Factors) -> FoundModel:
     """The tables of all terms at anchors around the given factors."""
     base = _values(factors, jr.key(1))
     anchors = {name: anchors_around(factor) for name, factor in factors.items()}
@@ -269,7 +286,7 @@ def tabulated(target: AbstractNumPyroTarget, factors: dict[str, Any]) -> FoundMo
             )
         terms.append(Term(table, tuple(members.values()), tuple(members), site))
     return FoundModel(
-        family=Product(**factors),
+        family=Product(local=(), **factors),
         layout=target.layout,
         anchors=to_host(anchors),
         terms=tuple(terms),

@@ -1,23 +1,23 @@
 """Factor analysis and probabilistic principal components."""
 
 import math
-from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..._numerics import host_rng
-from ..._types import Array, PyTree
+from ..._types import Array, Key, PyTree, Scalar, Validated
 from ...families.exponential.gamma import Gamma
 from ...families.exponential.normal import MultivariateNormal, Normal
 from ...families.exponential.product import Product
 from ...results import TargetError
 from ..layout import Layout
+from ..support import ArrayLike
 from .base import AbstractCollapsedTarget, broadcast, check_rows, layout_of
 
-_LOG_2PI = math.log(2 * math.pi)
+_LOG_2PI = math.log(2 * math.pi)  # of Gaussian densities
 
 
 class FactorAnalysis(AbstractCollapsedTarget):
@@ -42,7 +42,7 @@ class FactorAnalysis(AbstractCollapsedTarget):
     Source: Tipping & Bishop 1999; Bishop 1999, "Variational principal components", section 3.
     """
 
-    y: Array
+    y: Float[Array, "rows columns"]
     family: Product
     layout: Layout
     alpha_prior: Gamma
@@ -52,7 +52,7 @@ class FactorAnalysis(AbstractCollapsedTarget):
 
     def __init__(
         self,
-        y: Any,
+        y: Validated[ArrayLike, "check_rows"],
         directions: int,
         *,
         isotropic: bool = True,
@@ -73,6 +73,7 @@ class FactorAnalysis(AbstractCollapsedTarget):
         self.alpha_prior = Gamma(1e-3, 1e-3) if alpha is None else alpha
         self.tau_prior = Gamma(1e-3, 1e-3) if tau is None else tau
         self.mean_prior = Normal(0.0, float(mean_precision))
+        # 1e-300: constant data have no variance, and a rate must be positive
         spread = float(np.var(self.y, axis=0).mean()) + 1e-300
         tau_start = (
             Gamma(1.0, spread) if self.isotropic else broadcast(Gamma(1.0, spread), (columns,))
@@ -88,10 +89,12 @@ class FactorAnalysis(AbstractCollapsedTarget):
         self.layout = layout_of(self.family)
 
     @property
-    def data_rows(self) -> Array:
+    def data_rows(self) -> Float[Array, "rows columns"]:
         return self.y
 
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+    def expected_log_joint(
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
         y = self.y if rows is None else rows
         W, mu, x, alpha = moments["W"], moments["mu"], moments["x"], moments["alpha"]
         tau_log, tau = (jnp.broadcast_to(part, mu.value.shape) for part in moments["tau"])
@@ -110,16 +113,15 @@ class FactorAnalysis(AbstractCollapsedTarget):
         )
         return scale * (likelihood + of_x) + of_w + priors + self.mean_prior.expected_log_prob(mu)
 
-    def start(self, key: Any) -> Product:
-        """Loadings along the principal components (the sign and order of which nothing tells
-        apart).
-        """
+    def start(self, key: Key) -> Product:
+        """Loadings along the principal components, whose sign and order nothing tells apart."""
         centred = self.y - self.y.mean(axis=0)
         scores, sizes, axes = np.linalg.svd(centred, full_matrices=False)
         directions = self.family["alpha"].plate[0]
         loadings = np.zeros((self.y.shape[1], directions))
         kept = min(directions, len(sizes))
         loadings[:, :kept] = (axes[:kept] * sizes[:kept, None]).T / np.sqrt(len(self.y))
+        # a column of zeros, where there are fewer components than directions, would never move
         loadings += (
             1e-3
             * np.abs(loadings).max()

@@ -1,16 +1,19 @@
 """A conjugate target from the user's own expected log joint."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import TypeAlias, cast, final
 
 import jax
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from ..._numerics import scoped, to_device
-from ..._types import PyTree
+from ..._types import Array, Key, PyTree, Scalar, Validated
 from ...families.exponential.product import Product
 from ...results import TargetError
 from ..layout import Layout
+from ..log_density import ScalarFunction
+from ..support import ArrayLike
 from ..tracing import explained, scalar
 from .base import (
     AbstractCollapsedTarget,
@@ -20,29 +23,34 @@ from .base import (
     layout_of,
 )
 
+Start: TypeAlias = Callable[[Key], Product]
+"""`start(key)`: where coordinate ascent begins."""
 
-class AbstractWritten(AbstractConjugateTarget):
+
+class AbstractFromFunction(AbstractConjugateTarget):
     """A model by its expected log joint; made by `tb.from_expected_log_joint`."""
 
-    function: Callable[..., Any]
+    function: ScalarFunction
     family: Product
     layout: Layout
     data: PyTree
-    start_function: Callable[[Any], Product] | None
+    start_function: Start | None
 
     @property
     def data_rows(self) -> PyTree:
         return self.data
 
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+    def expected_log_joint(
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
         return _called(self.function, moments, self.data if rows is None else rows, scale)
 
-    def start(self, key: Any) -> Product:
+    def start(self, key: Key) -> Product:
         return self.family if self.start_function is None else self.start_function(key)
 
 
 @final
-class ConjugateModel(AbstractWritten):
+class ConjugateModel(AbstractFromFunction):
     """A model by its expected log joint, with two or more hidden factors.
 
     Made by `tb.from_expected_log_joint`.
@@ -50,9 +58,8 @@ class ConjugateModel(AbstractWritten):
 
 
 @final
-class CollapsedModel(AbstractWritten, AbstractCollapsedTarget):
-    """A model by its expected log joint, with at most one hidden factor, which its log density sums
-    out.
+class CollapsedModel(AbstractFromFunction, AbstractCollapsedTarget):
+    """A model by its expected log joint with at most one hidden factor, which is summed out.
 
     Made by `tb.from_expected_log_joint`.
     """
@@ -60,14 +67,13 @@ class CollapsedModel(AbstractWritten, AbstractCollapsedTarget):
 
 @scoped
 def from_expected_log_joint(
-    expected_log_joint: Callable[..., Any],
-    q: Product,
+    expected_log_joint: Validated[ScalarFunction, "tracing.scalar"],
+    q: Validated[Product, "from_expected_log_joint"],
     data: PyTree = None,
     *,
-    start: Callable[[Any], Product] | None = None,
+    start: Start | None = None,
 ) -> ConjugateModel | CollapsedModel:
-    """A target from ONE function: the expected log joint of a model, as a function of the factors'
-    moments.
+    """A target from ONE function: the expected log joint of a model in the factors' moments.
 
     Coordinate ascent, SVI and natural gradients get all their updates from it by automatic
     differentiation. `moments` holds for each factor of `q` a named tuple, `moments["tau"].log` and
@@ -108,6 +114,7 @@ def from_expected_log_joint(
             " member for each row."
         )
     data = jax.tree.map(_array, data)
+    # called once on shapes alone, so that a fault of the function is said here and not in a fit
     with explained("expected_log_joint", list(q.factors)):
         moments = {name: to_device(factor.mean_parameters) for name, factor in q.factors.items()}
         jax.eval_shape(
@@ -120,10 +127,13 @@ def from_expected_log_joint(
     )
 
 
-def _called(function: Callable[..., Any], moments: PyTree, rows: PyTree, scale: Any) -> jax.Array:
-    return function(moments) if rows is None else function(moments, rows, scale)
+def _called(
+    function: ScalarFunction, moments: PyTree, rows: PyTree, scale: Scalar
+) -> Validated[Float[jax.Array, ""], "tracing.scalar"]:
+    out = function(moments) if rows is None else function(moments, rows, scale)
+    return cast(jax.Array, out)  # `scalar` has seen that it is one
 
 
-def _array(leaf: Any) -> Any:
+def _array(leaf: ArrayLike) -> Shaped[np.ndarray, "..."]:
     array = np.asarray(leaf)
     return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array

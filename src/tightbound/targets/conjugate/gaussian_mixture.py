@@ -1,20 +1,19 @@
 """A mixture of Gaussians with unknown weights, means and precisions."""
 
-from typing import Any
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..._numerics import host_rng
-from ..._types import Array, PyTree
+from ..._types import Array, Key, PyTree, Scalar, Validated
 from ...families.exponential.discrete import Categorical
 from ...families.exponential.product import Product
 from ...families.exponential.simplex import Dirichlet
 from ...families.exponential.wishart import NormalWishart
 from ...results import TargetError
 from ..layout import Layout
+from ..support import ArrayLike
 from .base import AbstractCollapsedTarget, broadcast, check_rows, layout_of
 
 
@@ -40,7 +39,7 @@ class GaussianMixture(AbstractCollapsedTarget):
     Source: Bishop 2006, section 10.2.
     """
 
-    x: Array
+    x: Float[Array, "rows dim"]
     family: Product
     layout: Layout
     weight_prior: Dirichlet
@@ -49,14 +48,14 @@ class GaussianMixture(AbstractCollapsedTarget):
 
     def __init__(
         self,
-        x: Any,
-        components: int,
+        x: Validated[ArrayLike, "check_rows"],
+        components: Validated[int, "__init__"],
         *,
-        weight_prior: Any = None,
-        mean_prior: Any = None,
+        weight_prior: Validated[ArrayLike | None, "Dirichlet"] = None,
+        mean_prior: Validated[ArrayLike | None, "NormalWishart"] = None,
         mean_strength: float = 1.0,
         df: float | None = None,
-        inverse_scale: Any = None,
+        inverse_scale: Validated[ArrayLike | None, "NormalWishart"] = None,
     ):
         check_rows("GaussianMixture", x=x)
         data = np.asarray(x, np.float64)
@@ -84,10 +83,12 @@ class GaussianMixture(AbstractCollapsedTarget):
         self.layout = layout_of(self.family)
 
     @property
-    def data_rows(self) -> Array:
+    def data_rows(self) -> Float[Array, "rows dim"]:
         return self.x
 
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+    def expected_log_joint(
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
         x, components, weights = (
             self.x if rows is None else rows,
             moments["components"],
@@ -100,8 +101,11 @@ class GaussianMixture(AbstractCollapsedTarget):
             moments["z"].probs * self._log_likelihood(x, components, weights)
         )
 
-    def _log_likelihood(self, x: Array, components: Any, weights: Any) -> jax.Array:
-        """E[log weight_k + log N(x_n; component k)], `[N, K]`."""
+    def _log_likelihood(
+        self, x: Float[Array, "rows dim"], components: PyTree, weights: PyTree
+    ) -> Float[Array, "rows K"]:
+        """E[log weight_k + log N(x_n; component k)], nats."""
+        # (x - mean)' precision (x - mean), expanded into the moments of the Normal-Wishart
         quadratic = (
             jnp.einsum("nd,kde,ne->nk", x, components.precision, x)
             - 2.0 * x @ components.precision_mean.T
@@ -111,10 +115,12 @@ class GaussianMixture(AbstractCollapsedTarget):
         )
         return constant[None, :] - 0.5 * quadratic
 
-    def start(self, key: Any, responsibilities: Any = None) -> Product:
-        """Responsibilities `[N, K]`.
+    def start(
+        self, key: Key, responsibilities: Validated[ArrayLike | None, "start"] = None
+    ) -> Product:
+        """The prior's factors with responsibilities of rows for components.
 
-        Given, or by distances to K points chosen apart (Arthur & Vassilvitskii 2007).
+        Given `[N, K]`, or by distances to K points chosen apart (Arthur & Vassilvitskii 2007).
         """
         resp = (
             _spread_out(np.asarray(self.x), self.components, key)
@@ -127,9 +133,10 @@ class GaussianMixture(AbstractCollapsedTarget):
                 f" {self.components}], got {resp.shape}."
             )
         with np.errstate(divide="ignore"):
+            # exp(-700) is the least power that a double holds, so that no logit is -inf
             return self._factors(np.maximum(np.log(resp), -700.0))
 
-    def _factors(self, logits: np.ndarray) -> Product:
+    def _factors(self, logits: Float[np.ndarray, "rows K"]) -> Product:
         return Product(
             weights=self.weight_prior,
             components=broadcast(self.component_prior, (self.components,)),
@@ -138,11 +145,15 @@ class GaussianMixture(AbstractCollapsedTarget):
         )
 
 
-def _spread_out(x: np.ndarray, count: int, key: Any) -> np.ndarray:
-    """One-hot responsibilities of the nearest of `count` rows, drawn with probabilities like
-    squared distances.
+def _spread_out(
+    x: Float[np.ndarray, "rows dim"], count: int, key: Key
+) -> Float[np.ndarray, "rows K"]:
+    """One-hot responsibilities of the nearest of `count` rows that lie apart.
+
+    Each is drawn with probabilities proportional to squared distances from those before it.
     """
     rng = host_rng(key, "mixture start")
+    # in sds of the columns, so that the distances do not depend on their units
     u = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-300)
     chosen = [int(rng.integers(len(u)))]
     nearest = np.sum((u - u[chosen[0]]) ** 2, axis=1)

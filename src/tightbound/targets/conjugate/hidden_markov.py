@@ -1,19 +1,18 @@
 """A hidden Markov model with unknown probabilities."""
 
-from typing import Any
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from ..._numerics import host_rng
-from ..._types import Array, PyTree
+from ..._types import Array, Key, PyTree, Scalar, Validated
 from ...families.exponential.chain import DiscreteMarkovChain
 from ...families.exponential.product import Product
 from ...families.exponential.simplex import Dirichlet
 from ...results import TargetError
 from ..layout import Layout
+from ..support import ArrayLike
 from .base import AbstractCollapsedTarget, check_categories, check_rows, layout_of
 
 
@@ -38,7 +37,7 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
     Source: MacKay 1997, "Ensemble learning for hidden Markov models"; Beal 2003, chapter 3.
     """
 
-    symbols: Array
+    symbols: Int[Array, "sequences steps"]
     family: Product
     layout: Layout
     initial_prior: Dirichlet
@@ -48,25 +47,18 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
 
     def __init__(
         self,
-        symbols: Any,
-        states: int,
+        symbols: Validated[ArrayLike, "check_rows"],
+        states: Validated[int, "__init__"],
         *,
         vocabulary: int | None = None,
-        initial_prior: Any = 1.0,
-        transition_prior: Any = 1.0,
-        emission_prior: Any = 1.0,
+        initial_prior: Validated[ArrayLike, "Dirichlet"] = 1.0,
+        transition_prior: Validated[ArrayLike, "Dirichlet"] = 1.0,
+        emission_prior: Validated[ArrayLike, "Dirichlet"] = 1.0,
     ):
         name = "HiddenMarkovModel"
-        symbols = (
-            [list(row) for row in symbols]
-            if isinstance(symbols, (list, tuple)) and np.ndim(symbols[0])
-            else symbols
-        )
-        if isinstance(symbols, list) and symbols and isinstance(symbols[0], list):
-            longest = max(map(len, symbols))
-            symbols = np.array([row + [-1] * (longest - len(row)) for row in symbols])
-        check_rows(name, symbols=symbols)
-        table = np.atleast_2d(np.asarray(symbols))
+        padded = _padded(symbols)
+        check_rows(name, symbols=padded)
+        table = np.atleast_2d(np.asarray(padded))
         vocabulary = int(np.max(table)) + 1 if vocabulary is None else int(vocabulary)
         self.symbols = check_categories(name, "symbols", table, vocabulary, lowest=-1)
         if not isinstance(states, (int, np.integer)) or states < 1:
@@ -91,12 +83,14 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         self.layout = layout_of(self.family)
 
     @property
-    def data_rows(self) -> Array:
+    def data_rows(self) -> Int[Array, "sequences steps"]:
         return self.symbols
 
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+    def expected_log_joint(
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
         symbols, chain = self.symbols if rows is None else rows, moments["chain"]
-        # -1: nothing was seen
+        # a last column of zeros, which the index -1 of a time without a symbol reads
         emission = jnp.concatenate([moments["emission"].log, jnp.zeros((self.states, 1))], axis=1)
         of_symbols = jnp.sum(chain.marginals * jnp.moveaxis(emission[:, symbols], 0, -1))
         of_chain = jnp.sum(chain.marginals[:, 0].sum(axis=0) * moments["initial"].log)
@@ -108,10 +102,11 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         )
         return priors + scale * (of_symbols + of_chain)
 
-    def start(self, key: Any) -> Product:
+    def start(self, key: Key) -> Product:
         """Emissions that differ from state to state at random, and chains that tend to stay."""
         rng, count = host_rng(key, "emissions"), self.states
         steps, vocabulary = self.symbols.shape[1], self.emission_prior.concentration.shape[1]
+        # a tenth of a uniform law added: a symbol that a state cannot emit would stay impossible
         emission = np.log(rng.dirichlet(np.ones(vocabulary), count) + 0.1 / vocabulary)
         unary = np.concatenate([emission, np.zeros((count, 1))], axis=1)[:, self.symbols]
         stay = np.where(np.eye(count, dtype=bool), 1.0, 0.0)
@@ -121,6 +116,17 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         )
 
 
-def broadcast_pair(table: np.ndarray, lead: tuple[int, int]) -> np.ndarray:
+def _padded(symbols: ArrayLike) -> ArrayLike:
+    """Sequences of different lengths as one array, with -1 behind the shorter ones."""
+    if not (isinstance(symbols, (list, tuple)) and symbols and np.ndim(symbols[0])):
+        return symbols
+    rows = [np.asarray(row).tolist() for row in symbols]
+    longest = max(map(len, rows))
+    return np.array([row + [-1] * (longest - len(row)) for row in rows])
+
+
+def broadcast_pair(
+    table: Float[np.ndarray, "K K"], lead: tuple[int, int]
+) -> Float[np.ndarray, "sequences transitions K K"]:
     """One table of log potentials for every transition."""
     return np.broadcast_to(table, lead + table.shape).copy()

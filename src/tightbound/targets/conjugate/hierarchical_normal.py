@@ -1,20 +1,20 @@
 """Groups whose means come from one population."""
 
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from ..._types import Array, PyTree
+from ..._types import Array, PyTree, Scalar, Validated
 from ...families.exponential.gamma import Gamma
 from ...families.exponential.normal import Normal
 from ...families.exponential.product import Product
 from ..layout import Layout
+from ..support import ArrayLike
 from .base import AbstractCollapsedTarget, broadcast, check_categories, check_rows, layout_of
 
-_LOG_2PI = math.log(2 * math.pi)
+_LOG_2PI = math.log(2 * math.pi)  # of Gaussian densities
 
 
 class HierarchicalNormal(AbstractCollapsedTarget):
@@ -39,8 +39,8 @@ class HierarchicalNormal(AbstractCollapsedTarget):
     derivation.
     """
 
-    y: Array
-    group: Array
+    y: Float[Array, "rows"]
+    group: Int[Array, "rows"]
     family: Product
     layout: Layout
     mu_prior: Normal
@@ -49,8 +49,8 @@ class HierarchicalNormal(AbstractCollapsedTarget):
 
     def __init__(
         self,
-        y: Any,
-        group: Any,
+        y: Validated[ArrayLike, "check_rows"],
+        group: Validated[ArrayLike, "check_categories"],
         *,
         groups: int | None = None,
         mu: Normal | None = None,
@@ -61,6 +61,7 @@ class HierarchicalNormal(AbstractCollapsedTarget):
         self.y = np.asarray(y, np.float64)
         count = int(np.max(group)) + 1 if groups is None else int(groups)
         self.group = check_categories("HierarchicalNormal", "group", group, count)
+        # 1e-300: constant data have no variance, and a rate must be positive
         spread = float(np.var(self.y)) + 1e-300
         self.mu_prior = Normal(0.0, 1e-6) if mu is None else mu
         self.lam_prior = Gamma(1e-2, 1e-2) if lam is None else lam
@@ -77,12 +78,15 @@ class HierarchicalNormal(AbstractCollapsedTarget):
     def data_rows(self) -> PyTree:
         return {"y": self.y, "group": self.group}
 
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+    def expected_log_joint(
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
         data = self.data_rows if rows is None else rows
         theta, mu, lam, tau = (moments[name] for name in ("theta", "mu", "lam", "tau"))
         y, group = data["y"], data["group"]
         squares = jnp.sum(y**2 - 2.0 * y * theta.value[group] + theta.square[group])
         within = 0.5 * (len(y) * (tau.log - _LOG_2PI) - tau.value * squares)
+        # E (theta_j - mu)^2: the factors are independent, so the cross term is a product of means
         spread = jnp.sum(theta.square - 2.0 * theta.value * mu.value + mu.square)
         between = 0.5 * (len(theta.value) * (lam.log - _LOG_2PI) - lam.value * spread)
         priors = (

@@ -1,18 +1,18 @@
 """Linear regression whose coefficients each have a precision of their own."""
 
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from ..._types import Array, PyTree
+from ..._types import Array, PyTree, Scalar, Validated
 from ...families.exponential.gamma import Gamma
 from ...families.exponential.normal import MultivariateNormal
 from ...families.exponential.product import Product
 from ...results import TargetError
 from ..layout import Layout
+from ..support import ArrayLike
 from .base import AbstractCollapsedTarget, broadcast, check_rows, layout_of
 
 
@@ -33,14 +33,21 @@ class LinearRegressionARD(AbstractCollapsedTarget):
     Source: Tipping 2001; Bishop 2006, section 10.3 (there with one alpha).
     """
 
-    X: Array
-    y: Array
+    X: Float[Array, "rows p"]
+    y: Float[Array, "rows"]
     alpha_prior: Gamma
     tau_prior: Gamma
     family: Product
     layout: Layout
 
-    def __init__(self, X: Any, y: Any, *, alpha: Gamma | None = None, tau: Gamma | None = None):
+    def __init__(
+        self,
+        X: Validated[ArrayLike, "check_rows"],
+        y: Validated[ArrayLike, "check_rows"],
+        *,
+        alpha: Gamma | None = None,
+        tau: Gamma | None = None,
+    ):
         check_rows("LinearRegressionARD", X=X, y=y)
         self.X, self.y = np.asarray(X, np.float64), np.asarray(y, np.float64)
         if self.X.ndim != 2 or self.y.ndim != 1:
@@ -62,10 +69,14 @@ class LinearRegressionARD(AbstractCollapsedTarget):
     def data_rows(self) -> PyTree:
         return {"X": self.X, "y": self.y}
 
-    def expected_log_joint(self, moments: PyTree, rows: Any = None, scale: Any = 1.0) -> jax.Array:
+    def expected_log_joint(
+        self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
+    ) -> Float[Array, ""]:
         data = self.data_rows if rows is None else rows
         beta, alpha, tau = moments["beta"], moments["alpha"], moments["tau"]
         X, y = data["X"], data["y"]
+        # E |y - X beta|^2, from p and p x p numbers of the data: N rows times a p x p moment would
+        # be the slow way
         squares = jnp.sum(y**2) - 2.0 * (y @ X) @ beta.value + jnp.sum((X.T @ X) * beta.outer)
         likelihood = 0.5 * (len(y) * (tau.log - math.log(2 * math.pi)) - tau.value * squares)
         shrinkage = 0.5 * jnp.sum(

@@ -1,4 +1,4 @@
-"""Targets with known moments and evidence: what tests, benchmarks and demonstrations are judged by."""
+"""Targets with known moments and evidence: the truth for tests, benchmarks and demonstrations."""
 
 from .conjugate import beta_bernoulli, gamma_poisson, linear_regression, normal_normal
 from .gaussians import gaussian, student_t, two_modes

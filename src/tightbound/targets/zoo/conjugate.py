@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import jax.scipy.special as jsp
 import numpy as np
+from jaxtyping import Float, Real
 from scipy.special import betaln, gammaln
 
 from ..._types import Array
@@ -12,13 +13,15 @@ from ..rows import from_rows
 from .known import LOG_2PI, Known, normal
 
 
-def beta_bernoulli(y: Array | None = None, *, a: float = 2.0, b: float = 3.0) -> Known:
+def beta_bernoulli(
+    y: Real[Array, "rows"] | None = None, *, a: float = 2.0, b: float = 3.0
+) -> Known:
     """theta ~ Beta(a, b), y_i ~ Bernoulli(theta); the posterior is Beta(a + sum y, b + N - sum y).
 
     log evidence = log B(a + sum y, b + N - sum y) - log B(a, b).
 
     Arguments:
-        y: zeros and ones, `[N]`; ten of them by default.
+        y: zeros and ones; ten of them by default.
         a: prior successes.
         b: prior failures.
     """
@@ -49,18 +52,21 @@ def beta_bernoulli(y: Array | None = None, *, a: float = 2.0, b: float = 3.0) ->
     )
 
 
-def gamma_poisson(y: Array | None = None, *, shape: float = 2.0, rate: float = 0.5) -> Known:
+def gamma_poisson(
+    y: Real[Array, "rows"] | None = None, *, shape: float = 2.0, rate: float = 0.5
+) -> Known:
     """lam ~ Gamma(shape, rate), y_i ~ Poisson(lam).
 
     The posterior is Gamma(shape + sum y, rate + N).
 
     Arguments:
-        y: counts, `[N]`; eight of them by default.
+        y: counts; eight of them by default.
         shape: of the prior.
         rate: of the prior.
     """
     y = np.asarray([3, 5, 2, 4, 6, 1, 3, 4] if y is None else y)
     shape_n, rate_n = shape + y.sum(), rate + len(y)
+    # taken on the host: what does not depend on parameters need not be compiled
     log_prior_norm = shape * math.log(rate) - gammaln(shape)
 
     def log_prior(params):
@@ -84,11 +90,13 @@ def gamma_poisson(y: Array | None = None, *, shape: float = 2.0, rate: float = 0
     )
 
 
-def normal_normal(x: Array | None = None, *, noise: float = 1.0, prior_sd: float = 2.0) -> Known:
+def normal_normal(
+    x: Real[Array, "rows"] | None = None, *, noise: float = 1.0, prior_sd: float = 2.0
+) -> Known:
     """mu ~ N(0, prior_sd^2), x_i ~ N(mu, noise^2).
 
     Arguments:
-        x: observations, `[N]`; six of them by default.
+        x: observations; six of them by default.
         noise: their known standard deviation.
         prior_sd: of mu.
     """
@@ -114,8 +122,7 @@ def normal_normal(x: Array | None = None, *, noise: float = 1.0, prior_sd: float
 def linear_regression(
     num_rows: int = 50, dim: int = 3, *, noise: float = 0.7, prior_sd: float = 2.0, seed: int = 0
 ) -> Known:
-    """beta ~ N(0, prior_sd^2 I), y ~ N(X beta, noise^2 I) on simulated data: the posterior is
-    Gaussian.
+    """beta ~ N(0, prior_sd^2 I), y ~ N(X beta, noise^2 I) on simulated data; a Gaussian posterior.
 
     Precision P = I / prior_sd^2 + X'X / noise^2, mean P^-1 X'y / noise^2, evidence N(y; 0, noise^2
     I + prior_sd^2 X X'). Source: Bishop (2006), Pattern Recognition and Machine Learning, eqs.
@@ -152,7 +159,7 @@ def linear_regression(
     )
 
 
-def _log_normal(x: np.ndarray, cov: np.ndarray) -> float:
+def _log_normal(x: Real[np.ndarray, "rows"], cov: Float[np.ndarray, "rows rows"]) -> float:
     """log N(x; 0, cov), nats."""
     return float(
         -0.5 * (x @ np.linalg.solve(cov, x) + np.linalg.slogdet(cov)[1] + len(x) * LOG_2PI)

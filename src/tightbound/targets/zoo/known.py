@@ -3,19 +3,21 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Real
 
 from ..._numerics import host_rng
-from ..._types import Key
+from ..._types import Array, Key
 from ...results import TargetError
 from ..base import Density
 
 LOG_2PI = math.log(2.0 * math.pi)
 
-Values = dict[str, np.ndarray]
+Values: TypeAlias = dict[str, Float[np.ndarray, "..."]]
+"""By name of a value: its mean, its sd, or draws of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Known:
     mean: Values
     sd: Values
     log_evidence: float
-    cov: np.ndarray | None = None
+    cov: Float[np.ndarray, "p p"] | None = None
     draw: Callable[[int, np.random.Generator], Values] | None = None
 
     def sample(self, n: int, key: Key) -> Values:
@@ -56,25 +58,27 @@ class Known:
         return self.draw(n, host_rng(key, "zoo"))
 
 
-def normal(x: Any, mean: Any, sd: Any) -> Any:
+def normal(
+    x: Real[Array, "..."] | float, mean: Real[Array, "..."] | float, sd: Real[Array, "..."] | float
+) -> Float[Array, "..."]:
     """Log density of a normal distribution, elementwise, nats."""
     return -0.5 * ((x - mean) / sd) ** 2 - jnp.log(sd) - 0.5 * LOG_2PI
 
 
 def moments_on_grid(
-    log_weight: np.ndarray, means: Values, variances: Values | None = None
+    log_weight: Float[np.ndarray, "m"], means: Values, variances: Values | None = None
 ) -> tuple[Values, Values]:
     """Mean and sd of values whose conditional moments are known at the nodes of a quadrature.
 
-    By the laws of total expectation and variance, with weights exp(log_weight) `[m]`, normalised
-    here.
+    By the laws of total expectation and variance, with weights exp(log_weight), normalised here.
 
     Arguments:
-        log_weight: log of the unnormalised weights of the nodes, `[m]`.
+        log_weight: log of the unnormalised weights of the nodes.
         means: name -> conditional mean at each node, `[m, ...]`.
         variances: name -> conditional variance at each node, `[m, ...]`; zero where a name is
             missing.
     """
+    # less the largest: a log density that is known up to a constant may overflow
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     mean = {name: np.tensordot(weight, x, 1) for name, x in means.items()}

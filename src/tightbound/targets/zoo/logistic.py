@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.special import expit, logsumexp
 
 from ..rows import from_rows
@@ -10,14 +11,15 @@ from .known import LOG_2PI, Known, moments_on_grid, normal
 
 # of the grid, in posterior sds: the trapezoid rule is then exact to rounding
 _REACH, _STEP = 10.0, 0.1
+# the log posterior is concave, and a handful of steps reach its mode; more of them change nothing
+_NEWTON_STEPS = 30
 
 
 def logistic_regression(num_rows: int = 60, *, prior_sd: float = 2.5, seed: int = 0) -> Known:
-    """beta ~ N(0, prior_sd^2 I) in two dimensions, P(y_i = 1) = 1 / (1 + exp(-x_i' beta)), on
-    simulated data.
+    """beta ~ N(0, prior_sd^2 I) in the plane, P(y_i = 1) = 1 / (1 + exp(-x_i' beta)).
 
-    The truth comes from the trapezoid rule on a grid in coordinates in which the posterior is
-    nearly N(0, I).
+    The data are simulated. The truth comes from the trapezoid rule on a grid in coordinates in
+    which the posterior is nearly N(0, I).
 
     Arguments:
         num_rows: N.
@@ -56,11 +58,11 @@ def logistic_regression(num_rows: int = 60, *, prior_sd: float = 2.5, seed: int 
 
 
 def _mode_and_root(
-    design: np.ndarray, y: np.ndarray, prior_sd: float
-) -> tuple[np.ndarray, np.ndarray]:
+    design: Float[np.ndarray, "rows 2"], y: Int[np.ndarray, "rows"], prior_sd: float
+) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2 2"]]:
     """The posterior mode by Newton's method, and a root of the inverse Hessian there."""
-    beta = np.zeros(2)
-    for _ in range(30):
+    beta, hessian = np.zeros(2), np.eye(2)
+    for _ in range(_NEWTON_STEPS):
         p = expit(design @ beta)
         hessian = (design.T * (p * (1 - p))) @ design + np.eye(2) / prior_sd**2
         beta = beta + np.linalg.solve(hessian, design.T @ (y - p) - beta / prior_sd**2)

@@ -4,8 +4,10 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from ..log_density import from_log_density
+from ..._types import Array, PyTree
+from ..log_density import LogDensity, from_log_density
 from .known import LOG_2PI, Known, Values, moments_on_grid, normal
 
 EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -14,7 +16,7 @@ EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 STANDARD_ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 """Their standard errors, points."""
 
-_PRIOR_SD, _PRIOR_SCALE = 5.0, 5.0
+_PRIOR_SD, _PRIOR_SCALE = 5.0, 5.0  # of mu and of tau, points
 # the integrand falls off as tau on the left and tau^-8 on the right
 _LOG_TAU = np.arange(-40.0, 25.0, 0.02)
 
@@ -44,13 +46,13 @@ def eight_schools(*, centered: bool = False) -> Known:
     )
 
 
-def _log_prior(params):
+def _log_prior(params: PyTree) -> Float[Array, ""]:
     tau = params["tau"]
     half_cauchy = math.log(2 / (math.pi * _PRIOR_SCALE)) - jnp.log1p((tau / _PRIOR_SCALE) ** 2)
     return normal(params["mu"], 0.0, _PRIOR_SD) + half_cauchy
 
 
-def _centered():
+def _centered() -> LogDensity:
     def log_density(params):
         theta = params["theta"]
         schools = normal(theta, params["mu"], params["tau"]) + normal(
@@ -63,7 +65,7 @@ def _centered():
     )
 
 
-def _noncentered():
+def _noncentered() -> LogDensity:
     def effects(params):
         return {"theta": params["mu"] + params["tau"] * params["theta_trans"]}
 
@@ -77,19 +79,22 @@ def _noncentered():
     return from_log_density(log_density, example, support={"tau": "positive"}, derived=effects)
 
 
-def _mu_given_tau(tau: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and variance of mu `[m]`, and the variances of y about mu `[m, 8]`.
+def _mu_given_tau(
+    tau: Float[np.ndarray, "m"],
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"], Float[np.ndarray, "m 8"]]:
+    """Mean and variance of mu, and the variances of y about mu, given tau.
 
-    Y_j | mu, tau ~ N(mu, sigma_j^2 + tau^2).
+    y_j | mu, tau ~ N(mu, sigma_j^2 + tau^2).
     """
     variance = STANDARD_ERRORS**2 + tau[:, None] ** 2
     variance_mu = 1 / (1 / _PRIOR_SD**2 + np.sum(1 / variance, axis=1))
     return variance_mu * np.sum(EFFECTS / variance, axis=1), variance_mu, variance
 
 
-def _log_marginal(tau: np.ndarray) -> np.ndarray:
-    """log p(tau) + log p(y | tau) `[m]`, with mu and theta integrated out (matrix determinant lemma
-    and Woodbury).
+def _log_marginal(tau: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+    """log p(tau) + log p(y | tau), with mu and theta integrated out.
+
+    By the matrix determinant lemma and the Woodbury identity.
     """
     mean_mu, variance_mu, variance = _mu_given_tau(tau)
     log_det = np.sum(np.log(variance), axis=1) + np.log(_PRIOR_SD**2 / variance_mu)
@@ -98,7 +103,7 @@ def _log_marginal(tau: np.ndarray) -> np.ndarray:
     return log_prior - 0.5 * (log_det + quadratic + len(EFFECTS) * LOG_2PI)
 
 
-def _given_tau(tau: np.ndarray) -> tuple[Values, Values]:
+def _given_tau(tau: Float[np.ndarray, "m"]) -> tuple[Values, Values]:
     """Conditional means and variances of all values given tau: name -> `[m, ...]`."""
     mean_mu, variance_mu, variance = _mu_given_tau(tau)
     mu, t, noise = mean_mu[:, None], tau[:, None], STANDARD_ERRORS**2
@@ -116,8 +121,10 @@ def _given_tau(tau: np.ndarray) -> tuple[Values, Values]:
     return means, variances
 
 
-def _draw(n: int, rng: np.random.Generator, log_weight: np.ndarray, centered: bool) -> Values:
-    """tau by its distribution function on the grid, then mu given tau, then the schools given both."""
+def _draw(
+    n: int, rng: np.random.Generator, log_weight: Float[np.ndarray, "m"], centered: bool
+) -> Values:
+    """tau by its distribution function on the grid, then mu given tau, then the schools."""
     cdf = np.cumsum(np.exp(log_weight - np.logaddexp.reduce(log_weight)))
     # A node stands for the interval around it, so that the function between two nodes belongs to
     # their midpoint.

@@ -74,18 +74,21 @@ def banana(*, curvature: float = 0.5, scale: float = 2.0) -> Known:
 
 
 def ring(*, radius: float = 4.0, width: float = 0.5) -> Known:
-    """A ring in the plane, log p(x) = -(|x|^2 - r^2)^2 / (2 s^2) with s = 2 r w: near it, |x| is
-    about N(r, w^2).
+    """A ring in the plane, log p(x) = -(|x|^2 - r^2)^2 / (2 s^2) with s = 2 r w.
 
-    t = |x|^2 is a normal N(r^2, s^2) cut off at 0, and the angle is uniform, so that with a = r^2 /
-    s evidence = pi sqrt(2 pi) s Phi(a), E[x_i^2] = (r^2 + s phi(a) / Phi(a)) / 2. Smooth
-    everywhere, unlike a density of |x|.
+    Near it, |x| is about N(r, w^2). t = |x|^2 is a normal N(r^2, s^2) cut off at 0, and the angle
+    is uniform, so that with a = r^2 / s
+
+        evidence = pi sqrt(2 pi) s Phi(a),   E[x_i^2] = (r^2 + s phi(a) / Phi(a)) / 2
+
+    Smooth everywhere, unlike a density of |x|.
 
     Arguments:
         radius: r.
         width: w, the sd of |x| about r, for w far below r.
     """
     spread = 2 * radius * width
+    # where t = |x|^2 is cut off, in its own sds below its mean
     edge = radius**2 / spread
     density_at_edge = math.exp(-0.5 * edge**2 - 0.5 * LOG_2PI)
     variance = 0.5 * (radius**2 + spread * density_at_edge / ndtr(edge))
@@ -94,6 +97,7 @@ def ring(*, radius: float = 4.0, width: float = 0.5) -> Known:
         return -0.5 * ((jnp.sum(params["x"] ** 2) - radius**2) / spread) ** 2
 
     def draw(n, rng):
+        # t by the inverse of its distribution function, on the part of it above the cut
         square = radius**2 + spread * ndtri(rng.uniform(ndtr(-edge), 1, n))
         angle = rng.uniform(0, 2 * np.pi, n)
         return {"x": np.sqrt(square)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)}
