@@ -501,12 +501,12 @@ def test_ctrl_c_in_a_step_returns_the_last_state(monkeypatch):
     assert fit.certificate.verdict in ("caution", "fail")
 
 
-CLIMB = ["judge", "certify", "fresh_sample"]
+CLIMB = [("attempt", "judge"), ("climb", "certify"), ("attempt", "fresh_sample")]
 
 
-@pytest.mark.parametrize("function", CLIMB)
-def test_ctrl_c_while_it_is_judged_keeps_the_first_fit(monkeypatch, function):
-    ladder = sys.modules["tightbound.plan.climb"]
+@pytest.mark.parametrize(("module", "function"), CLIMB)
+def test_ctrl_c_while_it_is_judged_keeps_the_first_fit(monkeypatch, module, function):
+    ladder = sys.modules[f"tightbound.plan.{module}"]
     monkeypatch.setattr(ladder, function, AfterCalls(getattr(ladder, function), 1))
     fit = tb.fit(NORMAL)
     assert fit.result is tb.Result.interrupted

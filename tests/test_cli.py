@@ -25,19 +25,26 @@ NORMAL = """
 BANANA = """
     import tightbound as tb
 
-    target = tb.from_log_density(lambda p: -0.5 * p["x"] ** 2 - 50 * (p["y"] - 30 * p["x"] ** 2) ** 2, {"x": 0.0, "y": 0.0})
+    def log_density(p):
+        return -0.5 * p["x"] ** 2 - 50 * (p["y"] - 30 * p["x"] ** 2) ** 2
+
+    target = tb.from_log_density(log_density, {"x": 0.0, "y": 0.0})
 """
 TRUNCATED = """
     import jax.numpy as jnp
     import tightbound as tb
 
-    target = tb.from_log_density(lambda p: jnp.where(p["x"] < 2.0, -0.5 * p["x"] ** 2, -jnp.inf), {"x": 0.0})
+    def log_density(p):
+        return jnp.where(p["x"] < 2.0, -0.5 * p["x"] ** 2, -jnp.inf)
+
+    target = tb.from_log_density(log_density, {"x": 0.0})
 """
 FUNCTION = """
     import tightbound as tb
 
     def target(data):
-        return tb.from_log_density(lambda p: -0.5 * ((data["y"] - p["mean"]) ** 2).sum(), {"mean": 0.0})
+        squares = lambda p: ((data["y"] - p["mean"]) ** 2).sum()
+        return tb.from_log_density(lambda p: -0.5 * squares(p), {"mean": 0.0})
 """
 NUMPYRO = """
     import numpyro
@@ -201,7 +208,7 @@ def test_a_budget_stops_the_search_with_what_there_is(run):
 def test_no_usable_fit_is_exit_code_1_and_what_there_is_is_kept(run, monkeypatch):
     def hopeless(target, **_):
         good = fit(target)
-        return type(good)(good.q, target, tb.Result.nonfinite, 1, good.trace, 1, 0.1, (0, 0))
+        return tb.Fit(good.q, target, tb.Result.nonfinite, 1, good.trace, good.spent, (0, 0))
 
     fit = tb.fit
     monkeypatch.setattr(sys.modules["tightbound.fit"], "fit", hopeless)

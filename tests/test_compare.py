@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tightbound as tb
+from tightbound.account import Stage
 from tightbound.families import Empirical, Gaussian, kl
 from tightbound.loop import Trace
 from tightbound.targets import zoo
@@ -22,7 +23,8 @@ TRUTH = Gaussian.from_root(KNOWN.mean["x"], np.linalg.cholesky(KNOWN.cov))
 def fitted(q, seconds=0.5):
     """A fit that says q, as it came from elsewhere."""
     empty = Trace(np.empty(0), np.empty(0), np.empty(0))
-    return tb.Fit(q, KNOWN.target, tb.Result.converged, 3, empty, 70, seconds, (0, 1))
+    spent = tb.Spent({"Gaussian": Stage(70, seconds)})
+    return tb.Fit(q, KNOWN.target, tb.Result.converged, 3, empty, spent, (0, 1))
 
 
 @pytest.fixture(scope="module")

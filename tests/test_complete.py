@@ -30,8 +30,8 @@ KINDS = {
 ELSEWHERE = {
     "Subsampled": "solvers/test_subsampled.py",
     "Pathfinder": "solvers/test_pathfinder.py",
-    "Gibbs": "solvers/test_conjugate_form.py",
-    "FoundModel": "solvers/test_conjugate_form.py",
+    "Gibbs": "search/test_conjugate_form.py",
+    "FoundModel": "search/test_conjugate_form.py",
     "Transported": "solvers/test_coordinate_ascent.py",
     "NormalSample": "solvers/test_coordinate_ascent.py",
     "LinearRegressionARD": "solvers/test_coordinate_ascent.py",
@@ -69,13 +69,13 @@ ELSEWHERE = {
     "Relaxed": "estimators/test_discrete.py",
     "Minibatch": "estimators/test_minibatch.py",
     "GaussHermite": "estimators/test_gauss_hermite.py",
-    "LocalQuadratic": "estimators/test_local_quadratic.py",
+    "LocalQuadratic": "estimators/clutter/test_local_quadratic.py",
     "Empirical": "solvers/test_samplers.py",
     "HMC": "solvers/test_samplers.py",
     "Metropolis": "solvers/test_samplers.py",
     "NUTS": "solvers/test_samplers.py",
-    "ProjectedLogit": "estimators/test_projected_logit.py",
-    "SumOfExponentials": "estimators/test_sum_of_exponentials.py",
+    "ProjectedLogit": "estimators/clutter/test_projected_logit.py",
+    "SumOfExponentials": "estimators/clutter/test_sum_of_exponentials.py",
     "IndicatorMeanField": "solvers/test_indicators.py",
     "Clutter": "targets/test_clutter.py",
     "Conditional": "families/test_conditional.py",
@@ -83,7 +83,7 @@ ELSEWHERE = {
     "Ensemble": "families/test_conditional.py",
     "ForwardKL": "objectives/test_forward_kl.py",
     "FromModel": "estimators/test_from_model.py",
-    "HeldOut": "test_posterior.py",
+    "HeldOut": "amortised/test_posterior.py",
     "SimulatedModel": "targets/test_simulator.py",
     "SimulatorPosterior": "targets/test_simulator.py",
     "SoftmaxWeighted": "objectives/test_forward_kl.py",
@@ -357,7 +357,8 @@ def test_a_public_name_exists_and_is_documented(name):
 
 def test_fit_has_the_promised_fields_and_arguments():
     fields = {field.name for field in dataclasses.fields(tb.Fit)}
-    assert fields >= {"q", "target", "result", "steps", "trace", "evaluations"}
+    assert fields >= {"q", "target", "result", "steps", "trace", "spent"}
+    assert isinstance(tb.Fit.evaluations, property)
     assert {field.name for field in dataclasses.fields(tb.Certificate)} >= {"log_evidence"}
     signature = inspect.signature(tb.fit)
     expected = [

@@ -18,9 +18,10 @@ import pytest
 
 import tightbound as tb
 from tightbound import report
-from tightbound.certify.corrections import moment_table
+from tightbound.certify.draws import moment_table
+from tightbound.families import Gaussian, StudentT
 from tightbound.loop import Trace
-from tightbound.report.contents import gather, worst_first
+from tightbound.report.contents import facts, gather, worst_first
 from tightbound.report.page import decimals, number, prose
 from tightbound.results import MissingExtraError
 
@@ -314,6 +315,19 @@ def test_contents_rank_by_the_finding_moments(fit):
 
 
 @pytest.mark.parametrize(
+    ("q", "shown"),
+    [
+        (Gaussian.full(3), "Gaussian (full)"),
+        (Gaussian.low_rank(3, 1), "Gaussian (low rank)"),
+        (StudentT.full(3), "StudentT"),
+    ],
+)
+def test_facts_name_the_covariance_of_a_gaussian_alone(fit, q, shown):
+    other = dataclasses.replace(fit, q=q, checked=fit.certificate)
+    assert dict(facts(other))["Approximation"] == shown
+
+
+@pytest.mark.parametrize(
     ("value", "shown"),
     [
         (0.0123456, "0.01235"),
@@ -379,9 +393,20 @@ CHROMIUM = next(
     None,
 )
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --enable-logging=stderr --v=0 --window-size=1200,2400 --dump-dom"""
-FLAGS = FLAGS.split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--window-size=1200,2400",
+    "--dump-dom",
+]
 
 
 @pytest.mark.chromium

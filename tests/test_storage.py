@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import tightbound as tb
+from tightbound.account import Spent, Stage
 from tightbound.families.gaussian import Gaussian
 from tightbound.families.low_rank import LowRank
 from tightbound.families.nested import NestedGaussian
@@ -75,8 +76,7 @@ def a_fit(q, target, **changed):
     fields = {
         "result": tb.Result.max_steps,
         "steps": 3,
-        "evaluations": 30,
-        "seconds": 0.1 + 0.2,
+        "spent": Spent({"start": Stage(10.0, 0.1), "Gaussian": Stage(20.0, 0.2)}),
         "key": (0, 2**32 - 1),
     }
     return Fit(q, target, **{"trace": trace, **fields, **changed})
@@ -116,7 +116,8 @@ def test_a_fit_of_the_default_comes_back_with_its_certificate(tmp_path, target):
     assert str(back.certificate) == str(fit.certificate)
     assert list(back.certificate) == list(fit.certificate)
     for old, new in zip(fit.certificate.findings, back.certificate.findings, strict=True):
-        assert eqx.tree_equal(dict(old.detail), dict(new.detail), typematch=True), old.name
+        assert type(old.detail) is type(new.detail), old.name
+        assert eqx.tree_equal(vars(old.detail), vars(new.detail), typematch=True), old.name
         same = {f.name: getattr(old, f.name) for f in dataclasses.fields(old) if f.name != "detail"}
         # as text, because NaN is not itself
         assert str(same) == str({name: getattr(new, name) for name in same})
@@ -132,10 +133,13 @@ def test_what_a_finding_points_at_is_saved_too(tmp_path):
         lambda p: jnp.logaddexp(-0.5 * (p["x"] - 4) ** 2, -0.5 * (p["x"] + 4) ** 2), {"x": 0.0}
     )
     fit = a_fit(Gaussian.full(1).moved([4.0]), target)
-    rivals = fit.certificate["optima"].detail["rivals"]
+    rivals = fit.certificate.rivals
     assert rivals
-    back = tb.load(fit.save(tmp_path / "fit.npz"), target).certificate["optima"]
-    assert eqx.tree_equal(back.detail["rivals"], rivals, typematch=True)
+    back = tb.load(fit.save(tmp_path / "fit.npz"), target).certificate.rivals
+    assert len(back) == len(rivals)
+    for old, new in zip(rivals, back, strict=True):
+        assert type(new) is type(old)
+        assert eqx.tree_equal(vars(old), vars(new), typematch=True)
 
 
 def test_a_certificate_that_was_computed_later_is_saved_too(tmp_path, target):
@@ -250,6 +254,11 @@ def test_a_newer_format_is_refused(saved, target):
         load_parts(rewritten(saved, lambda about: about.update(format=99)), target)
 
 
+def test_an_older_format_is_refused(saved, target):
+    with pytest.raises(ValueError, match=r"written by an older tightbound .* Fit again"):
+        load_parts(rewritten(saved, lambda about: about.update(format=1)), target)
+
+
 @pytest.mark.parametrize(
     "name",
     ["gaussian.np", "gaussian.namespace", "..fit.Fit", "gone.Gone", "gaussian.Gone", "os.system"],
@@ -271,15 +280,15 @@ def test_a_family_with_other_fields_is_refused(saved, target):
         load_parts(rewritten(saved, forget), target)
 
 
-class Foreign(eqx.Module):
-    mean: np.ndarray
+class Foreign(Gaussian):
+    """A family that is not below tightbound.families."""
 
 
 def test_a_family_from_elsewhere_is_not_saved_but_explained(tmp_path, target):
     with pytest.raises(
         ValueError, match=r"save: 'q' is a Foreign from the module .*tree_serialise_leaves"
     ):
-        save(a_fit(Foreign(np.zeros(DIM)), target), tmp_path / "fit.npz")
+        save(a_fit(Foreign(np.zeros(DIM), Gaussian.full(DIM).scale), target), tmp_path / "fit.npz")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats as st
 
 import tightbound as tb
-from tightbound.certify.certificate import fresh_sample
+from tightbound.certify.draws import fresh_sample
 from tightbound.families import Gaussian
 from tightbound.summary import summary, summary_of, weights_usable
 
@@ -27,7 +27,7 @@ COLUMNS = ["mean", "sd", "5%", "50%", "95%"]
 def laplace(target, q):
     """A fit that returns the q it was given: the certificate and the tables are what is tested."""
     fit = tb.fit(target, solver=tb.solvers.Laplace())
-    return type(fit)(q, target, fit.result, 1, fit.trace, 1, 0.0, (0, 1))
+    return tb.Fit(q, target, fit.result, 1, fit.trace, fit.spent, (0, 1))
 
 
 def test_an_exact_q_is_printed_as_it_is():

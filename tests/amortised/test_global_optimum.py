@@ -42,7 +42,10 @@ def target():
 
 
 def network(scale=1.0, turn=0.0):
-    """A two-layer ReLU network that is exactly f(x) = scale kappa R_turn x: relu(u) - relu(-u) = u."""
+    """A two-layer ReLU network that is exactly f(x) = scale kappa R_turn x.
+
+    For relu(u) - relu(-u) = u.
+    """
     half = np.random.default_rng(0).standard_normal((WIDTH // 2, 2))
     c, s = np.cos(turn), np.sin(turn)
     outer = scale * KAPPA * np.sqrt(WIDTH) * np.array([[c, -s], [s, c]]) @ np.linalg.pinv(half)
@@ -82,7 +85,7 @@ def test_a_gap_of_a_twentieth_of_a_nat_does_not_pass(target, scale, turn):
     finding = global_optimum(q, target, 3)
     assert finding.verdict == "caution"
     assert "Training has not reached the global optimum" in finding.why
-    assert finding.detail["Gaussian"]["p_value"] < 0.01
+    assert finding.detail.gaussian.p_value < 0.01
     made = simulations(target, 4, 2000)
     bound, difference = convex_bound(q, network(), made)
     assert bound.value > exact

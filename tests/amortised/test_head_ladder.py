@@ -4,7 +4,6 @@ Sd 5^(-1/2) for four observations.
 """
 
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,11 @@ import pytest
 
 import tightbound as tb
 from tightbound._types import Estimate
+from tightbound.account import Account
 from tightbound.amortised import head_ladder, heads
 from tightbound.amortised.encoders import AbstractEncoder
-from tightbound.certify.finding import Certificate, Finding, Verdict
+from tightbound.certify.certificate import Certificate
+from tightbound.certify.finding import Finding, Verdict
 from tightbound.families import Conditional, Scaling
 from tightbound.loop import Run, Trace
 
@@ -58,7 +59,7 @@ def target():
 
 @pytest.fixture
 def climb(target, monkeypatch):
-    monkeypatch.setattr(head_ladder, "check_amortised", certificate_of)
+    monkeypatch.setattr(head_ladder, "check", certificate_of)
 
     def climb(first, widths, **budget):
         """From the width of the first q up rungs of the given widths.
@@ -72,8 +73,9 @@ def climb(target, monkeypatch):
             trained.append(head)
             return run_of(target, widths[len(trained) - 1])
 
-        clock = {"budget": tb.Budget(**budget), "started": time.perf_counter() - 1.0}
-        return head_ladder.climb_heads(first, (), run_solver, key=3, **clock), trained
+        account = Account(tb.Budget(**budget))
+        account._began -= 1.0  # a second ago
+        return head_ladder.climb_heads(first, (), run_solver, key=3, account=account), trained
 
     return climb
 

@@ -54,7 +54,7 @@ def test_it_is_the_jacobian_times_its_transpose():
 def test_without_a_constant_the_kernel_is_singular_on_antipodal_points():
     found = antipodal(network(False), CIRCLE)
     # four pairs, two outputs: exactly four functions cannot be reached
-    assert found.detail["missing"] == 4
+    assert found.detail.missing == 4
     assert found.verdict == "caution"
     assert "Append a constant" in found.why
     assert antipodal(network(True), CIRCLE).verdict == "pass"

@@ -306,7 +306,6 @@ def test_bad_arguments_are_named():
 
 
 # -- products of the library's own factors
-# -----------------------------------------------------------------------------
 
 MIXED = Product(
     b=Bernoulli(np.array([0.3, -0.8])),
@@ -350,7 +349,10 @@ def test_weak_derivatives_of_a_product_of_four_kinds(as_a_user):
     with jax.enable_x64(True):
         q, estimator = to_device(MIXED), MeasureValued(4)
         estimator.check(target, q, ELBO())
-        flat = lambda tree: jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+
+        def flat(tree):
+            return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
         truth = np.asarray(flat(eqx.filter_grad(exact_mixed)(q)))
         one = eqx.filter_grad(lambda q, key: estimator.surrogate(ELBO(), target, q, None, key)[0])
         sample = np.asarray(

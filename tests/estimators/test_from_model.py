@@ -33,8 +33,11 @@ def test_the_gradient_is_that_of_the_closed_form(target, q):
     """
     linear = q.encoder.linear
     weight, bias = np.array([[0.7], [0.0]]), np.array([0.2, 1.5])
-    q = eqx.tree_at(lambda q: (q.encoder.linear.weight, q.encoder.linear.bias, q.encoder.last.weight), q,
-                    (weight, bias, np.zeros_like(q.encoder.last.weight)))  # fmt: skip
+    q = eqx.tree_at(
+        lambda q: (q.encoder.linear.weight, q.encoder.linear.bias, q.encoder.last.weight),
+        q,
+        (weight, bias, np.zeros_like(q.encoder.last.weight)),
+    )
     assert linear.weight.shape == (2, 1)
     estimator = FromModel(500)
 

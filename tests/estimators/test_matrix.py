@@ -23,9 +23,16 @@ from tightbound.targets import from_log_density
 
 OBJECTIVES = (ELBO(), IWELBO(2), VRIWAE(0.5, 2), Renyi(0.5), ChiUpper(), WakePhase(), Fisher())
 ESTIMATORS = (
-    Pathwise(8), StickTheLanding(8), DoublyReparam(8), Score(8), MeasureValued(8), Enumerate(), Quadrature(20), FixedDesign(),
+    Pathwise(8),
+    StickTheLanding(8),
+    DoublyReparam(8),
+    Score(8),
+    MeasureValued(8),
+    Enumerate(),
+    Quadrature(20),
+    FixedDesign(),
     Relaxed(8),
-)  # fmt: skip
+)
 LINE = from_log_density(lambda v: -(v["x"] ** 2), {"x": 0.0})
 COIN = from_log_density(lambda v: v["x"], {"x": 0.0})
 

@@ -22,7 +22,10 @@ TARGET = GaussianTarget(Gaussian.full(2))
 
 @pytest.mark.parametrize("coupled", [True, False])
 def test_pairs_have_the_moments_of_the_two_parts(coupled):
-    """Rayleigh: E R^2 = 2; double-sided Maxwell: E M^2 = 3, E M = 0; 400 draws, 4 standard errors."""
+    """Rayleigh: E R^2 = 2; double-sided Maxwell: E M^2 = 3, E M = 0.
+
+    To within four standard errors of 400 draws.
+    """
     q, rng = (
         Gaussian.diagonal(2).moved(np.array([1.0, -2.0]), np.array([0.5, 3.0])),
         np.random.default_rng(0),

@@ -97,8 +97,9 @@ def test_an_epoch_adds_up_to_all_rows(taylor, best):
 
 def test_the_anchor_takes_the_noise_of_the_rows_away(best):
     """Standard deviation over batches of the whitened gradient in the mean, per posterior sd."""
-    scatter = {t: gradients(Minibatch(20, StickTheLanding(2, noise="antithetic"), t), best.q, 12)[:, 1 : 1 + D].std(0)
-               for t in (0, 1, 2)}  # fmt: skip
+    inner = StickTheLanding(2, noise="antithetic")
+    sampled = {t: gradients(Minibatch(20, inner, t), best.q, 12) for t in (0, 1, 2)}
+    scatter = {t: sample[:, 1 : 1 + D].std(0) for t, sample in sampled.items()}
     plain, first, second = (np.linalg.norm(scatter[t] * best.q.sd) for t in (0, 1, 2))
     assert plain > 1.0  # of the order of sqrt(N (N / B - 1) / N): several sds per step
     assert first < plain / 5

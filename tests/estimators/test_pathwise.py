@@ -1,4 +1,4 @@
-"""Noise switches and pairings of the pathwise estimators; unbiasedness is the battery's business."""
+"""Noise and pairings of the pathwise estimators; the battery tests that they are unbiased."""
 
 import equinox as eqx
 import jax

@@ -90,7 +90,7 @@ def logistic(rows, dim):
 
 
 def test_projections_give_the_same_as_the_tensor_rule():
-    """Logistic regression in two dimensions: nodes along x_i against a tensor rule of 40^2 nodes."""
+    """Logistic regression in the plane: nodes along x_i against a tensor rule of 40^2 nodes."""
     target, q = (
         logistic(6, 2),
         Gaussian.from_root(np.array([0.2, -0.1]), np.array([[0.8, 0.0], [0.3, 0.5]])),

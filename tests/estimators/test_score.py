@@ -93,7 +93,7 @@ def best_baseline():
 
 
 def test_without_a_baseline_the_variance_is_that_of_the_closed_form():
-    """c^4 + 14 c^2 + 15 and 2 c^4 + 60 c^2 + 74 (lecture spec, section 5.1)."""
+    """c^4 + 14 c^2 + 15 and 2 c^4 + 60 c^2 + 74, from the moments of a Gaussian."""
     expected = [C**4 + 14 * C**2 + 15, 2 * C**4 + 60 * C**2 + 74]
     np.testing.assert_allclose(with_baseline(0.0), expected, rtol=1e-12)
     variance_is(Score(1, baseline="none"), expected, repeats=40_000)
@@ -153,7 +153,10 @@ def test_wake_phase_gradients_are_the_self_normalised_ones():
     """
     target = GaussianTarget(Gaussian(np.array([1.0]), Gaussian.diagonal(1).scale))
     q, estimator = to_device(Gaussian.diagonal(1)), Score(6, baseline="none")
-    loss = lambda q: estimator.surrogate(WakePhase(), target, q, (None, None), jr.key(4))[0]  # noqa: E731
+
+    def loss(q):
+        return estimator.surrogate(WakePhase(), target, q, (None, None), jr.key(4))[0]
+
     gradient = eqx.filter_jit(eqx.filter_grad(loss))(q)
     z = np.asarray(jr.normal(jr.key(4), (6, 1)))[:, 0]
     share = np.exp(z) / np.exp(z).sum()  # log w = z - 1/2

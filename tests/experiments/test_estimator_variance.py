@@ -43,7 +43,7 @@ def test_the_picture_is_drawn(result):
 
 
 def test_closed_forms_hold_at_other_sds():
-    """All of section 5.1's formulas, at c = -1.3 and s = 0.6."""
+    """All closed forms, at c = -1.3 and s = 0.6."""
     found = experiment.by_quadrature(experiment.COSTS[0], 1.0 + 1.3, 1.0, 0.6)
     for name, forms in experiment.CLOSED.items():
         assert found[name] == pytest.approx([form(-1.3, 0.6) for form in forms], rel=1e-8)

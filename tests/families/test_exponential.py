@@ -54,7 +54,7 @@ def test_battery(member, key):
 
 
 class Shifted(F.Gamma):
-    """A gamma whose A is off by a function of the shape: as if its base measure had been forgotten."""
+    """A gamma whose A is off by a function of the shape, as without its base measure."""
 
     @classmethod
     def _log_partition(cls, eta):
@@ -69,8 +69,7 @@ def test_battery_catches_a_wrong_log_partition(key):
         check_exponential_family(q, key)
 
 
-# -- densities of other libraries
-# --------------------------------------------------------------------------------------
+# -- densities of other libraries ------------------------------------------------------------------
 
 SCIPY = {
     "Gamma": (F.Gamma(1.7, 0.4), scipy.stats.gamma(1.7, scale=2.5), [0.3, 5.0]),
@@ -153,8 +152,7 @@ def test_the_chains_mean_parameters_are_forward_backward():
     )
 
 
-# -- draws that are smooth in the parameters
-# ---------------------------------------------------------------------------
+# -- draws that are smooth in the parameters -------------------------------------------------------
 
 
 def test_the_gammas_implicit_derivative_is_that_of_the_inverse_distribution_function(key):
@@ -211,8 +209,7 @@ def test_pathwise_gradients_of_what_jumps_are_refused(name):
         )
 
 
-# -- conversions
-# -------------------------------------------------------------------------------------------------------
+# -- conversions -----------------------------------------------------------------------------------
 
 
 def test_extreme_mean_parameters_are_converted_back():
@@ -249,8 +246,7 @@ def test_gaussians_in_natural_form_are_the_gaussian(key):
     assert np.isclose(F.Normal.from_gaussian(diagonal).gaussian().log_prob(z), diagonal.log_prob(z))
 
 
-# -- products
-# ----------------------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 
 
 def product():
@@ -282,8 +278,7 @@ def test_a_product_is_the_sum_of_its_factors(key):
     )
 
 
-# -- bad input
-# ---------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 BAD = {
     "`rate` must be positive": lambda: F.Gamma(1.0, [1.0, -2.0]),

@@ -185,7 +185,7 @@ def test_from_covariance_survives_different_units():
 
 @every_member
 def test_a_small_step_moves_by_as_many_sds(q):
-    """Along its own root: KL(moved || q) = |step|^2 / 2 for a step of the mean, whatever the scale."""
+    """KL(moved || q) = |step|^2 / 2 for a step of the mean along q's own root, for every scale."""
     q = to_device(q)
     rest = jax.tree.map(jnp.zeros_like, q)
     direction = jnp.asarray(RNG.standard_normal(DIM))

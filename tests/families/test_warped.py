@@ -28,7 +28,7 @@ def test_it_starts_at_the_gaussian_exactly():
 
 
 def test_the_density_is_that_of_bent_normals():
-    """One coordinate: P(z < S(u)) = Phi(u), so the density is the derivative of Phi of the inverse."""
+    """In one coordinate P(z < S(u)) = Phi(u), of which the density is the derivative in S(u)."""
     q = Warped(Gaussian.diagonal(1).moved(np.array([3.0]), 2.0), np.array([0.6]), np.array([-0.3]))
     u = np.linspace(-4, 4, 9)
     tail = np.exp(-0.3)

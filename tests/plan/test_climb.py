@@ -9,7 +9,7 @@ import pytest
 
 import tightbound as tb
 from tightbound.targets import zoo
-from tightbound.targets.values import flatten_values
+from tightbound.targets.layout import flatten_values
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -86,3 +86,55 @@ def test_a_budget_stops_the_climb_with_what_it_has():
     assert isinstance(fit.q, tb.families.Gaussian)
     assert fit.certificate.verdict != "pass"
     assert "budget" in fit.rung or fit.result is tb.Result.budget
+
+
+BUDGETED = {
+    "gaussian": lambda: zoo.gaussian(5, condition=100.0).target,
+    "funnel": lambda: zoo.eight_schools(centered=True).target,
+    "heavy tails": lambda: zoo.student_t(5, df=5.0).target,
+    "350 dimensions": lambda: zoo.gaussian(350, condition=10.0).target,
+}
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+@pytest.mark.parametrize("evaluations", [10, 100, 1_000, 10_000, 100_000])
+def test_a_budget_binds_start_rungs_and_certificate(name, evaluations):
+    """The whole of a fit uses at most a tenth more, or 512, and the account adds up."""
+    fit = tb.fit(BUDGETED[name](), budget=tb.Budget(evaluations=evaluations), throw=False)
+    total = fit.spent.total.evaluations
+    assert total <= evaluations + max(evaluations / 10, 512), str(fit.spent)
+    assert total == pytest.approx(fit.evaluations + fit.spent["certificate"].evaluations)
+    assert fit.spent["certificate"].evaluations == fit.certificate.evaluations
+    if "not examined" in fit.certificate:
+        assert fit.certificate.verdict != "pass"
+    if evaluations <= 100:
+        assert "not examined" in fit.certificate
+
+
+def test_without_a_budget_nothing_is_left_out():
+    """The negative control: the same target, certified in full."""
+    fit = tb.fit(BUDGETED["gaussian"]())
+    assert "not examined" not in fit.certificate
+    assert fit.certificate.verdict == "pass"
+    assert set(fit.spent) >= {"start", "Gaussian", "certificate"}
+
+
+def test_a_q_that_was_chosen_keeps_its_family():
+    """A mean-field q stays one, and the fit says so; without a q the same target is climbed."""
+    target = zoo.eight_schools(centered=True).target
+    fit = tb.fit(target, tb.families.Gaussian.diagonal(target.dim), throw=False)
+    assert fit.q.covariance_structure == "diagonal"
+    assert "that you chose" in fit.rung
+    mixed = tb.fit(zoo.two_modes(2).target)
+    again = tb.fit(mixed.target, mixed.q)
+    assert "fitted anew from the moments" in again.rung
+
+
+def test_a_traced_target_points_to_fit_batch():
+    def traced(x):
+        target = tb.from_log_density(lambda p: -0.5 * (p["z"] - x) ** 2, {"z": 0.0})
+        with pytest.raises(tb.TargetError, match=r"inside jit, vmap or grad.*tb\.fit_batch"):
+            tb.fit(target)
+        return x
+
+    jax.jit(traced)(1.0)

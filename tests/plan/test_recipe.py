@@ -9,7 +9,7 @@ from tightbound.estimators import FixedDesign, GaussHermite
 from tightbound.experiments.clutter_methods import best_gaussian, draw
 from tightbound.families import Gaussian
 from tightbound.loop import run
-from tightbound.plan.recipe import plan
+from tightbound.plan.rungs.contaminated import contaminated
 from tightbound.solvers import EP, NaturalGradient
 from tightbound.solvers.annealed import anneal
 from tightbound.targets import Clutter
@@ -19,7 +19,7 @@ def test_the_plan_anneals_and_polishes():
     rng = np.random.default_rng(0)
     for dim, estimator in ((1, GaussHermite), (2, GaussHermite), (3, FixedDesign)):
         target = Clutter(rng.standard_normal((40, dim)))
-        chosen = plan(target, key=0, starts=None)
+        chosen = contaminated(target, 0, None)
         assert isinstance(chosen.solver, NaturalGradient)
         assert isinstance(chosen.solver.estimator, estimator)
         np.testing.assert_allclose(chosen.q.mean, anneal(target).mean)
@@ -29,11 +29,11 @@ def test_the_plan_anneals_and_polishes():
 def gaussian_rung(target):
     """Where the default's first rung ends."""
     with host_algebra():
-        chosen = plan(target, key=0, starts=None)
+        chosen = contaminated(target, 0, None)
         return run(
             target,
             chosen.q,
-            chosen.objective,
+            tb.objectives.ELBO(),
             chosen.solver,
             key=0,
             tol=0.02,

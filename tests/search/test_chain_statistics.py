@@ -1,11 +1,9 @@
-"""R-hat and effective sample sizes against ArviZ, and against processes whose autocorrelation is
-known.
-"""
+"""R-hat and effective sample sizes against ArviZ, and against processes that are known."""
 
 import numpy as np
 import pytest
 
-from tightbound.search.chain_statistics import ess_bulk, ess_mean, ess_tail, rhat
+from tightbound.search.chain_statistics import MixingLimits, ess_bulk, ess_mean, ess_tail, rhat
 
 
 def autoregression(phi, shape, seed=0):
@@ -53,3 +51,13 @@ def test_the_same_numbers_as_arviz(n):
     np.testing.assert_allclose(
         ess_tail(x), one(stats.ess, method="tail", prob=(0.05, 0.95)), rtol=1e-12
     )
+
+
+def test_limits_ask_for_agreement_and_for_effective_draws():
+    agreeing = np.random.default_rng(3).standard_normal((4, 1000, 2))
+    assert MixingLimits().met(agreeing)
+    assert not MixingLimits(ess_per_chain=1000).met(agreeing)  # 8,000 of 4,000 draws
+    assert not MixingLimits(rhat=0.99).met(agreeing)
+    apart = agreeing + np.array([0.0, 0.0, 0.0, 1.0])[:, None, None]
+    assert not MixingLimits().met(apart)
+    assert MixingLimits(rhat=2.0, ess_per_chain=1).met(apart)

@@ -198,7 +198,7 @@ def test_gibbs_draws_have_the_posteriors_moments():
 
 
 def test_gibbs_sums_over_hidden_values_by_drawing_them():
-    """The weight of one of two known components, with indicators drawn: moments against quadrature."""
+    """The weight of one of two known components, indicators drawn: moments against quadrature."""
     x = np.array([-2.0, -1.5, 2.1, 1.8, 2.4, 0.1])
     densities = np.stack(
         [scipy.stats.norm(-2, 1).logpdf(x), scipy.stats.norm(2, 1).logpdf(x)], axis=1

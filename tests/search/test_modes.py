@@ -45,7 +45,7 @@ def test_ends_are_modes_with_laplace_s_evidence():
 
 
 def test_the_wide_start_has_the_moments_of_the_posterior():
-    """Two modes ten kernel sds apart: mean and covariance within a few per cent of the exact ones."""
+    """Two modes ten kernel sds apart: mean and covariance within a few per cent of the truth."""
     target = Clutter([-5.0, -5.2, 5.0, 5.3], prior_var=50.0)
     exact, start = target.exact(), starts_at_modes(target.kernels(), modes(target.kernels()))[-1]
     assert start.cov[0, 0] == pytest.approx(exact.cov[0, 0], rel=0.1)

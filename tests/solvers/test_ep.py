@@ -42,7 +42,7 @@ def ep(target, **options):
 
 
 def contaminated(rng, n):
-    """As in the clutter spec, section 5.1: half the points from N(2, 1), half from N(0, 10)."""
+    """Half the points from N(2, 1), half from N(0, 10), as in Minka 2001, section 3.2.1."""
     inlier = rng.random(n) < 0.5
     return Clutter(np.where(inlier, 2 + rng.standard_normal(n), 10**0.5 * rng.standard_normal(n)))
 
@@ -72,7 +72,7 @@ def test_exact_for_gaussian_sites(parallel):
 
 
 def test_both_orders_reach_the_paper_s_numbers():
-    """KL(q || p) of EP in clutter spec, section 4.1, to four digits."""
+    """KL(q || p) of EP as published for these points, to four digits."""
     for x, kl in ((N5, 0.1693), (N10, 0.003476)):
         target = Clutter(x)
         for parallel in (False, True):
@@ -84,7 +84,7 @@ def test_both_orders_reach_the_paper_s_numbers():
 def test_moments_and_evidence_on_random_data():
     """n = 20, 40 data sets.
 
-    Spec 5.1 has medians of .00097 (mean), .0155 (variance, relative), .0016 (log Z).
+    The reference has medians of .00097 (mean), .0155 (variance, relative), .0016 (log Z).
     """
     rng, rows, ended = np.random.default_rng(1020), [], []
     for _ in range(40):
@@ -156,7 +156,8 @@ def test_logistic_regression_is_at_the_fixed_point_and_near_the_posterior():
     a = rng.standard_normal((30, 2))
     y = np.where(rng.random(30) < 1 / (1 + np.exp(-a @ np.array([1.0, -0.5]))), 1.0, -1.0)
     target, solver = LinearSites(a, lambda s, y: jax.nn.log_sigmoid(s * y), y, prior_var=4.0), EP()
-    q, state = Gaussian.full(2), solver.init(target, None, None, 0, 1e-4)
+    q = Gaussian.full(2)
+    state = solver.init(target, q, None, 0, 1e-4)
     while state.result is None:
         _, q, state, _ = solver.step(target, q, None, state, 0)
     assert state.result is Result.converged
@@ -205,7 +206,7 @@ def test_a_parallel_sweep_without_a_proper_cavity_leaves_q_alone():
     state = EPState(
         np.array([[1.0]]), np.zeros(1), np.array([[[5.0]]]), np.zeros((1, 1)), prior, 0.5, 0.02
     )
-    _, q, new, info = EP(parallel=True).step(Clutter([0.0]), None, None, state, 0)
+    _, q, new, info = EP(parallel=True).step(Clutter([0.0]), Gaussian.full(1), None, state, 0)
     assert new.skipped == 1
     assert new.result is Result.unmatched
     assert np.isnan(float(info.loss))
@@ -213,10 +214,7 @@ def test_a_parallel_sweep_without_a_proper_cavity_leaves_q_alone():
 
 
 def test_conflicting_points_never_give_a_broken_q():
-    """n = 5, where plain EP fails in half of the data sets (spec 5.1).
-
-    Q is always finite and the result never raises.
-    """
+    """n = 5, where plain EP fails in half of the data sets: q is always finite, nothing raises."""
     rng = np.random.default_rng(1005)
     for _ in range(10):
         for parallel in (False, True):

@@ -24,7 +24,7 @@ N10 = [3.7161, 1.8442, 1.5167, -1.7605, 1.7936, -2.7840, 1.0120, 1.6812, 1.1503,
 
 @pytest.mark.parametrize(("x", "kl"), [(N5, 0.2160), (N10, 0.02868)], ids=["n = 5", "n = 10"])
 def test_the_paper_s_numbers(x, kl):
-    """Clutter spec, section 4.1, MF."""
+    """KL(q || p) of mean-field VI as published for these points."""
     target = Clutter(x)
     fit = tb.fit(target, Gaussian.full(1), solver=IndicatorMeanField())
     assert fit.result is Result.converged

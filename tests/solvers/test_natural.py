@@ -3,8 +3,6 @@
 Exact on Gaussians of any condition number, monotone, and every result that it can return.
 """
 
-import dataclasses
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np

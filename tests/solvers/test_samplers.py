@@ -17,6 +17,7 @@ import tightbound as tb
 from tightbound.certify.chains import check_chains
 from tightbound.families import Empirical, Gaussian
 from tightbound.results import MissingExtraError
+from tightbound.search.chain_statistics import MixingLimits
 from tightbound.solvers import HMC, NUTS, AbstractSampler, Metropolis, Moves
 
 pytest.importorskip("blackjax", reason="the samplers' extra is not installed")
@@ -35,8 +36,9 @@ NEAR = Gaussian.from_root(MEAN + 0.3 * SD, 1.3 * ROOT)
 
 def within_error(fit, mean, sd):
     """Means and sds within four of their own Monte Carlo errors of the truth (coordinates of z)."""
-    names = fit.certificate["ess"].detail["names"]
-    ess = np.minimum(*(fit.certificate["ess"].detail[k][: len(mean)] for k in ("bulk", "tail")))
+    detail = fit.certificate["ess"].detail
+    names = detail.names
+    ess = np.minimum(*(found[: len(mean)] for found in (detail.bulk, detail.tail)))
     assert names[: len(mean)] == fit.target.coordinate_names
     assert np.all(np.abs(fit.q.mean - mean) < 4 * sd / np.sqrt(ess))
     # the error of a Gaussian's sd is 0.71 of this
@@ -220,7 +222,7 @@ def test_a_diverging_sampler_is_not_passed_and_short_chains_say_so():
 
 
 # -- refusals
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def test_wrong_pairings_are_refused():
@@ -262,7 +264,7 @@ def test_a_density_that_is_finite_nowhere_near_q_is_an_end_of_its_own():
 
 
 # -- a sampler of one's own
-# -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 class Exact(AbstractSampler):
@@ -271,6 +273,7 @@ class Exact(AbstractSampler):
     chains: int = 4
     warmup: int = 0
     draws: int = 1000
+    limits: MixingLimits = MixingLimits()
 
     def supports(self, target, q):
         pass

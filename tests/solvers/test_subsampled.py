@@ -11,7 +11,7 @@ import pytest
 
 import tightbound as tb
 from tightbound.families import Gaussian
-from tightbound.plan import recipe as default
+from tightbound.plan import policy, recipe
 from tightbound.solvers import Subsampled
 from tightbound.solvers.subsampled import Tilted
 from tightbound.targets.batched import batched
@@ -73,7 +73,7 @@ def test_within_a_tenth_of_an_sd_for_twenty_gradients_of_all_rows(fitted):
 
 def test_what_a_gradient_of_the_sample_costs_is_counted_in_gradients_of_all_rows(fitted):
     """2,000 of 40,000 rows count 1/20."""
-    assert fitted.evaluations == pytest.approx(fitted.trace.evaluations[-1])
+    assert fitted.evaluations == pytest.approx(fitted.trace.evaluations[-1], abs=0.5)  # rounded
     assert fitted.evaluations < 400
     shrinking = fitted.trace.change[1:]
     assert np.all(shrinking[1:] < shrinking[:-1])
@@ -92,11 +92,12 @@ def test_the_tilted_density_has_the_gradient_of_all_rows_at_its_centre():
 
 
 def test_it_is_the_default_for_very_many_rows(monkeypatch):
-    assert isinstance(
-        default.plan(logistic(slice(3000)), key=0, starts=None).solver, tb.solvers.NaturalGradient
-    )
-    monkeypatch.setattr(default, "MANY_ROWS", 10_000)
-    chosen = default.plan(logistic(), key=0, starts=None)
+    def beginning_of(target):
+        return recipe.choose(target).begin(target, 0, 1)
+
+    assert isinstance(beginning_of(logistic(slice(3000))).solver, tb.solvers.NaturalGradient)
+    monkeypatch.setattr(policy, "MANY_ROWS", 10_000)
+    chosen = beginning_of(logistic())
     assert isinstance(chosen.solver, Subsampled)
     assert chosen.q.dim == DIM
 

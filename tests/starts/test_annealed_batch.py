@@ -8,8 +8,8 @@ import tightbound as tb
 from tightbound._numerics import x64
 from tightbound.experiments.clutter_methods import default_rung, draw
 from tightbound.results import PairingError
-from tightbound.solvers.annealed import advanced, first_state, gaussian_of, paper_update
-from tightbound.starts import annealed_batch as annealed_start
+from tightbound.starts.annealed import advanced, first_state, gaussian_of, paper_update
+from tightbound.starts.annealed_batch import annealed_start
 from tightbound.targets import Clutter
 
 RNG = np.random.default_rng(8)

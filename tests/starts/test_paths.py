@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tightbound as tb
-from tightbound.plan.recipe import plan, starts_of
+from tightbound.plan.rungs import start as rung_zero
 from tightbound.results import TargetError
 from tightbound.starts.many_dimensions import find_start_large, hessian_diagonal
 from tightbound.starts.paths import (
@@ -87,7 +87,7 @@ def test_roots_are_none_where_the_curvature_is_not_finite():
 
 def test_two_modes_give_two_starts():
     known = zoo.two_modes(2, separation=10.0)
-    found = starts_of(known.target, 0, 12)
+    found = rung_zero.starts_of(known.target, 0, 12)
     ends = {tuple(np.sign(s.mean[:1])) for s in found[:2]}
     assert {round(abs(s.mean[0])) for s in found[:2]} == {5}
     assert len(ends) <= 2
@@ -101,7 +101,7 @@ def test_the_centred_eight_schools_have_a_start_although_they_have_no_mode(key):
     The start is a point of the path, with an ELBO near the best Gaussian's.
     """
     known = zoo.eight_schools(centered=True)
-    start = starts_of(known.target, key, 4)[0]
+    start = rung_zero.starts_of(known.target, key, 4)[0]
     best = tb.fit(known.target, solver=tb.solvers.NaturalGradient(), key=key)
     assert np.isfinite(start.elbo)
     assert start.elbo > best.elbo.value - 10.0
@@ -118,7 +118,7 @@ def test_dispersed_points_are_uniform():
 
 def test_the_plan_starts_at_the_mode_with_the_curvature_there():
     known = zoo.logistic_regression()
-    chosen = plan(known.target, key=0, starts=None)
+    chosen = rung_zero.gaussian(known.target, 0, None)
     values, scores = batched(known.target)(chosen.q.mean[None])
     assert np.isfinite(values[0])
     assert np.sqrt(np.mean((chosen.q.root.T @ scores[0]) ** 2)) < 1e-3, (
@@ -133,7 +133,7 @@ def test_above_300_dimensions_it_is_low_rank_with_the_scales_of_the_target():
     target = tb.from_log_density(
         lambda p: -0.5 * jnp.sum(((p["x"] - 1.0) / sd) ** 2), {"x": np.zeros(dim)}
     )
-    chosen = plan(target, key=0, starts=None)
+    chosen = rung_zero.gaussian(target, 0, None)
     assert chosen.q.scale.structure == "low_rank"
     np.testing.assert_allclose((chosen.q.mean - 1.0) / sd, 0.0, atol=0.3)  # a start
     np.testing.assert_allclose(chosen.q.sd / sd, 1.0, atol=0.05)

@@ -1,6 +1,6 @@
 """The compiled evaluator: equal to jax.value_and_grad at any number of points.
 
-What it compiles, and what it shares.
+What it compiles, and what it shares; and the compiled map to named values.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 
 import tightbound as tb
 from tightbound._numerics import x64
-from tightbound.targets.batched import _programs, batched, chunk_size
+from tightbound.targets.batched import _programs, batched, chunk_size, constrain_batch
 
 
 def curved(p):
@@ -53,12 +53,8 @@ def test_what_is_not_finite_is_passed_through_and_touches_no_neighbour():
 
 
 def test_padding_repeats_a_point_that_was_asked_for():
-    """A density may loop for ever where it is undefined: nothing but the given points is evaluated."""
+    """A density may loop for ever where it is undefined: only the given points are evaluated."""
     seen = set()
-    target = tb.from_log_density(lambda p: -jnp.sum(p["x"] ** 2), {"x": 0.0})
-
-    class Watched(type(target)):
-        pass
 
     def log_density(p):
         jax.debug.callback(lambda x: seen.add(float(x)), p["x"])
@@ -204,3 +200,66 @@ def test_hessian_products_equal_the_hessian():
         products, np.einsum("nij,nj->ni", hessians, directions), rtol=1e-10, atol=1e-12
     )
     assert evaluator.hessian_products(points[:0], directions[:0]).shape == (0, 3)
+
+
+# -- the map to named values
+# ----------------------------------------------------------------------------------------
+
+
+NAMED = {"b": np.zeros((2, 2)), "a": 1.0, "w": np.ones(3) / 3}
+
+
+def with_names(**kwargs):
+    def log_density(p):
+        return -jnp.sum(p["b"] ** 2) - p["a"] + jnp.sum(jnp.log(p["w"]))
+
+    return tb.from_log_density(
+        log_density, NAMED, support={"a": "positive", "w": "simplex"}, **kwargs
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1000, 1001, 2500])
+def test_each_row_is_constrained(count):
+    target, points = with_names(), np.random.default_rng(0).standard_normal((count, 7))
+    values = constrain_batch(target, points)
+    np.testing.assert_allclose(values["a"], np.exp(points[:, 0]), rtol=1e-14)
+    np.testing.assert_allclose(values["b"], points[:, 1:5].reshape(count, 2, 2), rtol=0)
+    assert values["w"].shape == (count, 3)
+    np.testing.assert_allclose(values["w"].sum(axis=1), 1.0, rtol=1e-14)
+    assert all(leaf.dtype == np.float64 for leaf in values.values())
+    for i in range(min(count, 2)):
+        np.testing.assert_allclose(values["w"][i], target.constrain(points[i])["w"], rtol=1e-14)
+
+
+def test_a_target_that_is_built_again_compiles_nothing_and_keeps_its_own_arrays():
+    def make(low):
+        return tb.from_log_density(
+            lambda p: -jnp.sum(p["x"]),
+            {"x": np.full(2, 50.0)},
+            support={"x": (np.array([low, 0.0]), None)},
+        )
+
+    first = constrain_batch(make(1.0), np.zeros((4, 2)))["x"]
+    count = len(_programs)
+    second = constrain_batch(make(9.0), np.zeros((4, 2)))["x"]
+    assert len(_programs) == count
+    np.testing.assert_allclose(first, [[2.0, 1.0]] * 4)
+    np.testing.assert_allclose(second, [[10.0, 1.0]] * 4)
+
+
+def test_the_same_program_under_other_names_keeps_the_names():
+    for name in ("x", "y"):
+        target = tb.from_log_density(lambda p, name=name: -(p[name] ** 2), {name: 0.0})
+        assert list(constrain_batch(target, np.ones((3, 1)))) == [name]
+
+
+def test_data_of_any_number_of_rows_share_the_map():
+    def make(rows):
+        return tb.from_rows(
+            lambda p: 0.0, lambda p, r: -((r - p["m"]) ** 2), np.arange(float(rows)), {"m": 0.0}
+        )
+
+    constrain_batch(make(3), np.ones((4, 1)))
+    count = len(_programs)
+    np.testing.assert_array_equal(constrain_batch(make(8), np.ones((4, 1)))["m"], 1.0)
+    assert len(_programs) == count

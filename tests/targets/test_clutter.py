@@ -3,6 +3,8 @@
 Its density against SciPy, its exact posterior against quadrature, and every refusal.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import scipy.stats as st
 
 import tightbound as tb
 from tightbound.families import Gaussian, Mixture
+from tightbound.families.base import AbstractFamily
 from tightbound.results import PairingError, TargetError
 from tightbound.targets import (
     Clutter,
@@ -168,8 +171,18 @@ def test_tilt_is_the_derivative_of_the_site_integral(member):
     np.testing.assert_allclose(bend[0], -np.array(hess), atol=1e-5)
 
 
-class Elsewhere:
-    """A density far from everything."""
+class Elsewhere(AbstractFamily):
+    """A density far from everything, of a family that is no Gaussian."""
+
+    @property
+    def dim(self):
+        return 1
+
+    def _sample(self, key, x=None):
+        raise NotImplementedError
+
+    def _log_prob(self, z, x=None):
+        raise NotImplementedError
 
     def log_prob_on_host(self, z):
         return st.norm(1e4, 1.0).logpdf(z[:, 0])
@@ -222,29 +235,33 @@ def test_exact_of_almost_no_clutter_is_conjugate():
         assert exact.kl_from(q) == pytest.approx(0.0, abs=1e-9)
 
 
+def log_prob_at(q, t):
+    return float(q.log_prob_on_host(np.array([[t]]))[0])
+
+
+def kl_by_quadrature(log_a, log_b, reach):
+    """KL(a || b) between -reach and reach."""
+
+    def integrand(t):
+        return np.exp(log_a(t)) * (log_a(t) - log_b(t))
+
+    return si.quad(integrand, -reach, reach, limit=300, points=[-3, 2])[0]
+
+
 def test_kl_both_ways_of_gaussian_and_mixture():
     """Against adaptive quadrature of the definition."""
     exact = Clutter(N5).exact()
+
+    def log_p(t):
+        return by_hand(exact.target, np.array([[t]]))[0] - exact.log_evidence
+
     parts = [
         Gaussian.from_root(np.array([m]), np.array([[s]])) for m, s in ((1.8, 0.9), (-3.5, 1.1))
     ]
     for q in (parts[0], Mixture(parts, np.array([1.0, -1.0]))):
-        log_q = lambda t: float(q.log_prob_on_host(np.array([[t]]))[0])  # noqa: B023, E731
-        log_p = lambda t: by_hand(exact.target, np.array([[t]]))[0] - exact.log_evidence  # noqa: E731
-        forward = si.quad(
-            lambda t: np.exp(log_q(t)) * (log_q(t) - log_p(t)),
-            -15,
-            15,
-            limit=300,
-            points=[-3, 2],  # noqa: B023
-        )[0]
-        backward = si.quad(
-            lambda t: np.exp(log_p(t)) * (log_p(t) - log_q(t)),
-            -110,
-            110,
-            limit=300,
-            points=[-3, 2],  # noqa: B023
-        )[0]
+        log_q = functools.partial(log_prob_at, q)
+        forward = kl_by_quadrature(log_q, log_p, 15)
+        backward = kl_by_quadrature(log_p, log_q, 110)
         assert exact.kl(q) == pytest.approx(forward, abs=1e-7)
         assert exact.kl_from(q) == pytest.approx(backward, abs=1e-5)
         assert exact.elbo(q) == pytest.approx(exact.log_evidence - forward, abs=1e-7)

@@ -1,3 +1,5 @@
+"""The bijection to R^dim: against NumPyro and autodiff; names of values, and every refusal."""
+
 import collections
 
 import jax
@@ -6,10 +8,18 @@ import numpy as np
 import pytest
 from numpyro.distributions import constraints
 
+import tightbound as tb
 from tightbound import TargetError
 from tightbound._numerics import x64
 from tightbound.targets import Layout
-from tightbound.targets.layout import named_leaves, value_names
+from tightbound.targets.batched import constrain_batch
+from tightbound.targets.layout import (
+    flatten_values,
+    indexed_names,
+    named_leaves,
+    path_name,
+    value_names,
+)
 
 LOWER = np.array([[1.5, 0.0, 0.0], [0.3, 0.7, 0.0], [-1.0, 2.0, 0.4]])
 CORRELATION = np.linalg.cholesky(np.array([[1.0, 0.3, -0.2], [0.3, 1.0, 0.5], [-0.2, 0.5, 1.0]]))
@@ -288,3 +298,53 @@ def test_nothing_is_compiled(monkeypatch):
 
 def test_named_leaves():
     assert named_leaves({"b": 1, "a": {"c": [2, None]}}) == {"a.c.0": 2, "a.c.1": None, "b": 1}
+
+
+# -- names of values, and their columns
+# ----------------------------------------------------------------------------------------
+
+
+NAMED = {"b": np.zeros((2, 2)), "a": 1.0, "w": np.ones(3) / 3}
+
+
+def with_names(**kwargs):
+    def log_density(p):
+        return -jnp.sum(p["b"] ** 2) - p["a"] + jnp.sum(jnp.log(p["w"]))
+
+    return tb.from_log_density(
+        log_density, NAMED, support={"a": "positive", "w": "simplex"}, **kwargs
+    )
+
+
+def test_names_are_in_the_order_of_columns():
+    points = np.random.default_rng(0).standard_normal((5, 7))
+    names, columns = flatten_values(constrain_batch(with_names(), points))
+    assert names == ("a", "b[0, 0]", "b[0, 1]", "b[1, 0]", "b[1, 1]", "w[0]", "w[1]", "w[2]")
+    np.testing.assert_allclose(columns[:, 0], np.exp(points[:, 0]))
+    np.testing.assert_array_equal(columns[:, 3], points[:, 3])  # b[1, 0] is the third entry of b
+    assert names == with_names().value_names
+
+
+def test_derived_values_take_part():
+    target = with_names(derived=lambda p: {"c": jnp.stack([p["a"], 2 * p["a"]])})
+    names, columns = flatten_values(constrain_batch(target, np.zeros((3, 7))))
+    assert names[5:7] == ("c[0]", "c[1]")
+    np.testing.assert_array_equal(columns[:, 5:7], [[1.0, 2.0]] * 3)
+
+
+def test_integers_and_nothing():
+    names, columns = flatten_values(
+        {"n": np.array([1, 2]), "flag": np.array([True, False]), "none": np.zeros((2, 0))}
+    )
+    assert names == ("flag", "n")
+    np.testing.assert_array_equal(columns, [[1.0, 1.0], [0.0, 2.0]])
+    assert flatten_values({})[0] == ()
+
+
+def test_names_of_leaves():
+    assert indexed_names("x", ()) == ["x"]
+    assert indexed_names("x", (2,)) == ["x[0]", "x[1]"]
+    assert indexed_names("x", (1, 2)) == ["x[0, 0]", "x[0, 1]"]
+    assert path_name(()) == "z"
+    names, _ = flatten_values({"outer": {"inner": np.zeros(1)}, "list": [np.zeros(1), np.zeros(1)]})
+    assert names == ("list.0", "list.1", "outer.inner")

@@ -75,7 +75,7 @@ def test_tilt_is_the_derivative_of_the_site_integral():
 
 
 def test_one_direction_is_the_clutter_target():
-    """directions of one: the same posterior and evidence as Clutter's, by its exact grid and by EP."""
+    """Directions of one: the posterior and evidence of Clutter, by its exact grid and by EP."""
     x = np.array([1.0, 1.3, 0.8, 7.0])
     line = LinearClutter(np.ones((4, 1)), x, w=0.3, vg=0.5, vc=20.0, clutter_mean=0.0)
     flat = Clutter(x, w=0.3, vg=0.5, vc=20.0)

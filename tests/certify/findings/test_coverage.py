@@ -11,7 +11,7 @@ import scipy.stats as st
 
 import tightbound as tb
 from tightbound.certify.draws import fresh_draws
-from tightbound.certify.finding import Verdict
+from tightbound.certify.finding import Case, Verdict
 from tightbound.certify.findings.coverage import _log_mixture, coverage, misses
 from tightbound.families import Gaussian, Mixture
 from tightbound.targets import zoo
@@ -24,8 +24,12 @@ class Claimed:
         self.q, self.target = q, target
 
 
+def case(q, target, key=0, draws=4000):
+    return Case(q, fresh_draws(Claimed(q, target), key, draws), key)
+
+
 def found(q, target, key=0):
-    return coverage(fresh_draws(Claimed(q, target), key, 4000), q, key)
+    return coverage(case(q, target, key))
 
 
 def standard(dim):
@@ -36,8 +40,8 @@ def standard(dim):
 def test_the_posterior_itself_is_covered(dim):
     finding = found(Gaussian.full(dim), standard(dim))
     assert (finding.verdict, finding.value) == (Verdict.PASS, 0.0)
-    truth, error = 0.5 * dim * np.log(2 * np.pi), finding.detail["log_evidence_stderr"]
-    assert finding.detail["log_evidence"] == pytest.approx(truth, abs=4 * error)
+    truth, error = 0.5 * dim * np.log(2 * np.pi), finding.detail.log_evidence_stderr
+    assert finding.detail.log_evidence == pytest.approx(truth, abs=4 * error)
 
 
 def test_draws_of_another_q_show_what_is_missed():
@@ -61,10 +65,10 @@ def test_the_share_beside_a_q_that_is_too_narrow(key):
     The share with p / (q Z) > 20, Z q's own (also Monte Carlo) evidence.
     """
     q = Gaussian.full(1).moved([0.0], 0.3)
-    draws = fresh_draws(Claimed(q, standard(1)), key, 4000)
-    finding = coverage(draws, q, key)
+    narrow = case(q, standard(1), key)
+    finding = coverage(narrow)
     assert finding.verdict is Verdict.CAUTION
-    log_z = np.log(np.mean(np.exp(draws.log_w)))
+    log_z = np.log(np.mean(np.exp(narrow.sample.log_w)))
     x = np.linspace(0, 10, 100_001)
     outside = -0.5 * x**2 - st.norm.logpdf(x, 0, 0.3) - log_z > np.log(20.0)
     exact = 2 * (1 - st.norm.cdf(x[np.argmax(outside)]))
@@ -97,7 +101,7 @@ def test_it_says_so_where_the_wider_law_knows_nothing():
 
 def test_too_many_dimensions_are_declined():
     q = Gaussian.diagonal(2100)
-    finding = coverage(fresh_draws(Claimed(q, standard(2100)), 0, 200), q, 0)
+    finding = coverage(case(q, standard(2100), draws=200))
     assert finding.verdict is Verdict.PASS
     assert "Too many dimensions" in finding.why
 
@@ -119,3 +123,12 @@ def test_the_same_key_gives_the_same_finding():
     known = zoo.banana()
     q = Gaussian.full(2)
     assert str(found(q, known.target, 3)) == str(found(q, known.target, 3))
+
+
+def test_one_arm_of_a_banana_is_not_covered():
+    """q on the right arm only: good weights there, and half of the posterior elsewhere."""
+    known = zoo.banana(curvature=1.0, scale=2.0)
+    arm = Gaussian.from_root(np.array([2.0, 0.0]), np.array([[0.6, 0.0], [2.4, 1.0]]))
+    finding = tb.check(Claimed(arm, known.target), key=0)["coverage"]
+    assert finding.verdict is Verdict.CAUTION
+    assert finding.value > 0.2

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from tightbound.certify.draws import fresh_draws
-from tightbound.certify.finding import Verdict
+from tightbound.certify.finding import Case, Verdict
 from tightbound.certify.findings.stein import stein, stein_kernel
 from tightbound.families import Gaussian
 from tightbound.testing import GaussianTarget
 
 
 def finding(q, target, key=0):
-    return stein(fresh_draws(SimpleNamespace(q=q, target=target), key, 2000), key)
+    sample = fresh_draws(SimpleNamespace(q=q, target=target), key, 2000)
+    return stein(Case(q, sample, key))
 
 
 def test_the_kernel_is_the_stein_operator_applied_twice():
@@ -54,7 +55,7 @@ def test_p_values_are_uniform_where_q_is_the_posterior():
     root = np.array([[1.0, 0.0], [0.9, 0.3]])
     posterior = Gaussian.from_root(np.array([3.0, -1.0]), root)
     p = np.array(
-        [finding(posterior, GaussianTarget(posterior), key).detail["p_value"] for key in range(80)]
+        [finding(posterior, GaussianTarget(posterior), key).detail.p_value for key in range(80)]
     )
     for level in (0.1, 0.5):
         assert np.mean(p < level) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 80))
@@ -65,7 +66,7 @@ def test_a_shift_is_seen_and_measured():
     found = finding(posterior.moved(np.array([1e-3, 0, 0, 0, 0])), GaussianTarget(posterior))
     assert found.verdict is Verdict.CAUTION
     assert found.value == pytest.approx(0.8, abs=0.15), "one sd, in whatever units"
-    assert found.detail["p_value"] < 0.01
+    assert found.detail.p_value < 0.01
     assert "contradict" in found.why
     small = finding(posterior.moved(np.array([1e-4, 0, 0, 0, 0])), GaussianTarget(posterior))
     assert small.verdict is Verdict.PASS

@@ -108,9 +108,9 @@ def test_the_completed_square_is_that_of_autodiff(dim):
 
 
 def test_one_dimension_is_the_paper_s_formula():
-    """B, C, D of the clutter spec, section 2.1, to 1e-12.
+    """B, C, D of Popov 2024, section 4, to 1e-12.
 
-    D ELBO / d mean and d ELBO / d v of the sites.
+    Hence the derivatives of the sites' ELBO in the mean and in v.
     """
     rng = np.random.default_rng(4)
     for _ in range(20):
@@ -158,12 +158,11 @@ def test_the_sums_of_one_dimension_are_the_general_ones(kind, widening):
 
 
 def test_gradient_errors_have_the_stated_orders():
-    """Relative to v / vg the mean gradient's error falls faster than the variance gradient's, and
-    the cubic's faster still.
+    """The mean gradient's error falls faster with v / vg than the variance's, the cubic's faster.
 
-    Median over 40 random data sets, n = 20, against 81 nodes, per v / vg of .02 and .08 (spec,
-    section 2.4): quadrupling v multiplies the error of v * curvature by about 16 (order v^2; kept
-    terms are of order v), of the cubic by more.
+    Median over 40 random data sets, n = 20, against 81 nodes, at v / vg of .02 and .08: quadrupling
+    v multiplies the error of v * curvature by about 16 (order v^2; kept terms are of order v), of
+    the cubic by more.
     """
     errors = {"plain": [], "cubic": []}
     for v in (0.02, 0.08):
@@ -194,10 +193,10 @@ def test_gradient_errors_have_the_stated_orders():
     assert errors["cubic"][1][1] < 0.1 * errors["plain"][1][1]
 
 
-def test_gradient_errors_in_the_plane_are_those_of_the_spec():
-    """Section 5.3: medians 9e-5, 1.4e-3 at largest eigenvalue / vg = .02 and 7e-3, .035 at .1.
+def test_gradient_errors_in_the_plane_are_the_known_ones():
+    """Medians 9e-5, 1.4e-3 at largest eigenvalue / vg = .02 and 7e-3, .035 at .1.
 
-    40 data sets.
+    Over 40 data sets; the numbers are those of a separate program.
     """
     for ratio, most in ((0.02, (2e-4, 3e-3)), (0.1, (0.014, 0.07))):
         rng, rows = np.random.default_rng(5), []
@@ -255,11 +254,8 @@ def test_the_cubic_gains_an_order_in_more_dimensions(dim, nodes):
     assert errors[1][2] < 0.4 * errors[1][0]
 
 
-def test_the_cubic_in_one_dimension_is_the_spec_s():
-    """Clutter spec, section 2.5, by numerical integration of the Gaussian N(m, V) times its weight.
-
-    To 1e-10.
-    """
+def test_the_cubic_in_one_dimension_is_its_integral():
+    """By numerical integration of the Gaussian N(m, V) times its weight c(y), to 1e-10."""
     rng, v = np.random.default_rng(2), 0.4
     k, mean = contaminated(rng, 6, 1).kernels(), 1.4
     u, w = np.polynomial.hermite_e.hermegauss(40)
@@ -330,9 +326,9 @@ def test_no_overflow_a_million_sds_away():
 
 @pytest.mark.parametrize(("cubic", "kl"), [(False, 0.1483), (True, 0.1329)], ids=["plain", "cubic"])
 def test_natural_gradient_reaches_the_fixed_point(cubic, kl):
-    """Clutter spec, section 4.1, n = 5: GAA ends at KL .1483.
+    """Five points: the plain one ends at a KL of .1483.
 
-    The cubic lies between it and the optimum, .1272.
+    The cubic ends between it and the optimum, .1272.
     """
     target = Clutter(N5)
     start = Gaussian.from_root(np.array([1.7]), np.array([[0.7]]))
