@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench reproduce docs clean
+.PHONY: help setup demo test check lint format types bench reproduce docs clean
 
 PYTHON ?= python3.11 python3 python3.12 python3.13
 BIN := .venv/bin
@@ -39,6 +39,11 @@ demo: setup ## fit three posteriors and write their reports to build/demo (FAST=
 
 test: setup ## run the tests (ARGS="-m 'not slow'" for the quick ones)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+check: setup ## lint, types, architecture and the unit tests that are quick: under four minutes
+	@$(MAKE) --no-print-directory lint types
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -q -m 'not slow' tests/test_architecture.py tests/test_complete.py \
+	  tests/test_numerics.py tests/test_loop.py tests/families tests/objectives tests/search tests/targets
 
 lint: setup ## check style and formatting
 	@$(BIN)/ruff check .
