@@ -59,7 +59,9 @@ def runs(seeds: int, parts: list[str]) -> Iterator[dict[str, Any]]:
 
 def unseen(name: str, fit: Any) -> bool:
     """Whether the target has a mode that no draw of q and no end of a search is near."""
-    ends = [*fit.q.draw(4000, 0)[0], *getattr(fit.certificate["optima"].detail, "ends", ())]
+    # A budget may have left the searches out.
+    optima = fit.certificate.get("optima")
+    ends = [*fit.q.draw(4000, 0)[0], *getattr(optima and optima.detail, "ends", ())]
     near = [
         np.min(np.linalg.norm(np.stack(ends) - place, axis=1)) < 3 * sd * len(place) ** 0.5
         for place, sd in MODES[name]
