@@ -11,7 +11,7 @@ from tightbound.families import Gaussian
 from tightbound.loop import run
 from tightbound.plan.rungs.contaminated import contaminated
 from tightbound.solvers import EP, NaturalGradient
-from tightbound.solvers.annealed import anneal
+from tightbound.starts.annealed import anneal
 from tightbound.targets import Clutter
 
 
