@@ -166,18 +166,19 @@ def test_small_members_against_exact_arithmetic(name):
     np.testing.assert_allclose(relative, 0.0, atol=1e-13)
 
 
+@jax.jit
+def compiled(scale, delta):
+    value, slope = jax.value_and_grad(lambda scale: scale.half_log_det())(scale)
+    both = scale.half_log_det_and_quadratic(delta)
+    return (value, *both, scale.whiten(delta), scale.unwhiten(delta)), slope
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_compiled_code_agrees(name):
     """Values, the square root itself, and derivatives in U and log D, on either form."""
     factor, diagonal, tolerance = SMALL[name]
     scale = LowRank(factor, np.log(diagonal))
     delta = scale.displace(np.random.default_rng(2).standard_normal(scale.noise_dim))
-
-    @jax.jit
-    def compiled(scale, delta):
-        value, slope = jax.value_and_grad(lambda scale: scale.half_log_det())(scale)
-        both = scale.half_log_det_and_quadratic(delta)
-        return (value, *both, scale.whiten(delta), scale.unwhiten(delta)), slope
 
     values, slope = compiled(to_device(scale), jnp.asarray(delta))
     expected = (
