@@ -63,7 +63,8 @@ class Budget:
     """An upper bound on what a fit may use; reaching it is a result, not an error.
 
     Start, solvers, ladder and certificate share it. Evaluations are exceeded by a tenth, or by 512,
-    at most: a certificate needs some draws, however small the budget.
+    at most: a certificate needs some draws, however small the budget. Of an amortised fit it binds
+    the training only: the simulations of its certificate are neither counted nor limited.
 
     Arguments:
         seconds: wall-clock seconds, checked at every evaluation outside compiled loops.
