@@ -5,7 +5,7 @@ By L-BFGS on noise that never changes.
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 from .._numerics import host_rng, to_device, to_host
-from .._types import Array, Key, Scalar
+from .._types import Array, Key
 from ..estimators.fixed_design import moment_matched
 from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective
@@ -29,13 +29,6 @@ from .base import AbstractSolver, Info
 _ADVANCES = 5  # evaluations of the noise per step of the loop
 _MEMORY = 20  # curvature pairs: a warp or a flow is curved in many directions
 _FLAT_GAIN = 1e-3  # nats of a step of the loop below which the search has arrived
-
-
-@runtime_checkable
-class _Penalised(Protocol):
-    """A family that charges a deterministic search for its shape, in nats."""
-
-    def penalty(self) -> Scalar: ...
 
 
 class _State(eqx.Module):
@@ -66,7 +59,7 @@ class FixedNoise(AbstractSolver):
     start; with fewer pairs than a few times the dimension it fits the noise, which fresh draws show
     (`fit.elbo`).
 
-    A family's `penalty()`, where it has one, is subtracted.
+    A family's `penalty()` is subtracted.
 
     Arguments:
         pairs: antithetic pairs of noise, with unit second moments where there are enough; None is
@@ -200,8 +193,7 @@ def _pulled_back(
     def rest(x: Float[Array, "p"]) -> Float[Array, ""]:
         q = _member(start, x)
         z = jax.vmap(q._from_noise)(noise)
-        entropy = -jnp.mean(jax.vmap(q._log_prob)(z))
-        entropy = entropy - (q.penalty() if isinstance(q, _Penalised) else 0.0)
+        entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - q.penalty()
         # the scores stand for the gradient of log p: their inner product with z has it, and no
         # value of its own
         pushed = jnp.mean(jnp.sum(jax.lax.stop_gradient(scores) * z, axis=1))

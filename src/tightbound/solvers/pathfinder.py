@@ -129,11 +129,13 @@ class Pathfinder(AbstractSolver):
     compiled: ClassVar[bool] = False
 
     def __check_init__(self):
-        for name, least in (("paths", 1), ("draws", 2), ("max_iterations", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"Pathfinder: `{name}` must be at least {least}, got {getattr(self, name)}."
-                )
+        for name, value, least in (
+            ("paths", self.paths, 1),
+            ("draws", self.draws, 2),
+            ("max_iterations", self.max_iterations, 1),
+        ):
+            if value < least:
+                raise ValueError(f"Pathfinder: `{name}` must be at least {least}, got {value}.")
 
     def check(
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
