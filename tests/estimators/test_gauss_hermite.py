@@ -12,11 +12,11 @@ import tightbound as tb
 from tightbound.estimators import GaussHermite
 from tightbound.estimators.gauss_hermite import tensor_rule
 from tightbound.families import Gaussian
-from tightbound.objectives import ELBO, IWELBO
+from tightbound.objectives import IWELBO
 from tightbound.results import PairingError, Result
 from tightbound.solvers import NaturalGradient
 from tightbound.targets import Clutter, Density
-from tightbound.testing import GaussianTarget, check_estimator, check_solver
+from tightbound.testing import GaussianTarget
 
 N20 = [
     -1.3252,
@@ -113,24 +113,6 @@ def test_rules_have_the_moments_of_a_normal(count):
     np.testing.assert_allclose(
         [w @ u**2, w @ u**4, w @ u**8, w @ np.cos(u)], [1, 3, 105, np.exp(-0.5)], rtol=1e-10
     )
-
-
-def test_estimator_battery(key):
-    check_estimator(GaussHermite(), [ELBO()], key, biased=[])
-
-
-def test_solver_battery_monotone():
-    """From far away, to the optimum of the ELBO by 2001 trapezoid nodes, 1.17781 / .34749."""
-    start = Gaussian.from_root(np.array([2.5]), np.array([[0.3]]))
-    ran = check_solver(
-        NaturalGradient(GaussHermite()),
-        Clutter(N20),
-        start,
-        mean=np.array([1.17781]),
-        sd=np.array([0.34749**0.5]),
-        monotone=True,
-    )
-    assert ran.result is Result.converged
 
 
 def test_nodes_grow_until_the_error_is_below_tol():

@@ -10,7 +10,6 @@ import tightbound as tb
 from tightbound.amortised import encoders, heads
 from tightbound.families import Conditional, Conditioned, Ensemble, Scaling
 from tightbound.results import PairingError
-from tightbound.testing import check_family
 
 MIX = np.array([[1.0, 0.5], [0.0, 2.0], [1.0, -1.0]])
 
@@ -46,10 +45,6 @@ def test_the_start_is_the_posterior_of_a_linear_gaussian_model(network):
     got, sd = start.at(x).moments
     np.testing.assert_allclose(sd, np.sqrt(np.diag(cov)), rtol=0.1)
     assert np.all(np.abs(got - mean) < 0.5 * np.sqrt(np.diag(cov)))
-
-
-def test_conditioned_is_an_ordinary_family(network, key):
-    check_family(network.at(np.array([0.5, -3.0, 2.0])), key, draws=4000)
 
 
 def test_ensemble_is_the_mixture_of_its_members(target):

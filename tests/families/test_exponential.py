@@ -16,7 +16,6 @@ from tightbound.estimators import Pathwise
 from tightbound.objectives import ELBO
 from tightbound.results import PairingError
 from tightbound.targets import from_log_density
-from tightbound.testing import check_exponential_family
 
 RNG = np.random.default_rng(3)
 ROOT = RNG.standard_normal((2, 2, 2))
@@ -40,33 +39,6 @@ MEMBERS = {
         RNG.standard_normal((4, 3)), RNG.standard_normal((3, 3, 3))
     ),
 }
-
-
-@pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
-def test_battery(member, key):
-    # gamma draws: their derivative is compared with that of the distribution function, further
-    # below
-    check_exponential_family(
-        member,
-        key,
-        gradients=type(member).__name__ in ("Exponential", "Normal", "MultivariateNormal"),
-    )
-
-
-class Shifted(F.Gamma):
-    """A gamma whose A is off by a function of the shape, as without its base measure."""
-
-    @classmethod
-    def _log_partition(cls, eta):
-        return F.Gamma._log_partition(eta) + 0.1 * eta.log
-
-
-def test_battery_catches_a_wrong_log_partition(key):
-    q = object.__new__(Shifted)
-    object.__setattr__(q, "shape", np.array(1.7))
-    object.__setattr__(q, "rate", np.array(0.4))
-    with pytest.raises(AssertionError, match="is not grad A"):
-        check_exponential_family(q, key)
 
 
 # -- densities of other libraries ------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The battery of estimators."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,16 +15,36 @@ from .._numerics import as_key, scoped, to_device
 from .._types import Array, Key, PyTree
 from ..estimators.base import AbstractEstimator, Evaluable
 from ..estimators.draws import evaluate
+from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..families.scales import Diagonal
 from ..objectives.base import AbstractObjective
 from ..results import PairingError
+from ..targets.base import AbstractTarget
 from .comparisons import ALLOWED, mean_is, refuses, rows
 from .gaussian import GaussianTarget
 
 _SAMPLES = 40  # independent estimates, from whose spread the standard error is taken
+_FEW = 5  # estimates in which noise would show, where none is declared
 _ROUNDING = 1e-9  # by which estimates without any noise may still be off
 _NODES = 60  # of the quadrature: exact to rounding for the pair of Gaussians below
+
+
+class Problem(NamedTuple):
+    """A target and a q at which the losses of objectives and their gradients are known.
+
+    Attributes:
+        target: whose log density, or joint, or draws.
+        q: where the gradient is taken, not the best member.
+        truth: objective -> its loss and the gradient in q's floating leaves, side by side.
+        best: the q that is the posterior, at which some estimators have no noise; None where there
+            is no such member.
+    """
+
+    target: AbstractTarget
+    q: AbstractFamily
+    truth: Callable[[AbstractObjective], Float[np.ndarray, "p"]]
+    best: AbstractFamily | None
 
 
 @scoped
@@ -36,6 +57,7 @@ def check_estimator(
     refused: Sequence[AbstractObjective] = (),
     complete: bool = True,
     repeats: int = 100,
+    problem: Problem | None = None,
 ) -> None:
     """Unbiased where an estimator says so, biased where it is known to be, no noise where declared.
 
@@ -51,6 +73,8 @@ def check_estimator(
         complete: whether every class in `unbiased_for` must be there; switches of an estimator that
             has passed may leave some out.
         repeats: keys that each independent estimate is a mean over.
+        problem: for an estimator that needs more of its target or of q than a density and a
+            Gaussian; a pair of one-dimensional Gaussians, by default.
     """
     name, key = type(estimator).__name__, as_key(key)
     missing = [
@@ -61,7 +85,7 @@ def check_estimator(
     assert not (missing and complete), (
         f"{name} says that it is unbiased for {', '.join(missing)}: pass an instance of each."
     )
-    target, q = _pair()
+    target, q, truth_of, best = _known_pair() if problem is None else problem
     for objective in refused:
         what = (
             f"{name} with {type(objective).__name__} is listed as refused, but `check` lets it"
@@ -70,52 +94,96 @@ def check_estimator(
         refuses(
             lambda objective=objective: estimator.check(target, q, objective), PairingError, what
         )
+    first = None
     for objective in (*objectives, *biased):
         what = f"{name} with {type(objective).__name__}"
-        estimates = _estimates(estimator, objective, target, q, key, repeats)
-        truth = _truth(objective)
+        estimator.check(target, q, objective)
+        averages = _Averages(estimator, objective, target, repeats)
+        first = averages if first is None else first
+        estimates = averages.samples(q, key, _SAMPLES)
+        truth = truth_of(objective)
         error = estimates.std(0, ddof=1) / np.sqrt(len(estimates))
         off = np.abs(estimates.mean(0) - truth) > ALLOWED * error + _ROUNDING
         if objective in biased:
             assert off[1:].any(), f"{what} is listed as biased, but its gradient is unbiased."
         else:
             mean_is(estimates, truth, f"{what}: the loss or its gradient is biased")
-    if estimator.zero_variance_at_optimum:
-        noise = _estimates(estimator, objectives[0], target, target.gaussian, key, 5)[:, 1:]
+    assert first is not None, f"{name}: no objective to test it with."
+    again = first.compiled_again(q, key)
+    assert not again, f"{name}: a second call with the same shapes is compiled again."
+    if estimator.zero_variance_at_optimum and (complete or best is not None):
+        assert best is not None, f"{name}: the problem has no q that equals the posterior."
+        noise = first.samples(best, key, _FEW)[:, 1:]
         assert np.abs(noise).max() < _ROUNDING, (
             f"{name}: the gradient at q = posterior has noise, {np.abs(noise).max():.2g}."
         )
-    _check_compiles_once(estimator, objectives[0], target, q, key, name)
 
 
-def _estimates(
-    estimator: AbstractEstimator,
-    objective: AbstractObjective,
-    target: GaussianTarget,
-    q: Gaussian,
-    key: jax.Array,
-    repeats: int,
-) -> Float[np.ndarray, "samples p"]:
-    """Independent estimates of (loss, gradient), each a mean over keys after its own `prepare`.
+class _Averages:
+    """Means over keys of the loss and gradient of one objective, in one compiled program.
 
-    A design that is drawn once per run is as random as the draws of a step, so both are averaged
-    over.
+    The same program serves every check, as compilation is most of what they take.
     """
 
-    @eqx.filter_jit
-    def averages(state: PyTree, key: jax.Array) -> tuple[Float[Array, ""], Gaussian]:
-        def one(k: jax.Array) -> tuple[Float[Array, ""], Gaussian]:
-            loss = lambda q: estimator.surrogate(objective, target, q, state, k)[0]  # noqa: E731
-            return eqx.filter_value_and_grad(loss)(q)
+    def __init__(
+        self,
+        estimator: AbstractEstimator,
+        objective: AbstractObjective,
+        target: AbstractTarget,
+        repeats: int,
+    ):
+        # Appended to while JAX traces, which it does once for each program that it compiles.
+        self.traced: list[int] = []
+        self.estimator, self.target = estimator, target
 
-        return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(one)(jr.split(key, repeats)))
+        @eqx.filter_jit
+        def averages(
+            q: AbstractFamily, state: PyTree, key: jax.Array
+        ) -> tuple[Float[Array, ""], AbstractFamily, PyTree]:
+            self.traced.append(1)
 
-    estimates = []
-    for i in range(_SAMPLES):
-        prepare, draw = jr.split(jr.fold_in(key, i))
-        value, gradient = averages(to_device(estimator.prepare(target, q, prepare)), draw)
-        estimates.append(rows(1, value, gradient)[0])
-    return np.stack(estimates)
+            def one(k: jax.Array) -> tuple[Float[Array, ""], AbstractFamily, PyTree]:
+                def loss(q: AbstractFamily) -> tuple[Float[Array, ""], PyTree]:
+                    return estimator.surrogate(objective, target, q, state, k)
+
+                (value, new), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(q)
+                return value, gradient, new
+
+            value, gradient, states = jax.vmap(one)(jr.split(key, repeats))
+            mean = jax.tree.map(lambda leaf: leaf.mean(0), gradient)
+            return value.mean(), mean, jax.tree.map(lambda leaf: leaf[0], states)
+
+        self.averages = averages
+
+    def samples(
+        self, q: AbstractFamily, key: jax.Array, count: int
+    ) -> Float[np.ndarray, "samples p"]:
+        """Independent estimates of (loss, gradient), each after its own `prepare`.
+
+        A design that is drawn once per run is as random as the draws of a step, so both are
+        averaged over.
+        """
+        estimates = []
+        for i in range(count):
+            prepare, draw = jr.split(jr.fold_in(key, i))
+            value, gradient, _ = self.averages(q, self._prepared(q, prepare), draw)
+            estimates.append(rows(1, value, gradient)[0])
+        return np.stack(estimates)
+
+    def compiled_again(self, q: AbstractFamily, key: jax.Array) -> bool:
+        """Whether a step at another q, from the state that a step left, is another program."""
+        before = len(self.traced)
+        _, _, state = self.averages(q, self._prepared(q, key), key)
+        self.averages(_elsewhere(q), state, jr.fold_in(key, 1))
+        return len(self.traced) > before
+
+    def _prepared(self, q: AbstractFamily, key: jax.Array) -> PyTree:
+        return to_device(self.estimator.prepare(self.target, q, key))
+
+
+def _known_pair() -> Problem:
+    target, q = _pair()
+    return Problem(target, q, _truth, target.gaussian)
 
 
 def _pair() -> tuple[GaussianTarget, Gaussian]:
@@ -155,23 +223,7 @@ def _by_quadrature(
     return eqx.filter_value_and_grad(expected)(q)
 
 
-def _check_compiles_once(
-    estimator: AbstractEstimator,
-    objective: AbstractObjective,
-    target: GaussianTarget,
-    q: Gaussian,
-    key: jax.Array,
-    name: str,
-) -> None:
-    # Appended to while JAX traces, which it does once for each program that it compiles.
-    traced = []
-
-    @eqx.filter_jit
-    def step(q: Gaussian, state: PyTree, key: jax.Array) -> tuple[Float[Array, ""], PyTree]:
-        traced.append(1)
-        return estimator.surrogate(objective, target, q, state, key)
-
-    state = to_device(estimator.prepare(target, q, key))
-    _, state = step(q, state, key)
-    step(to_device(q.moved(np.array([1.0]))), state, jr.fold_in(key, 1))
-    assert len(traced) == 1, f"{name}: a second call with the same shapes is compiled again."
+def _elsewhere(q: AbstractFamily) -> AbstractFamily:
+    """Another member with the same shapes."""
+    step = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), eqx.filter(q, eqx.is_inexact_array))
+    return to_device(q.retract(step), q.dtype)
