@@ -4,6 +4,8 @@ What runs the user's own code is tested as a user runs it (tests/targets/conftes
 tests/test_user_mode.py).
 """
 
+import gc
+
 import jax
 import jax.random as jr
 import pytest
@@ -31,3 +33,15 @@ def as_a_user():
         jax.numpy_rank_promotion("allow"),
     ):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Compiled programs are dropped after each file.
+
+    Each holds some maps of memory, of which Linux gives a process 65,530: with all programs of the
+    suite the compiler dies of a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()

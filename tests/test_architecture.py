@@ -1,4 +1,7 @@
-"""Imports run one way (CONTRIBUTING.md, "The layout"), as read from the source: anywhere in a file."""
+"""Imports run one way (CONTRIBUTING.md, "The layout"), as read from the source.
+
+Anywhere in a file; and other statements about the house that a reader can count on.
+"""
 
 import ast
 import graphlib
@@ -98,8 +101,8 @@ def unplaced(graph: dict[str, set[str]]) -> list[str]:
     """A sentence for each top-level module that has no layer."""
     tops = sorted({name.partition(".")[0] for name in graph} - LEVEL.keys())
     return [
-        f"{PACKAGE}.{top} is not in LAYERS of tests/test_architecture.py: decide who may import it, then"
-        " add it."
+        f"{PACKAGE}.{top} is not in LAYERS of tests/test_architecture.py: decide who may import it,"
+        " then add it."
         for top in tops
     ]
 
@@ -282,6 +285,69 @@ def public_any(path: Path) -> list[str]:
     return found
 
 
+# Where a part may be asked for its class, with the reason; elsewhere its abilities and its
+# constants (`covariance_structure`, `conditional`, `draws_from`) say what it can do.
+ASKED = {
+    "search/factor_rule.py": "no other family has named factors; the PairingError says so",
+}
+
+
+def asked_for_their_class(path: Path, parts: set[str]) -> list[str]:
+    """Calls of `isinstance` with one of the parts, and of `hasattr` with an attribute of ours."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if not named or len(node.args) < 2:
+            continue
+        # `.shape` tells arrays from numbers, of JAX, NumPy and Python alike
+        array = ast.unparse(node.args[1]) in ("'shape'", "'dtype'")
+        classes = {ast.unparse(x).split(".")[-1] for x in ast.walk(node.args[1])}
+        if (node.func.id == "isinstance" and classes & parts) or (
+            node.func.id == "hasattr" and not array
+        ):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_parts_are_not_asked_for_their_class():
+    """Only the adapters in targets/ do that, and tests' own helpers.
+
+    Results that a user holds (a fit, a posterior) are no parts.
+    """
+    rooms = ("families", "objectives", "estimators", "solvers")
+    parts = {
+        node.name
+        for room in rooms
+        for path in sources(room)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+        and not node.name.startswith(("Abstract", "_"))
+        and "Protocol" not in map(ast.unparse, node.bases)  # an ability
+    }
+    assert {"Gaussian", "Product", "NaturalGradient", "ELBO", "Pathwise"} <= parts
+    left_out = ("targets", "testing", "experiments", "cli")
+    found = {
+        str(path.relative_to(SOURCE)): calls
+        for path in sources()
+        if path.relative_to(SOURCE).parts[0] not in left_out
+        and (calls := asked_for_their_class(path, parts))
+    }
+    assert found.keys() == ASKED.keys(), found
+
+
+def test_a_question_for_the_class_is_seen(tmp_path):
+    for text, count in (
+        ("isinstance(q, Gaussian)", 1),
+        ("isinstance(q, families.Gaussian | int)", 1),
+        ("hasattr(q, 'cov')", 1),
+        ("hasattr(q.mean, 'shape')", 0),
+        ("isinstance(q, float)", 0),
+    ):
+        path = tmp_path / "one.py"
+        path.write_text(text)
+        assert len(asked_for_their_class(path, {"Gaussian"})) == count, text
+
+
 def longest_chain(graph: dict[str, set[str]]) -> list[str]:
     """The longest chain of modules linked by import statements, the package's root left out."""
     known: dict[str, list[str]] = {}
@@ -390,11 +456,11 @@ print(len(seen))
 
 
 def test_few_files_are_entered_by_the_fit_of_the_readme():
-    """The aim is 25 files; files of one idea each, at most 400 lines long, do not get there yet."""
+    """The aim is 25; 500 functions in files of one idea and at most 400 lines do not get there."""
     done = subprocess.run(
         [sys.executable, "-c", ENTERED], capture_output=True, text=True, check=True
     )
-    assert int(done.stdout) <= 45
+    assert int(done.stdout) <= 38
 
 
 def test_contributing_names_every_room():

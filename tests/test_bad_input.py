@@ -60,7 +60,7 @@ def test_a_gradient_that_is_not_finite_at_the_start_names_the_parameter():
 
 
 def test_a_start_of_the_callers_own_gets_past_it():
-    """A density that is finite only beyond a = 5, where no dispersed start falls: N(60, 1) there."""
+    """A density finite only beyond a = 5, where no dispersed start falls: N(60, 1) there."""
     target = density(
         lambda p: jnp.where(p["a"] > 5.0, -0.5 * (p["a"] - 60.0) ** 2, -jnp.inf) - 0.5 * p["b"] ** 2
     )
@@ -165,7 +165,7 @@ def test_what_a_log_density_may_not_return(name):
 
 
 # -- supports, data
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_a_number_of_draws_that_makes_no_sense(n):
 
 
 # -- interruption
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class AfterCalls:
@@ -544,7 +544,7 @@ def test_ctrl_c_during_compiled_steps(monkeypatch):
 
 
 # -- files
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_report_that_cannot_be_written(tmp_path):

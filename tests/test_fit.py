@@ -115,7 +115,7 @@ def test_a_second_stochastic_fit_compiles_nothing(compiled):
 
 
 # -- the default
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_default_is_exact_on_a_gaussian():
@@ -160,7 +160,7 @@ def test_trace_has_one_entry_per_step():
 
 
 # -- choices
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_solver_of_ones_own_starts_from_ones_own_q():
@@ -184,7 +184,7 @@ def test_an_objective_of_ones_own_gets_a_solver_that_takes_it():
 
 
 def test_mean_field_by_choice_is_the_mean_field_optimum():
-    """The best diagonal q of a Gaussian has its means and 1 / sqrt(diag of the precision) for sds."""
+    """The best diagonal q of a Gaussian: its means, and sds 1 / sqrt(diag of the precision)."""
     fit = tb.fit(NORMAL, Gaussian.diagonal(3), solver=tb.solvers.FixedDraws())
     assert fit.result is tb.Result.converged
     np.testing.assert_allclose(fit.q.sd, 1 / np.sqrt(np.diag(PRECISION)), rtol=5e-3)
@@ -226,7 +226,7 @@ def test_starts_decide_how_many_paths_are_searched():
 
 
 # -- budgets
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 0.3])
@@ -246,7 +246,7 @@ def test_a_budget_of_evaluations_is_kept_to_within_a_step():
 
 
 # -- what a fit offers
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_draws_follow_q_and_have_the_users_names():

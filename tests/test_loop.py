@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tightbound._numerics import x64
-from tightbound._types import Budget
+from tightbound.account import Budget
 from tightbound.families import Gaussian
 from tightbound.loop import run
 from tightbound.results import Result

@@ -13,32 +13,50 @@ import pytest
 
 PROGRAM = r"""
 import json, sys, tempfile, pathlib, warnings
+
 warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np
 import tightbound as tb
 
 seen = {}
-flags = ("jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_default_matmul_precision")
+flags = (
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_default_matmul_precision",
+)
 state = lambda: {name: str(getattr(jax.config, name)) for name in flags}
 seen["flags before"] = state()
 
-# A Gaussian that float32 cannot reach: mean 1e5 with sd 1e-3 (the spacing of float32 numbers there is 8e-3), beside a wide one.
+# A Gaussian that float32 cannot reach: mean 1e5 with sd 1e-3 (the spacing of float32
+# numbers there is 8e-3), beside a wide one.
 mean, root = np.array([1e5, -2.0, 3e4]), np.array([[1e-3, 0, 0], [0.5, 2.0, 0], [3.0, 5.0, 40.0]])
 precision = np.linalg.inv(root @ root.T)
-target = tb.from_log_density(lambda p: -0.5 * (p["x"] - mean) @ precision @ (p["x"] - mean), {"x": np.zeros(3)})
-start = tb.families.Gaussian.from_root(mean + 10 * np.sqrt(np.diag(root @ root.T)), np.diag([1.0, 1.0, 1.0]))
+target = tb.from_log_density(
+    lambda p: -0.5 * (p["x"] - mean) @ precision @ (p["x"] - mean), {"x": np.zeros(3)}
+)
+start = tb.families.Gaussian.from_root(
+    mean + 10 * np.sqrt(np.diag(root @ root.T)), np.diag([1.0, 1.0, 1.0])
+)
 fit = tb.fit(target, start, key=1, tol=1e-7)
 true_sd = np.sqrt(np.diag(root @ root.T))
+
 
 def kind(x):
     return [type(x).__name__, str(np.asarray(x).dtype)]
 
+
 q = fit.q
 seen["kinds"] = {
-    "q.mean": kind(q.mean), "q.sd": kind(q.sd), "q.cov": kind(q.cov), "fit.sample": kind(fit.sample(0, 5)["x"]),
-    "q.sample": kind(q.sample(0, shape=(4,))), "q.log_prob": kind(q.log_prob(mean)),
+    "q.mean": kind(q.mean),
+    "q.sd": kind(q.sd),
+    "q.cov": kind(q.cov),
+    "fit.sample": kind(fit.sample(0, 5)["x"]),
+    "q.sample": kind(q.sample(0, shape=(4,))),
+    "q.log_prob": kind(q.log_prob(mean)),
     "summary": kind(fit.summary()["mean"].to_numpy()),
-    "trace": kind(fit.trace.loss), "corrected": kind(fit.sample(0, 5, corrected=True)["x"]),
+    "trace": kind(fit.trace.loss),
+    "corrected": kind(fit.sample(0, 5, corrected=True)["x"]),
 }
 seen["verdict"] = str(fit.certificate.verdict)
 seen["mean error"] = float(np.max(np.abs(q.mean - mean) / true_sd))
@@ -64,29 +82,62 @@ seen["loaded"] = bool(np.array_equal(back.q.mean, q.mean) and back.summary().equ
 cheap = lambda key: tb.fit(target, start, solver=tb.solvers.NaturalGradient(), key=key)
 bits = lambda f: b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(f.q)).hex()
 draws = lambda f, key: f.sample(key, 3)["x"].tobytes().hex()
-keys = {"int": 0, "numpy int": np.int64(0), "typed": jax.random.key(0), "legacy": jax.random.PRNGKey(0)}
-seen["key bits"] = {name: [bits(cheap(key)), draws(fit, key), np.asarray(q.sample(key)).tobytes().hex()] for name, key in keys.items()}
+keys = {
+    "int": 0,
+    "numpy int": np.int64(0),
+    "typed": jax.random.key(0),
+    "legacy": jax.random.PRNGKey(0),
+}
+seen["key bits"] = {
+    name: [bits(cheap(key)), draws(fit, key), np.asarray(q.sample(key)).tobytes().hex()]
+    for name, key in keys.items()
+}
 logistic = tb.targets.zoo.logistic_regression().target
 defaults = [tb.fit(logistic, key=key) for key in (7, 7, 8)]
 seen["default bits"] = [bits(f) + str(f.certificate) + f.summary().to_csv() for f in defaults]
-stochastic = [tb.fit(target, start, solver=tb.solvers.StochasticGradient(), key=k, max_steps=50) for k in (7, 7, 8)]
+stochastic = [
+    tb.fit(target, start, solver=tb.solvers.StochasticGradient(), key=k, max_steps=50)
+    for k in (7, 7, 8)
+]
 seen["stochastic bits"] = [bits(f) for f in stochastic]
 
 # arrays closed over in float32
-design, y = jnp.asarray(np.random.default_rng(0).standard_normal((40, 2)), jnp.float32), jnp.ones(40, jnp.float32)
+design, y = (
+    jnp.asarray(np.random.default_rng(0).standard_normal((40, 2)), jnp.float32),
+    jnp.ones(40, jnp.float32),
+)
 seen["closed over"] = str(design.dtype)
-regression = tb.from_log_density(lambda p: -0.5 * jnp.sum((y - design @ p["b"]) ** 2), {"b": np.zeros(2)})
+regression = tb.from_log_density(
+    lambda p: -0.5 * jnp.sum((y - design @ p["b"]) ** 2), {"b": np.zeros(2)}
+)
 closed = tb.fit(regression)
-exact = np.linalg.solve(np.float64(design).T @ np.float64(design), np.float64(design).T @ np.float64(y))
+exact = np.linalg.solve(
+    np.float64(design).T @ np.float64(design), np.float64(design).T @ np.float64(y)
+)
 seen["closed error"] = float(np.max(np.abs(closed.q.mean - exact)))
-seen["closed verdict"] = [str(closed.certificate.verdict), str(closed.certificate["precision"].verdict)]
+seen["closed verdict"] = [
+    str(closed.certificate.verdict),
+    str(closed.certificate["precision"].verdict),
+]
 
 # float32 by request
-small = tb.from_log_density(lambda p: -0.5 * jnp.sum(((p["x"] - 3.0) / 2.0) ** 2), {"x": np.zeros(2)})
-narrow = tb.fit(small, tb.families.Gaussian.full(2), solver=tb.solvers.StochasticGradient(), dtype="float32", key=1)
+small = tb.from_log_density(
+    lambda p: -0.5 * jnp.sum(((p["x"] - 3.0) / 2.0) ** 2), {"x": np.zeros(2)}
+)
+narrow = tb.fit(
+    small,
+    tb.families.Gaussian.full(2),
+    solver=tb.solvers.StochasticGradient(),
+    dtype="float32",
+    key=1,
+)
 seen["float32"] = {
-    "kind": kind(narrow.q.mean), "result": narrow.result.name, "mean": narrow.q.mean.tolist(), "sd": np.asarray(narrow.q.sd).tolist(),
-    "sample": kind(narrow.q.sample(0)), "verdict": str(narrow.certificate.verdict),
+    "kind": kind(narrow.q.mean),
+    "result": narrow.result.name,
+    "mean": narrow.q.mean.tolist(),
+    "sd": np.asarray(narrow.q.sd).tolist(),
+    "sample": kind(narrow.q.sample(0)),
+    "verdict": str(narrow.certificate.verdict),
 }
 seen["outside"] = str((jnp.ones(3) + 1.0).dtype)
 seen["flags after"] = state()

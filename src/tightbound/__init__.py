@@ -14,8 +14,8 @@ from . import families as families
 from . import objectives as objectives
 from . import solvers as solvers
 from . import targets as targets
-from ._types import Budget as Budget
 from ._types import Estimate as Estimate
+from .account import Budget as Budget
 from .account import Spent as Spent
 from .batch.fit_batch import fit_batch as fit_batch
 from .batch.result import BatchFit as BatchFit

@@ -1,11 +1,10 @@
-"""Types that every layer shares: arrays, keys, pytrees, estimates and budgets.
+"""Types that every layer shares: arrays, keys, pytrees and estimates.
 
 Shapes are written with jaxtyping on every array: `Float[Array, "n dim"]`. The names of axes are
 those of docs/notation.md: `dim` (coordinates), `n` (draws), `rows` (of data), `m` (pairs of a
 design), `noise` (standard normals of one draw).
 """
 
-import dataclasses
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -58,34 +57,8 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} ± {self.stderr:.3f}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """An upper bound on what a fit may use; reaching it is a result, not an error.
-
-    Start, solvers, ladder and certificate share it. Evaluations are exceeded by a tenth, or by 512,
-    at most: a certificate needs some draws, however small the budget. Of an amortised fit it binds
-    the training only: the simulations of its certificate are neither counted nor limited.
-
-    Arguments:
-        seconds: wall-clock seconds, checked at every evaluation outside compiled loops.
-        evaluations: values of the log density with their gradients.
-    """
-
-    seconds: Validated[float | None, "__post_init__"] = None
-    evaluations: Validated[int | None, "__post_init__"] = None
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "evaluations"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
-                raise ValueError(
-                    f"Budget: `{name}` must be positive or None (no limit), got {value!r}."
-                )
-
-
 __all__ = [
     "Array",
-    "Budget",
     "CovarianceStructure",
     "Estimate",
     "Key",

@@ -19,10 +19,37 @@ from contextvars import ContextVar
 import numpy as np
 from jaxtyping import Float
 
-from ._types import Budget
+from ._types import Validated
 
 CERTIFICATE = "certificate"
 START = "start"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """An upper bound on what a fit may use; reaching it is a result, not an error.
+
+    Start, solvers, ladder and certificate share it. Evaluations are exceeded by a tenth, or by 512,
+    at most: a certificate needs some draws, however small the budget. Of an amortised fit it binds
+    the training only: the simulations of its certificate are neither counted nor limited.
+
+    Arguments:
+        seconds: wall-clock seconds, checked at every evaluation outside compiled loops.
+        evaluations: values of the log density with their gradients.
+    """
+
+    seconds: Validated[float | None, "__post_init__"] = None
+    evaluations: Validated[int | None, "__post_init__"] = None
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "evaluations"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
+                raise ValueError(
+                    f"Budget: `{name}` must be positive or None (no limit), got {value!r}."
+                )
+
+
 _NO_LIMIT = Budget()
 
 

@@ -18,8 +18,8 @@ from jaxtyping import PyTree
 
 from . import datatree, report, storage, summary
 from ._numerics import host_algebra, key_words, x64
-from ._types import Budget, Estimate, Key, Validated
-from .account import Account, Spent
+from ._types import Estimate, Key, Validated
+from .account import Account, Budget, Spent
 from .amortised import posterior
 from .certify.certificate import Certificate, check
 from .certify.finding import Verdict

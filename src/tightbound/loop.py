@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from ._numerics import as_key, to_device, to_host
-from ._types import Budget, Key
-from .account import BudgetSpent, open_account
+from ._types import Key
+from .account import Budget, BudgetSpent, open_account
 from .families.base import AbstractFamily
 from .objectives.base import AbstractObjective
 from .results import Result

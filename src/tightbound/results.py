@@ -62,15 +62,11 @@ class Result(enum.Enum):
         " defined (pass `support`), (b) overflow in exp or a division by zero, (c) NaN in the data."
     )
 
-    @property
-    def ok(self) -> bool:
+    def __init__(self, _: str):
+        self.ok = self.name in ("converged", "stationary", "mixed", "held_out")
         """Whether the run reached the optimum that it looked for."""
-        return self in (Result.converged, Result.stationary, Result.mixed, Result.held_out)
-
-    @property
-    def usable(self) -> bool:
+        self.usable = self.name != "nonfinite"
         """Whether q is an approximation at all: finite, from at least one good evaluation."""
-        return self is not Result.nonfinite
 
     def __str__(self) -> str:
         return self.value

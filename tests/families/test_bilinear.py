@@ -10,7 +10,7 @@ import pytest
 import scipy.stats as st
 
 from tightbound._numerics import to_device
-from tightbound.families.bilinear import Bilinear
+from tightbound.families.nested_pair import Bilinear
 
 ORIGIN, STEP = np.array([-1.0, 2.0]), 0.5
 LOG_VALUES = np.log(np.array([[0.2, 1.0, 3.0], [2.0, 0.5, 0.1], [0.3, 4.0, 1.0], [1.0, 1.0, 2.0]]))

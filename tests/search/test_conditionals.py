@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tightbound.families import Gaussian
-from tightbound.search.explained import explained
+from tightbound.search.conditionals import explained
 
 
 def weighted(q, log_ratio, score_of_ratio, draws=4000):

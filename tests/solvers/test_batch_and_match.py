@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tightbound._types import Budget
+from tightbound.account import Budget
 from tightbound.families import Gaussian
 from tightbound.loop import run
 from tightbound.objectives import ELBO

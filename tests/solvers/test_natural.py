@@ -68,7 +68,10 @@ def rotated(dim, condition, seed=0):
 
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
 def test_exact_in_every_eigendirection_of_a_gaussian(condition):
-    """The bar is 1e-3 sd; a moment-matched design is exact on quadratics, so only rounding is left."""
+    """The bar is 1e-3 sd.
+
+    A moment-matched design is exact on quadratics, so only rounding is left.
+    """
     target, basis, eigenvalues = rotated(100, condition)
     fit = tb.fit(target, solver=NaturalGradient())
     assert fit.result is Result.converged

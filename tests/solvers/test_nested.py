@@ -13,7 +13,7 @@ import scipy.stats as st
 import tightbound as tb
 from tightbound.families.gaussian import Gaussian
 from tightbound.results import PairingError, Result
-from tightbound.search.conditional_refit import third_order_coupling
+from tightbound.search.conditionals import third_order_coupling
 from tightbound.solvers.nested import Nested
 from tightbound.targets.base import Density
 

@@ -63,7 +63,7 @@ def test_a_banana_and_a_ring_are_grids_in_the_plane():
 
 
 def test_the_pair_is_strongest_once_the_first_is_held():
-    """Coordinate 1 couples as strongly as 2, but only to 0 itself, so that holding 0 explains it."""
+    """Coordinate 1 couples as strongly as 2, but only to 0 itself: holding 0 explains it."""
     coupling = np.array(
         [[3.0, 0.0, 1.0, 0.0], [2.9, 0.0, 0.1, 0.0], [0.0, 0.2, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0]]
     )

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from tightbound._numerics import to_device
-from tightbound._types import Budget
+from tightbound.account import Budget
 from tightbound.estimators import Pathwise, StickTheLanding
 from tightbound.families import Diagonal, Gaussian, LowRank, kl
 from tightbound.loop import run

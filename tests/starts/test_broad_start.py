@@ -12,7 +12,7 @@ import scipy.stats
 
 import tightbound as tb
 from tightbound._numerics import host_algebra, x64
-from tightbound.starts.from_far import broad_start
+from tightbound.starts.paths import broad_start
 from tightbound.targets import zoo
 
 pytestmark = pytest.mark.usefixtures("as_a_user")

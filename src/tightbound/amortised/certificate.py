@@ -6,7 +6,8 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from .._types import Budget, Estimate, Key, PyTree
+from .._types import Estimate, Key, PyTree
+from ..account import Budget
 from ..certify.calibration import calibrate, learns
 from ..certify.certificate import CERTIFIERS, Certificate, Request, check
 from ..certify.draws import check_key

@@ -12,8 +12,7 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from .._numerics import x64
-from .._types import Budget
-from ..account import CERTIFICATE, Account
+from ..account import CERTIFICATE, Account, Budget
 from ..certify.certificate import Certificate, check
 from ..certify.climbed import Climbed
 from ..certify.finding import Verdict

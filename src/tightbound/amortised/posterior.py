@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from .. import summary
 from .._numerics import scoped, to_device, to_host
-from .._types import Array, Budget, Estimate, Key, PyTree
+from .._types import Array, Estimate, Key, PyTree
+from ..account import Budget
 from ..certify.certificate import Certificate
 from ..certify.simulations import Amortised
 from ..certify.standards import EFFORT

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .._numerics import key_words, x64
-from .._types import Budget, Key, PyTree
+from .._types import Key, PyTree
+from ..account import Budget
 from ..families.base import AbstractFamily
 from ..families.conditional import log_probs_at
 from ..targets.base import Simulator

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from .._numerics import key_words
-from .._types import Budget, Estimate, Key, PyTree
-from ..account import CERTIFICATE, Account, open_account
+from .._types import Estimate, Key, PyTree
+from ..account import CERTIFICATE, Account, Budget, open_account
 from ..search.lbfgs import Evaluate
 from ..targets.base import AbstractTarget, Density
 from ..targets.batched import batched, constrain_batch, evaluations_of

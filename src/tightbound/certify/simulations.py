@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from .._numerics import as_key, to_device, to_host, x64
-from .._types import Array, Budget, Key, PyTree
+from .._types import Array, Key, PyTree
+from ..account import Budget
 from ..estimators.from_model import draws, is_valid
 from ..families.conditional import Conditional, Ensemble, draws_at
 from ..results import TargetError

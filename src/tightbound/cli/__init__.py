@@ -246,7 +246,7 @@ def _version() -> str:
 def _fitted(
     target: "AbstractTarget", model: Path, *, seed: int, tol: float, seconds: float | None
 ) -> "Fit":
-    from .._types import Budget
+    from ..account import Budget
     from ..fit import fit as run
 
     with blaming(model):  # what the log density raises when it is traced again

@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from .._types import Array, Key
+from .._types import Array
 from ..families.base import AbstractFamily
 from ..objectives.base import AbstractObjective, Draws
 from ..objectives.classic import ELBO, IWELBO
 from ..objectives.renyi import VRIWAE
 from ..results import PairingError
-from .base import AbstractEstimator, Evaluable, frozen
-from .draws import Noise, Points, check_draws, check_noise, draw, evaluate, prepare_noise
+from .base import frozen
+from .draws import Noise, check_noise
+from .pathwise import AbstractPathwise
 
 
-class DoublyReparam(AbstractEstimator[Evaluable]):
+class DoublyReparam(AbstractPathwise):
     """grad = sum over draws of (l_i - l_ii) dlog w_i/dz dz/dlambda.
 
     Here l is a loss as a function of the log weights, l_i its derivative in the i-th of them, l_ii
@@ -39,7 +40,6 @@ class DoublyReparam(AbstractEstimator[Evaluable]):
     n: int = eqx.field(default=8, static=True)
     noise: Noise = eqx.field(default="independent", static=True)
     unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = (ELBO, IWELBO, VRIWAE)
-    needs_reparameterised: ClassVar[bool] = True
 
     def __check_init__(self):
         check_noise(self.noise, self.n, "DoublyReparam")
@@ -49,26 +49,18 @@ class DoublyReparam(AbstractEstimator[Evaluable]):
         return True
 
     def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
-        check_draws(self.noise, self.n, "DoublyReparam", q, objective)
+        super()._check_draws(q, objective)
         if objective is not None and objective.needs != ("log_p", "log_q"):
             raise PairingError(
                 "DoublyReparam needs a loss that is a function of log p - log q alone, and"
                 f" {type(objective).__name__} reads {', '.join(objective.needs)}; use Pathwise."
             )
 
-    def prepare(self, target: Evaluable, q: AbstractFamily, key: Key) -> Points:
-        return prepare_noise(self.noise, self.n, q, key)
+    def _density_of(self, q: AbstractFamily) -> AbstractFamily:
+        return frozen(q)
 
-    def surrogate(
-        self,
-        objective: AbstractObjective,
-        target: Evaluable,
-        q: AbstractFamily,
-        state: Points,
-        key: jax.Array,
-    ) -> tuple[Float[Array, ""], Points]:
-        z = draw(q, self.noise, state, self.n, objective.group, key)
-        log_w = evaluate(objective, target, frozen(q), z).log_w
+    def _loss(self, objective: AbstractObjective, draws: Draws) -> Float[Array, ""]:
+        log_w = draws.log_w
         # A loss that is no average mixes all draws, so that all of them are one group.
         groups = log_w.reshape((-1, objective.group if objective.averages else self.n))
 
@@ -81,10 +73,7 @@ class DoublyReparam(AbstractEstimator[Evaluable]):
         )
         moving = jnp.mean(jnp.sum(coefficients * groups, axis=1))
         # The value is that of the loss, the gradient that of `moving`, whose own value is nothing.
-        return loss(jax.lax.stop_gradient(log_w)) + moving - jax.lax.stop_gradient(moving), state
-
-    def evaluations_per_step(self, target: Evaluable) -> float:
-        return float(self.n)
+        return loss(jax.lax.stop_gradient(log_w)) + moving - jax.lax.stop_gradient(moving)
 
 
 __all__ = ["DoublyReparam"]

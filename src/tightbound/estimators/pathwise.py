@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from .._types import Array, Key
 from ..families.base import AbstractFamily
-from ..objectives.base import AbstractObjective
+from ..objectives.base import AbstractObjective, Draws
 from ..objectives.classic import ELBO, IWELBO
 from ..objectives.fisher import Fisher
 from ..objectives.renyi import VRIWAE
@@ -20,7 +20,7 @@ from .draws import Noise, Points, check_draws, check_noise, draw, evaluate, prep
 class AbstractPathwise(AbstractEstimator[Evaluable]):
     """Draws once per step and differentiates through the draws.
 
-    Members differ in which q their log q may move.
+    Members differ in which q their log q may move, and in the loss that they make of the draws.
     """
 
     n: eqx.AbstractVar[int]
@@ -30,6 +30,10 @@ class AbstractPathwise(AbstractEstimator[Evaluable]):
     @abc.abstractmethod
     def _density_of(self, q: AbstractFamily) -> AbstractFamily:
         """The q whose log density enters the loss: q itself, or q with its parameters held."""
+
+    def _loss(self, objective: AbstractObjective, draws: Draws) -> Float[Array, ""]:
+        """The loss, with the gradient that this estimator gives it; by default its own."""
+        return objective.loss(draws)
 
     def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
         check_draws(self.noise, self.n, type(self).__name__, q, objective)
@@ -46,7 +50,7 @@ class AbstractPathwise(AbstractEstimator[Evaluable]):
         key: jax.Array,
     ) -> tuple[Float[Array, ""], Points]:
         z = draw(q, self.noise, state, self.n, objective.group, key)
-        return objective.loss(evaluate(objective, target, self._density_of(q), z)), state
+        return self._loss(objective, evaluate(objective, target, self._density_of(q), z)), state
 
     def evaluations_per_step(self, target: Evaluable) -> float:
         return float(self.n)

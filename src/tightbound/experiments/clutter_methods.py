@@ -12,7 +12,7 @@ import numpy as np
 import scipy.optimize as so
 from jaxtyping import Float
 
-from .._types import Budget
+from ..account import Budget
 from ..estimators.clutter.local_quadratic import LocalQuadratic
 from ..estimators.clutter.projected_logit import ProjectedLogit
 from ..estimators.clutter.sum_of_exponentials import SumOfExponentials

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from .._types import Array, Scalar, Validated
+from ..amortised import encoders
 from ..results import MissingExtraError
 from .result import OptionError
 
@@ -144,6 +145,19 @@ def rotate(pictures: Float[Array, "n side side"], angle: Scalar) -> Float[Array,
     return top * (1 - b) + (pictures[:, y1, x0] * (1 - a) + pictures[:, y1, x1] * a) * b
 
 
+def encoder_of_angle(pictures: Float[Array, "n side side"], size: int) -> encoders.AbstractEncoder:
+    """A random start of the network from all pictures at once to `size` numbers of their angle."""
+    return encoders.ConvNet.make(
+        pictures.shape,
+        size,
+        jr.key(5),
+        channels=(4, 16, 32),
+        width=128,
+        images=True,
+        dtype=jnp.float32,
+    )
+
+
 def degrees(angle: Float[Array, "*shape"] | float) -> np.ndarray | np.floating:
     """Radians as degrees in [0, 360)."""
     return np.degrees(np.asarray(angle, np.float64)) % 360.0
@@ -154,4 +168,14 @@ def away(a: Validated[ArrayLike, "NumPy"], b: float) -> np.ndarray | np.floating
     return np.abs((np.asarray(a) - b + 180.0) % 360.0 - 180.0)
 
 
-__all__ = ["LATENT", "NOISE", "Decoder", "away", "degrees", "images", "rotate", "train_decoder"]
+__all__ = [
+    "LATENT",
+    "NOISE",
+    "Decoder",
+    "away",
+    "degrees",
+    "encoder_of_angle",
+    "images",
+    "rotate",
+    "train_decoder",
+]

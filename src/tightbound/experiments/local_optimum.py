@@ -17,9 +17,18 @@ from jaxtyping import Float
 
 from .._numerics import x64
 from .._types import Array
-from ..amortised import encoders, heads
+from ..amortised import heads
 from ..families import Conditional, Scaling
-from .digits import LATENT, NOISE, away, degrees, images, rotate, train_decoder
+from .digits import (
+    LATENT,
+    NOISE,
+    away,
+    degrees,
+    encoder_of_angle,
+    images,
+    rotate,
+    train_decoder,
+)
 from .result import Claim, Result, Table, below, number, numbers
 from .training import harmonic, train
 
@@ -149,16 +158,7 @@ def _forward_kl(
 
     They have the same z and fresh noise.
     """
-    count, side = clean.shape[:2]
-    encoder = encoders.ConvNet.make(
-        (count, side, side),
-        1,
-        jr.key(5),
-        channels=(4, 16, 32),
-        width=128,
-        images=True,
-        dtype=jnp.float32,
-    )
+    encoder = encoder_of_angle(clean, 1)
     head = heads.Gaussian(1, "mean", sd=(SD,))
     start = Conditional(
         encoder, head, Scaling.none(np.zeros(clean.shape, np.float32), 1, np.float32)

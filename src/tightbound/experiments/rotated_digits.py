@@ -20,7 +20,17 @@ from .._numerics import x64
 from .._types import Array, PyTree, Scalar
 from ..amortised import encoders, heads
 from ..families import Conditional, Scaling
-from .digits import LATENT, NOISE, Decoder, away, degrees, images, rotate, train_decoder
+from .digits import (
+    LATENT,
+    NOISE,
+    Decoder,
+    away,
+    degrees,
+    encoder_of_angle,
+    images,
+    rotate,
+    train_decoder,
+)
 from .result import Claim, Result, Table, below, number, numbers
 from .training import harmonic, train
 
@@ -143,16 +153,7 @@ def _forward_kl(
     steps: int,
 ) -> list[Look]:
     """Forward KL from each start: a von Mises for theta, z simulated anew in every step."""
-    count, side = x.shape[:2]
-    inner = encoders.ConvNet.make(
-        (count, side, side),
-        2,
-        jr.key(5),
-        channels=(4, 16, 32),
-        width=128,
-        images=True,
-        dtype=jnp.float32,
-    )
+    inner = encoder_of_angle(x, 2)
     scaling = Scaling.none(np.zeros(x.shape, np.float32), 1, np.float32)
     networks = [
         Conditional(Turned(inner, np.float32(a)), heads.VonMises(), scaling) for a in starts
@@ -162,7 +163,7 @@ def _forward_kl(
     def loss(q, _, key):
         a, b = jr.split(key)
         theta = jr.uniform(a, (), jnp.float32, 0.0, 2 * jnp.pi)
-        return -q._log_prob_to_train(theta[None], simulate(decoder, b, theta, count))
+        return -q._log_prob_to_train(theta[None], simulate(decoder, b, theta, len(x)))
 
     def look(found, n):
         etas = [np.asarray(q.eta(x)) for q in found]

@@ -21,6 +21,9 @@ from .._numerics import as_key, host_algebra, host_rng, scoped, to_device, to_ho
 from .._types import Array, CovarianceStructure, Key, PyTree, Scalar, Self, Validated
 from ..results import PairingError
 
+MOMENT_DRAWS = 4000
+"""Draws for the moments of a q without closed forms: an error of 1.6 % of an sd in the means."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -8,8 +8,7 @@ from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 
-from .._types import Budget
-from ..account import CERTIFICATE, Account, Stage
+from ..account import CERTIFICATE, Account, Budget, Stage
 from ..certify.certificate import cost_of_findings, judge
 from ..certify.climbed import Climbed
 from ..certify.draws import FreshDraws, fresh_sample, wants_more
@@ -19,7 +18,7 @@ from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..loop import Run, Trace
 from ..objectives.base import AbstractObjective
-from ..search.explained import Explained, explained
+from ..search.conditionals import Explained, explained
 from ..solvers.base import AbstractSolver
 from ..starts.paths import LocalGaussian
 from . import policy

@@ -15,8 +15,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from .._numerics import key_words, to_device, to_host
-from .._types import Budget, Key
-from ..account import CERTIFICATE, START, Account, BudgetSpent, Stage
+from .._types import Key
+from ..account import CERTIFICATE, START, Account, Budget, BudgetSpent, Stage
 from ..certify.certificate import Certificate, certify, check, look_closer
 from ..certify.climbed import Climbed
 from ..certify.finding import Verdict

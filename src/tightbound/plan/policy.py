@@ -5,6 +5,8 @@ docs/benchmarks.md: nineteen development posteriors with reference draws, five s
 fooling targets of `benchmarks/fooled.py`.
 """
 
+from ..certify.standards import STANDARDS
+
 # -- the recipe
 
 # Rows from which a fit starts on a sample of them: below, a gradient of all rows costs less than
@@ -44,7 +46,7 @@ TO_JUDGE = 10_000
 CERTIFICATE_SHARE, CERTIFICATE_MOST = 1 / 3, 10_000
 # k-hat above which a Gaussian may sit on the wrong optimum, so that other starts are tried; more
 # draws would not mend its weights either.
-LOST = 0.7
+LOST = STANDARDS.khat
 # Share of effective draws from which on q is the posterior, up to details.
 WELL_FITTED = 0.7
 # The same, for a Gaussian that need not be compared with a t: with less it can pass on the draws of
@@ -66,6 +68,17 @@ SMALL = 8
 LARGE = 30
 # Dimensions above which the fits at some 60 knots cost more than a pair brings.
 PAIR_UP_TO = 64
+
+# -- the Student-t rung
+
+# Share of the variance of log weights by which mirror images may differ: more is skewness, which
+# no t has.
+MOST_ODD = 0.1
+# Share of it that the distance from the centre must explain.
+LEAST_RADIAL = 0.5
+# Degrees of freedom from which on the t's tails cannot be told from the Gaussian's in thousands of
+# draws.
+ALMOST_GAUSSIAN = 50.0
 
 # -- restarts and mixtures
 

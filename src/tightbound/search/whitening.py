@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from .._types import Array
-from ..families.base import AbstractFamily
+from ..families.base import MOMENT_DRAWS, AbstractFamily
 from ..families.gaussian import Gaussian
 
 _MOST_DENSE = 500  # dimensions up to which correlations are whitened, not only scales
-_MOMENT_DRAWS = 4000  # correlations of 500 coordinates from ten times as many draws
+_DRAWS_PER_DIMENSION = 10  # for correlations
 _SHRINK = 5.0  # per dimension: draws that the present whitening is worth when a new one is learnt
 _LEAST_VARIANCE = 1e-6  # of a whitened coordinate, against chains that hardly moved
 _JITTER = 1e-9  # keeps a covariance of few draws positive definite in floating point
@@ -108,7 +108,7 @@ def whitening_of(
     if q.dim <= _MOST_DENSE and q.covariance_structure != "none":
         gaussian = cast(Gaussian, q)  # no other family stores a covariance
         return np.asarray(gaussian.mean), np.asarray(gaussian.root)
-    z, _ = q.draw(max(_MOMENT_DRAWS, 10 * min(q.dim, _MOST_DENSE)), 0)
+    z, _ = q.draw(max(MOMENT_DRAWS, _DRAWS_PER_DIMENSION * min(q.dim, _MOST_DENSE)), 0)
     centre, sd = z.mean(axis=0), np.maximum(z.std(axis=0), 1e-300)
     if q.dim > _MOST_DENSE:
         return centre, sd

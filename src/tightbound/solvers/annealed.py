@@ -12,7 +12,7 @@ from ..results import PairingError, Result
 from ..starts.annealed import AnnealedState, advanced, first_state, gaussian_of, rule_named
 from ..targets.base import AbstractTarget, require
 from ..targets.sites import Contaminated
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_full_rank, check_no_objective
 
 
 class Annealed(AbstractSolver):
@@ -47,16 +47,8 @@ class Annealed(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         data = require(self, target, Contaminated)
-        if objective is not None:
-            raise PairingError(
-                "Annealed follows the paper's own fixed point and takes no objective, got"
-                f" {type(objective).__name__}."
-            )
-        if q.covariance_structure != "full":
-            raise PairingError(
-                "Annealed returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or"
-                " no q."
-            )
+        check_no_objective(self, objective, "follows the paper's own fixed point")
+        check_full_rank(self, q)
         if self.rule == "paper" and data.dim > 1:
             raise PairingError(
                 f"Annealed: the paper's rule is for one dimension, the target has {data.dim}; use"

@@ -100,6 +100,48 @@ class AbstractSolver(eqx.Module):
         return q
 
 
+def check_elbo(
+    solver: AbstractSolver, objective: AbstractObjective | None, instead: str = "leave it out"
+) -> None:
+    """Refuse every objective but the ELBO (PairingError); `instead`: what to do, in words."""
+    if objective is None or not objective.is_elbo:
+        raise PairingError(
+            f"{type(solver).__name__} maximises the ELBO and nothing else, got"
+            f" {type(objective).__name__}; {instead}."
+        )
+
+
+def check_no_objective(
+    solver: AbstractSolver,
+    objective: AbstractObjective | None,
+    does: str,
+    instead: str = "leave it out",
+) -> None:
+    """Refuse any objective (PairingError).
+
+    Arguments:
+        solver: that has an aim of its own.
+        objective: that was asked for.
+        does: what the solver does, in words.
+        instead: what to do, in words.
+    """
+    if objective is not None:
+        raise PairingError(
+            f"{type(solver).__name__} {does} and takes no objective, got"
+            f" {type(objective).__name__}; {instead}."
+        )
+
+
+def check_full_rank(
+    solver: AbstractSolver,
+    q: AbstractFamily,
+    instead: str = "pass q=tb.families.Gaussian.full(dim), or no q",
+) -> None:
+    """Refuse all but a full-rank Gaussian (PairingError); `instead`: what to do, in words."""
+    if q.covariance_structure != "full":
+        raise PairingError(f"{type(solver).__name__} returns a full-rank Gaussian; {instead}.")
+
+
 def check_gaussian_start(
     solver: AbstractSolver,
     target: AbstractTarget,

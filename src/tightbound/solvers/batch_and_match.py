@@ -12,10 +12,10 @@ from .._types import Key
 from ..families.base import AbstractFamily, standard_normals
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
-from ..results import PairingError, Result
+from ..results import Result
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_full_rank, check_no_objective
 
 _FIRST_WINDOW = 64  # steps before the first look at the path: two halves of 16 to compare
 _MOST_SKIPPED = 50  # batches in a row without two finite scores
@@ -71,15 +71,10 @@ class BatchAndMatch(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, Density)
-        if objective is not None:
-            raise PairingError(
-                "BatchAndMatch matches scores and takes no objective, got"
-                f" {type(objective).__name__}; leave it out, or use tb.solvers.StochasticGradient."
-            )
-        if q.covariance_structure != "full":
-            raise PairingError(
-                "BatchAndMatch moves a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim)."
-            )
+        check_no_objective(
+            self, objective, "matches scores", "leave it out, or use tb.solvers.StochasticGradient"
+        )
+        check_full_rank(self, q, "pass q=tb.families.Gaussian.full(dim)")
 
     def init(
         self,

@@ -21,7 +21,7 @@ from ..search.factor_rule import check_product, curved_factors, swept
 from ..starts.coordinate_ascent import best_start
 from ..targets.base import AbstractTarget
 from ..targets.conjugate.base import AbstractConjugateTarget
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_elbo
 
 _SHARE = 0.1  # of tol that the way still to go may amount to
 _ROUNDING = 1e-7  # a move this small is rounding
@@ -77,11 +77,7 @@ class CoordinateAscent(AbstractSolver):
     def check(
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
-        if objective is None or not objective.is_elbo:
-            raise PairingError(
-                "CoordinateAscent maximises the ELBO and nothing else, got"
-                f" {type(objective).__name__}; leave it out."
-            )
+        check_elbo(self, objective)
         conjugate = as_conjugate(target)
         product = check_product("CoordinateAscent", conjugate, q)
         curved = curved_factors(to_device(conjugate), to_device(product), jr.key(0))

@@ -15,10 +15,10 @@ from .._types import Array, Key
 from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
-from ..results import PairingError, Result
+from ..results import Result
 from ..targets.base import AbstractTarget, require
 from ..targets.sites import GaussianSites, inverses, log_dets
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_full_rank, check_no_objective
 
 _PRECISION = 1e-3  # of `tol`: fixed points are reached linearly, and cost little
 _LEAST_DAMPING = 0.05  # of a change: 200 sweeps still leave only 4e-5 of an error
@@ -102,16 +102,8 @@ class EP(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, GaussianSites)
-        if objective is not None:
-            raise PairingError(
-                "EP matches moments site by site and takes no objective, got"
-                f" {type(objective).__name__}; leave it out."
-            )
-        if q.covariance_structure != "full":
-            raise PairingError(
-                "EP returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim), or no q at"
-                " all."
-            )
+        check_no_objective(self, objective, "matches moments site by site")
+        check_full_rank(self, q)
 
     def init(
         self,

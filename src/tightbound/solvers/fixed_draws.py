@@ -23,7 +23,7 @@ from ..search.low_rank import Coordinates, LowRankSearch
 from ..search.mean_field import MeanFieldSearch
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_elbo
 
 _FIRST_PAIRS = 32  # enough for the first digit of an sd; more come when the search has settled
 _TIGHT = 0.1  # of tol: the square root of the nats that a search may leave on the table
@@ -107,11 +107,7 @@ class FixedDraws(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, Density)
-        if objective is None or not objective.is_elbo:
-            raise PairingError(
-                f"FixedDraws maximises the ELBO and nothing else, got {type(objective).__name__};"
-                " leave it out."
-            )
+        check_elbo(self, objective)
         if q.covariance_structure not in ("diagonal", "low_rank"):
             raise PairingError(
                 "FixedDraws moves a Gaussian with a diagonal or low-rank scale; use"

@@ -24,7 +24,7 @@ from ..results import PairingError, Result
 from ..search.lbfgs import LockstepSearch
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_elbo
 
 _ADVANCES = 5  # evaluations of the noise per step of the loop
 _MEMORY = 20  # curvature pairs: a warp or a flow is curved in many directions
@@ -80,11 +80,7 @@ class FixedNoise(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, Density)
-        if objective is None or not objective.is_elbo:
-            raise PairingError(
-                f"FixedNoise maximises the ELBO and nothing else, got {type(objective).__name__};"
-                " leave it out."
-            )
+        check_elbo(self, objective)
         if q.noise_dim is None or not q.reparameterised:
             raise PairingError(
                 "FixedNoise needs draws that are a smooth function of standard normals, which"

@@ -16,7 +16,7 @@ from .._types import Array, Key, PyTree
 from ..estimators.base import AbstractEstimator
 from ..estimators.from_model import FromModel, Simulations
 from ..families.base import AbstractFamily
-from ..families.conditional import Ensemble
+from ..families.conditional import AbstractAmortised
 from ..objectives.base import AbstractObjective, Draws, Source
 from ..objectives.forward_kl import ForwardKL
 from ..results import PairingError, Result
@@ -249,20 +249,9 @@ def _given(objective: AbstractObjective | None) -> AbstractObjective:
 
 def _networks(
     q: AbstractFamily,
-) -> tuple[PyTree, PyTree, Callable[[PyTree], AbstractFamily]]:
-    """Weights with a leading axis, one for each network; what is not a weight; the way back.
-
-    The last makes q of new weights.
-    """
-    if isinstance(q, Ensemble):
-        weights, static = eqx.partition(q.stacked, eqx.is_inexact_array)
-        return weights, static, lambda weights: Ensemble(eqx.combine(weights, static), q.count)
-    weights, static = eqx.partition(q, eqx.is_inexact_array)
-
-    def first(weights: PyTree) -> AbstractFamily:
-        return eqx.combine(jax.tree.map(lambda leaf: leaf[0], weights), static)
-
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], weights), static, first
+) -> tuple[PyTree, PyTree, Callable[[PyTree], AbstractAmortised]]:
+    """The networks of q; `check` lets only amortised families in."""
+    return cast(AbstractAmortised, q).networks()
 
 
 @eqx.filter_jit

@@ -12,10 +12,10 @@ from .._types import PyTree
 from ..search import blackjax_kernels
 from ..search.blackjax_kernels import LogDensity, Transition
 from ..search.chain_statistics import MixingLimits
-from .whitened_sampler import AbstractWhitenedSampler
+from .whitened_sampler import AbstractHamiltonian
 
 
-class HMC(AbstractWhitenedSampler):
+class HMC(AbstractHamiltonian):
     """Hamiltonian Monte Carlo: a cheap referee for nearly Gaussian posteriors.
 
     Trajectories have a given length. Whitened by q, one of length pi/2 takes a standard normal to
@@ -41,9 +41,6 @@ class HMC(AbstractWhitenedSampler):
     target_acceptance: float = eqx.field(default=0.8, static=True)
     limits: MixingLimits = eqx.field(default=MixingLimits(), static=True)
 
-    def _begin(self, log_density: LogDensity, u: Float[jax.Array, "dim"]) -> PyTree:
-        return blackjax_kernels.hamiltonian_state(log_density, u)
-
     def _transition(
         self,
         log_density: LogDensity,
@@ -56,10 +53,6 @@ class HMC(AbstractWhitenedSampler):
         # at most 1,000: a step size that collapsed must not stop the run
         steps = jnp.clip(jnp.ceil(length / step_size), 1, 1000).astype(jnp.int32)
         return blackjax_kernels.hmc(log_density, state, step_size, move, steps)
-
-    def _first_step_size(self, dim: int) -> float:
-        # dim^-1/4 keeps the acceptance the same in all dimensions (Beskos et al. 2013)
-        return 1.0 / dim**0.25
 
 
 __all__ = ["HMC"]

@@ -12,10 +12,10 @@ from ..estimators.clutter.local_gaussians import white_moments
 from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
-from ..results import PairingError, Result
+from ..results import Result
 from ..targets.base import AbstractTarget, require
 from ..targets.sites import Contaminated, Kernels
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_full_rank, check_no_objective
 
 _PRECISION = 5e-5  # of `tol`: coordinate ascent converges linearly
 
@@ -65,16 +65,8 @@ class IndicatorMeanField(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, Contaminated)
-        if objective is not None:
-            raise PairingError(
-                "IndicatorMeanField climbs its own bound and takes no objective, got"
-                f" {type(objective).__name__}."
-            )
-        if q.covariance_structure != "full":
-            raise PairingError(
-                "IndicatorMeanField returns a full-rank Gaussian; pass"
-                " q=tb.families.Gaussian.full(dim), or no q at all."
-            )
+        check_no_objective(self, objective, "climbs its own bound")
+        check_full_rank(self, q)
 
     def init(
         self,

@@ -10,12 +10,12 @@ from .._types import Key
 from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..objectives.base import AbstractObjective
-from ..results import PairingError, Result
+from ..results import Result
 from ..search.lbfgs import ascend
 from ..starts.paths import local_roots
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import BatchedDensity, batched
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_full_rank, check_no_objective
 
 _NEWTON_STEPS = 20  # Newton's method doubles the digits with each: more means that it is stuck
 _RATES = (1.0, 0.3, 0.1, 0.01)  # of a Newton step: a smaller one is rounding
@@ -64,16 +64,8 @@ class Laplace(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, Density)
-        if objective is not None:
-            raise PairingError(
-                "Laplace matches the curvature at the mode and takes no objective, got"
-                f" {type(objective).__name__}."
-            )
-        if q.covariance_structure != "full":
-            raise PairingError(
-                "Laplace returns a full-rank Gaussian; start it from"
-                " tb.families.Gaussian.full(dim)."
-            )
+        check_no_objective(self, objective, "matches the curvature at the mode")
+        check_full_rank(self, q, "start it from tb.families.Gaussian.full(dim)")
 
     def init(
         self,

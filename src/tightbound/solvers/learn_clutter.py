@@ -20,7 +20,7 @@ from ..search.natural_rule import natural_step, newton_model
 from ..starts.annealed import anneal
 from ..targets.base import AbstractTarget, require
 from ..targets.sites import Kernels, LearnableNoise
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_full_rank, check_no_objective
 
 _NODES = {1: 31, 2: 15}  # per axis, by dimension; in more dimensions a tensor rule is too large
 _PAIRS = 128  # of draws there, and at least as many as dimensions
@@ -108,16 +108,8 @@ class LearnClutter(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         data = require(self, target, LearnableNoise)
-        if objective is not None:
-            raise PairingError(
-                "LearnClutter climbs the ELBO and takes no objective, got"
-                f" {type(objective).__name__}."
-            )
-        if q.covariance_structure != "full":
-            raise PairingError(
-                "LearnClutter returns a full-rank Gaussian; pass q=tb.families.Gaussian.full(dim),"
-                " or none."
-            )
+        check_no_objective(self, objective, "climbs the ELBO")
+        check_full_rank(self, q)
         if "vc" in self.learn and data.clutter_root is None:
             raise PairingError(
                 "LearnClutter cannot learn `vc`: the background was given by `log_clutter`; leave"

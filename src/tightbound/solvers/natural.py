@@ -22,7 +22,7 @@ from ..search import damped_factors
 from ..search.natural_rule import DIAGONAL, FULL, RUNNING, Conduct, conclusion, is_far
 from ..search.natural_search import NaturalSearch, begun, on_new_design, whole_step
 from ..targets.base import AbstractTarget, Conjugate, Density, require
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_elbo
 
 _CONDUCTS: dict[str, Conduct] = {"full": FULL, "diagonal": DIAGONAL}
 
@@ -90,11 +90,7 @@ class NaturalGradient(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         require(self, target, Conjugate if q.space == "native" else Density)
-        if objective is None or not objective.is_elbo:
-            raise PairingError(
-                "NaturalGradient maximises the ELBO and nothing else, got"
-                f" {type(objective).__name__}; leave `objective` out, or use StochasticGradient."
-            )
+        check_elbo(self, objective, "leave `objective` out, or use StochasticGradient")
         if q.space == "native":
             damped_factors.check(target, q)
             return

@@ -17,8 +17,7 @@ from ..families.gaussian import Gaussian
 from ..families.nested import NestedGaussian
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..search.conditional_refit import Knot, refit, third_order_coupling
-from ..search.explained import regression
+from ..search.conditionals import Knot, refit, regression, third_order_coupling
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info, check_gaussian_start
@@ -117,16 +116,10 @@ class Nested(AbstractSolver):
         evaluate = batched(require(self, target, Density))
         before = evaluate.evaluations
         sides = [s for s, is_open in ((-1, state.open_left), (1, state.open_right)) if is_open]
-        new = dict(
-            zip(
-                sides,
-                refit(
-                    evaluate, state.coordinate, [_predict(state, s) for s in sides], state.design
-                ),
-                strict=True,
-            )
-        )
-        for side, knot in new.items():
+        guesses = [_predict(state, side) for side in sides]
+        knots = refit(evaluate, state.coordinate, guesses, state.design)
+        used = evaluate.evaluations - before
+        for side, knot in zip(sides, knots, strict=True):
             state = _extended(state, side, knot)
         if not (state.open_left or state.open_right):
             state = dataclasses.replace(
@@ -136,12 +129,7 @@ class Nested(AbstractSolver):
             state = dataclasses.replace(state, result=Result.max_steps)
         if len(state.knots) >= 4:
             q = _family(state)
-        return (
-            target,
-            q,
-            state,
-            Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before),
-        )
+        return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), used)
 
     def done(self, state: NestedState) -> Result | None:
         return state.result

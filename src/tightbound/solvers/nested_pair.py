@@ -19,8 +19,7 @@ from ..families.gaussian import Gaussian
 from ..families.nested_pair import NestedGaussianPair
 from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
-from ..search.conditional_refit import Knot, refit, third_order_coupling
-from ..search.explained import regression
+from ..search.conditionals import Knot, refit, regression, third_order_coupling
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info, check_gaussian_start
@@ -164,8 +163,8 @@ class NestedPair(AbstractSolver):
             )
         )
         state.knots.update(new)  # in place: thousands of knots in the plane, in a hundred steps
-        spent = state.spent + evaluate.evaluations - before
-        state = dataclasses.replace(state, guesses=_frontier(state, new), spent=spent)
+        used = evaluate.evaluations - before
+        state = dataclasses.replace(state, guesses=_frontier(state, new), spent=state.spent + used)
         if not state.guesses:
             ended = Result.converged if _closed(state) else Result.unenclosed
             state = dataclasses.replace(state, result=ended if _spans(state) else Result.nonfinite)
@@ -175,12 +174,7 @@ class NestedPair(AbstractSolver):
             state = dataclasses.replace(state, result=Result.unenclosed)
         if state.result is Result.converged:
             q = _family(state)
-        return (
-            target,
-            q,
-            state,
-            Info(np.float64(-_elbo(state)), np.float64(1.0), evaluate.evaluations - before),
-        )
+        return target, q, state, Info(np.float64(-_elbo(state)), np.float64(1.0), used)
 
     def done(self, state: PairState) -> Result | None:
         return state.result

@@ -8,10 +8,10 @@ from .._types import PyTree
 from ..search import blackjax_kernels
 from ..search.blackjax_kernels import LogDensity, Transition
 from ..search.chain_statistics import MixingLimits
-from .whitened_sampler import AbstractWhitenedSampler
+from .whitened_sampler import AbstractHamiltonian
 
 
-class NUTS(AbstractWhitenedSampler):
+class NUTS(AbstractHamiltonian):
     """The No-U-Turn sampler, multinomial form: the referee for posteriors with gradients.
 
     Chains start from draws of q, in coordinates whitened by it: after `fit = tb.fit(target)`,
@@ -39,9 +39,6 @@ class NUTS(AbstractWhitenedSampler):
     max_doublings: int = eqx.field(default=10, static=True)
     limits: MixingLimits = eqx.field(default=MixingLimits(), static=True)
 
-    def _begin(self, log_density: LogDensity, u: Float[jax.Array, "dim"]) -> PyTree:
-        return blackjax_kernels.hamiltonian_state(log_density, u)
-
     def _transition(
         self,
         log_density: LogDensity,
@@ -50,10 +47,6 @@ class NUTS(AbstractWhitenedSampler):
         key: jax.Array,
     ) -> Transition:
         return blackjax_kernels.nuts(log_density, state, step_size, key, self.max_doublings)
-
-    def _first_step_size(self, dim: int) -> float:
-        # dim^-1/4 keeps the acceptance the same in all dimensions (Beskos et al. 2013)
-        return 1.0 / dim**0.25
 
 
 __all__ = ["NUTS"]

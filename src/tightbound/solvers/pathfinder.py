@@ -20,7 +20,7 @@ from ..search.inverse_hessian import inverse_hessians
 from ..search.lbfgs import Evaluate, Path, ascend
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_no_objective
 
 _MEMORY = 6  # curvature pairs behind each estimate, as in the paper
 _MAX_DIMENSIONS = 2_000  # of a covariance: 32 MB of doubles
@@ -141,11 +141,7 @@ class Pathfinder(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         density = require(self, target, Density)
-        if objective is not None:
-            raise PairingError(
-                "Pathfinder chooses by the ELBO along its paths and takes no objective, got"
-                f" {type(objective).__name__}."
-            )
+        check_no_objective(self, objective, "chooses by the ELBO along its paths")
         _refuse_many_dimensions(density)
 
     def own_start(

@@ -14,10 +14,10 @@ from .._types import Array, Key, PyTree, Scalar
 from ..families.base import AbstractFamily
 from ..families.empirical import Empirical
 from ..objectives.base import AbstractObjective
-from ..results import PairingError, Result
+from ..results import Result
 from ..search.chain_statistics import MixingLimits
 from ..targets.base import AbstractTarget
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_no_objective
 
 _LEAST_DRAWS = 4  # of a chain: two halves of two draws, the least that R-hat takes
 
@@ -109,11 +109,7 @@ class AbstractSampler(AbstractSolver):
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
         name = type(self).__name__
-        if objective is not None:
-            raise PairingError(
-                f"{name} draws from the posterior itself and takes no objective, got"
-                f" {type(objective).__name__}; leave it out."
-            )
+        check_no_objective(self, objective, "draws from the posterior itself")
         numbers = (
             ("chains", self.chains, 1),
             ("warmup", self.warmup, 0),

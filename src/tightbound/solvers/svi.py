@@ -22,7 +22,7 @@ from ..search.factor_rule import check_product, curved_factors, distance, elbo, 
 from ..starts.coordinate_ascent import best_start
 from ..targets.base import AbstractTarget
 from ..targets.conjugate.base import AbstractConjugateTarget
-from .base import AbstractSolver, Info
+from .base import AbstractSolver, Info, check_elbo
 
 _LOCAL_SWEEPS = 50  # most sweeps of the local factors on one minibatch
 _LOCAL_TOL = 1e-3  # largest move, in sds, at which they count as settled
@@ -109,10 +109,7 @@ class SVI(AbstractSolver):
     def check(
         self, target: AbstractTarget, q: AbstractFamily, objective: AbstractObjective | None
     ) -> None:
-        if objective is None or not objective.is_elbo:
-            raise PairingError(
-                f"SVI maximises the ELBO and nothing else, got {type(objective).__name__}."
-            )
+        check_elbo(self, objective)
         conjugate = as_conjugate(target)
         product = check_product("SVI", conjugate, q)
         if conjugate.data_rows is None:

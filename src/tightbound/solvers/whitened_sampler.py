@@ -17,6 +17,7 @@ from ..search.blackjax_kernels import (
     Transition,
     averaging_begun,
     averaging_updated,
+    hamiltonian_state,
     load_blackjax,
 )
 from ..search.whitening import Whitening, whitened, whitening_of
@@ -176,6 +177,17 @@ class AbstractWhitenedSampler(AbstractSampler):
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), averaging)
 
 
+class AbstractHamiltonian(AbstractWhitenedSampler):
+    """What samplers share that move along the gradient of the log density."""
+
+    def _begin(self, log_density: LogDensity, u: Float[jax.Array, "dim"]) -> PyTree:
+        return hamiltonian_state(log_density, u)
+
+    def _first_step_size(self, dim: int) -> float:
+        # dim^-1/4 keeps the acceptance the same in all dimensions (Beskos et al. 2013)
+        return 1.0 / dim**0.25
+
+
 def _in_white(target: Density, whitening: Whitening) -> LogDensity:
     """log p(centre + root u), with -inf where it is not a number: such a proposal is rejected."""
 
@@ -200,4 +212,4 @@ def _begin_in(
 _begin_all = eqx.filter_jit(_begin_in)
 
 
-__all__ = ["AbstractWhitenedSampler", "Tuning"]
+__all__ = ["AbstractHamiltonian", "AbstractWhitenedSampler", "Tuning"]

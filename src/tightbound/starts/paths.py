@@ -1,5 +1,7 @@
 """Where a Gaussian fit starts: at the best local Gaussian along L-BFGS paths, by its ELBO.
 
+Or, where none looks like the posterior, where natural gradients of the ELBO arrive from far out.
+
 The mode may not exist: centred hierarchical models, Gaussian processes and item response models
 have densities that grow without bound as a scale shrinks, so the end of a path is no place to start
 from. Pathfinder's idea (Zhang et al. 2022, Algorithm 1), with the local curvature from differences
@@ -12,9 +14,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float
 
+from .._numerics import host_rng
+from .._types import Array, Key
+from ..estimators.base import Moments
+from ..estimators.fixed_design import FixedDesign, moment_matched
+from ..families.gaussian import Gaussian
 from ..results import TargetError
 from ..search.lbfgs import Evaluate, Path, ascend
+from ..search.natural_rule import FULL
+from ..search.natural_search import begun, whole_step
 from ..targets.base import Density
+from ..targets.batched import batched
 
 # Iterates of a path that are tried where its end is no place for a Gaussian: early ones, by number,
 # where the log density still climbs steeply, and later ones by their share of the path.
@@ -32,6 +42,13 @@ _AT_MODE = 0.1  # rms whitened gradient below which a point counts as a mode
 # nats of spread per sqrt(dim) of the log weights at a mode that needs no look at the rest of its
 # path
 _CLEAN = 1.0
+
+_BROAD_STEPS = 40
+_MANY = 100  # dimensions
+# At sds of 1 a collapsed optimum attracts half of the starts; but the farther out, the more steps,
+# and the design grows with the dimension: above _MANY dimensions sds of 1 must do.
+_WIDE, _NARROW = 3.0, 1.0
+_BROAD_TOL = 0.1  # posterior sds: a start, not an answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +75,7 @@ def find_start(
     """Local Gaussians at the distinct ends of L-BFGS paths from `points`, best ELBO first.
 
     The ends are polished by Newton steps. Where none looks like a Gaussian, `broad` is asked for a
-    start that no path finds (`starts/from_far.py`), and where that does not look like one either,
+    start that no path finds (`broad_start`), and where that does not look like one either,
     the best paths are searched for an earlier iterate that does. `design`: standardised draws, some
     tens of them.
     """
@@ -81,6 +98,36 @@ def find_start(
             tried = with_elbo(evaluate, iterates, roots, design, _SCALES)
             found += sorted(tried, key=lambda g: -g.elbo)[:1]
     return sorted(found, key=lambda g: -g.elbo) or [_last_resort(ends[0])]
+
+
+def broad_start(target: Density, key: Key, steps: int = _BROAD_STEPS) -> LocalGaussian | None:
+    """The Gaussian that natural gradients reach from far out, converged or not.
+
+    A path up the density of a centred hierarchical model ends where a scale collapses to zero: the
+    density grows without bound there, and q is drawn into a false optimum tens of nats below the
+    true one. The entropy of a q that is as wide as the search region keeps it out, and steps that
+    double while they climb bring it home in some thirty steps.
+
+    Found on one small design; its ELBO is that of another. None where the density is finite on no
+    Gaussian around the origin, however small. Cost: twice the design (the dimension, or 32) in
+    gradients for each of at most `steps` steps.
+    """
+    estimator, dim = FixedDesign(), target.dim
+    q = Gaussian.full(dim).moved(np.zeros(dim), np.full(dim, _WIDE if dim <= _MANY else _NARROW))
+    design, root = estimator.prepare(target, q, key), np.array(q.root, dtype=np.float64)
+
+    def moments_at(mean: Float[Array, "dim"], root: Float[Array, "dim dim"]) -> Moments:
+        return estimator.moments(target, np.asarray(mean), np.asarray(root), design)
+
+    search = begun(np.zeros(dim), root, np.linalg.slogdet(root)[1])
+    with np.errstate(all="ignore"):
+        for _ in range(steps + 1):  # its start is one of them
+            search, _ = whole_step(search, moments_at, FULL, _BROAD_TOL)
+    fresh = moment_matched(host_rng(key, "broad start"), max(dim, 32), dim)
+    found = with_elbo(
+        batched(target), np.asarray(search.mean)[None], [np.asarray(search.root)], fresh, (1.0,)
+    )
+    return found[0] if found else None
 
 
 def _is_clean(found: LocalGaussian | None) -> bool:

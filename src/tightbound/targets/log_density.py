@@ -13,7 +13,7 @@ from jaxtyping import Float
 from .._numerics import x64
 from .._types import Array, PyTree, Scalar, Validated
 from ..results import TargetError
-from .base import Density, Joint
+from .base import AbstractTarget, Density, Joint
 from .layout import Layout, value_names
 from .support import Support, describe, is_proper_when_flat, known
 from .tracing import Traced, explained, host_unless_traced, scalar, trace
@@ -25,23 +25,14 @@ Derived: TypeAlias = Callable[[PyTree], dict[str, PyTree]]
 """`derived(params)`: further named values."""
 
 
-class AbstractNamedTarget(Density, Joint):
-    """A log density of named, constrained values, on R^dim through a layout.
-
-        log_density(z) = log_joint(constrain(z)) + log|det d constrain / dz|
-
-    Implementing one: the three fields, and `log_joint`.
+class AbstractLaidOut(AbstractTarget):
+    """Named values on R^dim through a layout, from which size and names come.
 
     Attributes:
         layout: names, shapes, supports, and the bijection to R^dim.
-        derived: `derived(params) -> dict` of further values that `constrain` adds, or None.
-        returns_float32: whether the user's function rounds below float64, which limits what any fit
-            can reach.
     """
 
     layout: eqx.AbstractVar[Layout]
-    derived: eqx.AbstractVar[Derived | None]
-    returns_float32: eqx.AbstractVar[bool]
 
     @property
     def dim(self) -> int:
@@ -58,6 +49,25 @@ class AbstractNamedTarget(Density, Joint):
             return value_names(
                 jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64))
             )
+
+
+class AbstractNamedTarget(AbstractLaidOut, Density, Joint):
+    """A log density of named, constrained values, on R^dim through a layout.
+
+        log_density(z) = log_joint(constrain(z)) + log|det d constrain / dz|
+
+    Implementing one: the three fields, and `log_joint`.
+
+    Attributes:
+        layout: names, shapes, supports, and the bijection to R^dim.
+        derived: `derived(params) -> dict` of further values that `constrain` adds, or None.
+        returns_float32: whether the user's function rounds below float64, which limits what any fit
+            can reach.
+    """
+
+    layout: eqx.AbstractVar[Layout]
+    derived: eqx.AbstractVar[Derived | None]
+    returns_float32: eqx.AbstractVar[bool]
 
     @host_unless_traced
     def constrain(self, z: Validated[Float[Array, "dim"], "Layout"]) -> PyTree:

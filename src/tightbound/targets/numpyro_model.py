@@ -15,7 +15,8 @@ from .._numerics import as_key, to_host, x64
 from .._types import Array, Key, PyTree, Validated
 from ..results import TargetError
 from .base import Density, Joint, Observed, Predictive, Rows
-from .layout import Layout, value_names
+from .layout import Layout
+from .log_density import AbstractLaidOut
 from .numpyro_inspection import Inspection, has_nan, inspect, refuse_nan
 from .numpyro_program import (
     ClosedOver,
@@ -49,7 +50,7 @@ class _Shared(TypedDict):
     returns_float32: bool
 
 
-class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
+class AbstractNumPyroTarget(AbstractLaidOut, Density, Joint, Observed, Predictive):
     """What the targets from NumPyro models share.
 
     A site whose support is known beforehand goes through the layout. A *live* one, whose support is
@@ -78,22 +79,6 @@ class AbstractNumPyroTarget(Density, Joint, Observed, Predictive):
     replayed: eqx.AbstractVar[bool]
     observed_names: eqx.AbstractVar[tuple[str, ...]]
     returns_float32: eqx.AbstractVar[bool]
-
-    @property
-    def dim(self) -> int:
-        return self.layout.dim
-
-    @property
-    def coordinate_names(self) -> tuple[str, ...]:
-        return self.layout.coordinate_names
-
-    @property
-    def value_names(self) -> tuple[str, ...]:
-        """One name per element of what `constrain` returns, in the order of `jax.tree.leaves`."""
-        with x64():
-            return value_names(
-                jax.eval_shape(self.constrain, jax.ShapeDtypeStruct((self.dim,), np.float64))
-            )
 
     @host_unless_traced
     def constrain(self, z: Validated[Float[Array, "dim"], "Layout"]) -> PyTree:

@@ -18,7 +18,7 @@ from .._types import Array, PyTree, Validated
 from ..results import PairingError, TargetError
 from .base import AbstractTarget, Simulator
 from .layout import Layout, named_leaves
-from .log_density import AbstractNamedTarget, Derived, ScalarFunction
+from .log_density import AbstractLaidOut, AbstractNamedTarget, Derived, ScalarFunction
 from .simulator_checks import (
     PriorDraw,
     Simulate,
@@ -34,7 +34,7 @@ from .tracing import explained, host_unless_traced, scalar
 _LEAST = 100
 
 
-class AbstractSimulated(Simulator):
+class AbstractSimulated(AbstractLaidOut, Simulator):
     """What simulators share: named values on R^dim through a layout, in which angles stay angles.
 
     Attributes:
@@ -43,14 +43,6 @@ class AbstractSimulated(Simulator):
     """
 
     layout: eqx.AbstractVar[Layout]
-
-    @property
-    def dim(self) -> int:
-        return self.layout.dim
-
-    @property
-    def coordinate_names(self) -> tuple[str, ...]:
-        return self.layout.coordinate_names
 
     @host_unless_traced
     def constrain(self, z: Validated[Float[Array, "dim"], "Layout"]) -> PyTree:

@@ -10,7 +10,7 @@ import scipy.stats as st
 import tightbound as tb
 from tightbound.certify.psis import smooth
 from tightbound.families import Gaussian
-from tightbound.starts.student import heavy_tailed_start
+from tightbound.plan.rungs.student import heavy_tailed_start
 from tightbound.targets import zoo
 
 pytestmark = pytest.mark.usefixtures("as_a_user")

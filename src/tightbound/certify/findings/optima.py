@@ -13,10 +13,9 @@ from jaxtyping import Float
 
 from ..._numerics import host_rng, logmeanexp
 from ...estimators.fixed_design import moment_matched
-from ...search.conditional_refit import Knot, refit
+from ...search.conditionals import Knot, refit
 from ...search.lbfgs import Evaluate, Path, ascend
-from ...starts.from_far import broad_start
-from ...starts.paths import LocalGaussian, dispersed_points, local_gaussians
+from ...starts.paths import LocalGaussian, broad_start, dispersed_points, local_gaussians
 from ...targets.base import Density
 from ..draws import WHITENED_UP_TO, FreshDraws, Whitening
 from ..finding import (

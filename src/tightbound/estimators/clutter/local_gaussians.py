@@ -10,10 +10,13 @@ from typing import NoReturn, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from ..._types import Scalar
+from ..._types import Key, PyTree, Scalar, Validated
+from ...families.base import AbstractFamily
+from ...objectives.base import AbstractObjective
 from ...results import PairingError
+from ...targets.base import AbstractTarget
 from ...targets.sites import Contaminated, Kernels
-from ..base import AbstractEstimator, Moments
+from ..base import AbstractMomentEstimator, Moments
 
 # points whose intermediates stay in the second-level cache: a third of the time at a million points
 _CHUNK = 16_384
@@ -348,13 +351,33 @@ def white_moments(
     )
 
 
-def refuse_surrogate(estimator: AbstractEstimator) -> NoReturn:
-    """What these estimators say when a gradient solver wants a loss from them."""
-    name = type(estimator).__name__
-    raise PairingError(
-        f"{name} gives moments and no loss, so a gradient solver cannot use it; use "
-        f"tb.solvers.NaturalGradient(tb.estimators.{name}()), or Pathwise with this solver."
-    )
+class AbstractSiteMoments(AbstractMomentEstimator[Contaminated]):
+    """Moments of contaminated data and no loss, which a gradient solver would need."""
+
+    def check(
+        self,
+        target: Validated[AbstractTarget, "nobody: all are refused"],
+        q: AbstractFamily,
+        objective: AbstractObjective | None,
+    ) -> None:
+        self._refuse()
+
+    def surrogate(
+        self,
+        objective: AbstractObjective,
+        target: Contaminated,
+        q: AbstractFamily,
+        state: PyTree,
+        key: Key | None,
+    ) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        name = type(self).__name__
+        raise PairingError(
+            f"{name} gives moments and no loss, so a gradient solver cannot use it; use "
+            f"tb.solvers.NaturalGradient(tb.estimators.{name}()), or Pathwise with this solver."
+        )
 
 
 def _dot(a: Coordinates, b: Coordinates) -> PerPoint:
@@ -362,10 +385,10 @@ def _dot(a: Coordinates, b: Coordinates) -> PerPoint:
 
 
 __all__ = [
+    "AbstractSiteMoments",
     "LineSums",
     "LocalGaussians",
     "line_sums",
     "local_gaussians",
-    "refuse_surrogate",
     "white_moments",
 ]

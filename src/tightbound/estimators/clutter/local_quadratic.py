@@ -1,21 +1,18 @@
 """The clutter paper's estimator: a Gaussian for the tilted distribution of each site."""
 
-from typing import ClassVar, NoReturn
-
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ..._types import Key, PyTree, Validated
+from ..._types import Key, Validated
 from ...families.base import AbstractFamily
-from ...objectives.base import AbstractObjective
-from ...targets.base import AbstractTarget, require
+from ...targets.base import require
 from ...targets.sites import Contaminated, Kernels
-from ..base import AbstractMomentEstimator, Moments
-from .local_gaussians import SiteSums, local_gaussians, refuse_surrogate, white_moments
+from ..base import Moments
+from .local_gaussians import AbstractSiteMoments, SiteSums, local_gaussians, white_moments
 
 
-class LocalQuadratic(AbstractMomentEstimator[Contaminated]):
+class LocalQuadratic(AbstractSiteMoments):
     """The analytic approximation of the ELBO gradient for contaminated data.
 
     A closed form, with one sigmoid and one exponential a point. The denominator of each site's
@@ -34,15 +31,6 @@ class LocalQuadratic(AbstractMomentEstimator[Contaminated]):
     """
 
     cubic: bool = eqx.field(default=False, static=True)
-    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = ()
-
-    def check(
-        self,
-        target: Validated[AbstractTarget, "nobody: all are refused"],
-        q: AbstractFamily,
-        objective: AbstractObjective | None,
-    ) -> None:
-        refuse_surrogate(self)
 
     def prepare(
         self, target: Validated[Contaminated, "require"], q: AbstractFamily | None, key: Key | None
@@ -53,16 +41,6 @@ class LocalQuadratic(AbstractMomentEstimator[Contaminated]):
             PairingError: the target is not contaminated data.
         """
         return require(self, target, Contaminated).kernels()
-
-    def surrogate(
-        self,
-        objective: AbstractObjective,
-        target: Contaminated,
-        q: AbstractFamily,
-        state: PyTree,
-        key: Key | None,
-    ) -> NoReturn:
-        refuse_surrogate(self)
 
     def moments(
         self,

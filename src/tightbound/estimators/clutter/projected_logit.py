@@ -1,27 +1,24 @@
 """Each point's log odds under q as a Gaussian: 1-D quadratures in any dimension."""
 
-from typing import ClassVar, NoReturn
-
 import equinox as eqx
 import numpy as np
 import scipy.special as sp
 from jaxtyping import Float
 
-from ..._types import Key, PyTree, Validated
+from ..._types import Key, Validated
 from ...families.base import AbstractFamily
-from ...objectives.base import AbstractObjective
 from ...results import PairingError
-from ...targets.base import AbstractTarget, require
+from ...targets.base import require
 from ...targets.sites import Contaminated, Kernels
-from ..base import AbstractMomentEstimator, Moments
-from .local_gaussians import SiteSums, refuse_surrogate, white_moments
+from ..base import Moments
+from .local_gaussians import AbstractSiteMoments, SiteSums, white_moments
 
 _CHUNK = 4_096  # points whose intermediates stay in the second-level cache
 # sd of the log odds below which Stein's quotient loses its digits and the derivative is used
 _SMALL = 1e-5
 
 
-class ProjectedLogit(AbstractMomentEstimator[Contaminated]):
+class ProjectedLogit(AbstractSiteMoments):
     """E_q softplus(y_i), with the log odds y_i = a_i - |x_i - theta|^2 / (2 s_i) as a Gaussian.
 
     It has their exact mean and variance, those of a quadratic form in Gaussian variables: mean = a
@@ -38,31 +35,12 @@ class ProjectedLogit(AbstractMomentEstimator[Contaminated]):
     """
 
     nodes: int = eqx.field(default=5, static=True)
-    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = ()
 
     def __check_init__(self):
         if not 2 <= self.nodes <= 64:
             raise ValueError(
                 f"ProjectedLogit: `nodes` must lie between 2 and 64, got {self.nodes}."
             )
-
-    def check(
-        self,
-        target: Validated[AbstractTarget, "nobody: all are refused"],
-        q: AbstractFamily,
-        objective: AbstractObjective | None,
-    ) -> None:
-        refuse_surrogate(self)
-
-    def surrogate(
-        self,
-        objective: AbstractObjective,
-        target: Contaminated,
-        q: AbstractFamily,
-        state: PyTree,
-        key: Key | None,
-    ) -> NoReturn:
-        refuse_surrogate(self)
 
     def prepare(
         self, target: Validated[Contaminated, "require"], q: AbstractFamily | None, key: Key | None

@@ -1,21 +1,20 @@
 """Softplus as a sum of exponentials: a closed-form ELBO for any width of q, in any dimension."""
 
 import functools
-from typing import ClassVar, NoReturn, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import numpy as np
 import scipy.interpolate as si
 from jaxtyping import Float
 
-from ..._types import Key, PyTree, Scalar, Validated
+from ..._types import Key, Scalar, Validated
 from ...families.base import AbstractFamily
-from ...objectives.base import AbstractObjective
 from ...results import PairingError
-from ...targets.base import AbstractTarget, require
+from ...targets.base import require
 from ...targets.sites import Contaminated, Kernels
-from ..base import AbstractMomentEstimator, Moments
-from .local_gaussians import SiteSums, refuse_surrogate, white_moments
+from ..base import Moments
+from .local_gaussians import AbstractSiteMoments, SiteSums, white_moments
 
 _FASTEST = 6.0  # the largest rate; with 8 terms any from 3 to 8 fits about as well
 # Log odds a of the table. Below it softplus is an exponential to 3e-6 of itself; above it no sum of
@@ -29,7 +28,7 @@ Design: TypeAlias = tuple[Kernels, Terms, Terms, float]
 """The kernels, coefficients A_k, rates b_k, and the bound on the error of the ELBO in nats."""
 
 
-class SumOfExponentials(AbstractMomentEstimator[Contaminated]):
+class SumOfExponentials(AbstractSiteMoments):
     """E_q log L_i in closed form, through softplus(a - r/2) ~= sum_k A_k(a) exp(-b_k(a) r / 2).
 
     Here r = |y_i - theta|^2 / s_i. Each term has a Gaussian expectation in any dimension, with a
@@ -47,31 +46,12 @@ class SumOfExponentials(AbstractMomentEstimator[Contaminated]):
     """
 
     terms: int = eqx.field(default=8, static=True)
-    unbiased_for: ClassVar[tuple[type[AbstractObjective], ...]] = ()
 
     def __check_init__(self):
         if not 2 <= self.terms <= 16:
             raise ValueError(
                 f"SumOfExponentials: `terms` must lie between 2 and 16, got {self.terms}."
             )
-
-    def check(
-        self,
-        target: Validated[AbstractTarget, "nobody: all are refused"],
-        q: AbstractFamily,
-        objective: AbstractObjective | None,
-    ) -> None:
-        refuse_surrogate(self)
-
-    def surrogate(
-        self,
-        objective: AbstractObjective,
-        target: Contaminated,
-        q: AbstractFamily,
-        state: PyTree,
-        key: Key | None,
-    ) -> NoReturn:
-        refuse_surrogate(self)
 
     def prepare(
         self, target: Validated[Contaminated, "require"], q: AbstractFamily | None, key: Key | None

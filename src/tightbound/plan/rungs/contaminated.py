@@ -5,7 +5,8 @@ from typing import cast
 import numpy as np
 
 from ..._numerics import host_rng
-from ..._types import Budget, Key
+from ..._types import Key
+from ...account import Budget
 from ...estimators.base import AbstractEstimator
 from ...estimators.fixed_design import FixedDesign
 from ...estimators.gauss_hermite import GaussHermite

@@ -1,7 +1,7 @@
 """The nested rungs: a Gaussian refitted at values of the coordinate, or two, that explain it."""
 
 from ...families.gaussian import Gaussian
-from ...search.explained import Explained
+from ...search.conditionals import Explained
 from ...solvers.base import AbstractSolver
 from ...solvers.nested import Nested
 from ...solvers.nested_pair import NestedPair

@@ -7,17 +7,17 @@ import numpy as np
 from ..._numerics import host_rng
 from ..._types import Key
 from ...account import Best
-from ...families.base import AbstractFamily
+from ...families.base import MOMENT_DRAWS, AbstractFamily
 from ...families.gaussian import Gaussian
 from ...solvers.base import AbstractSolver
 from ...solvers.fixed_draws import FixedDraws
 from ...solvers.natural import NaturalGradient
 from ...solvers.stochastic import StochasticGradient
 from ...solvers.subsampled import Subsampled
-from ...starts.from_far import broad_start
 from ...starts.many_dimensions import find_start_large
 from ...starts.paths import (
     LocalGaussian,
+    broad_start,
     dispersed_points,
     explain_no_start,
     find_start,
@@ -100,5 +100,5 @@ def mover(q: AbstractFamily) -> AbstractSolver:
 
 def of_moments(q: AbstractFamily) -> Gaussian:
     """The Gaussian of q's moments: from it a q that no solver moves is climbed to anew."""
-    z, _ = q.draw(max(4000, 4 * q.dim), 0)
+    z, _ = q.draw(max(MOMENT_DRAWS, 4 * q.dim), 0)
     return Gaussian.from_root(z.mean(axis=0), (z - z.mean(axis=0)).T / np.sqrt(len(z)))
