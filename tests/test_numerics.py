@@ -1,5 +1,10 @@
 """Scopes, keys and small helpers."""
 
+import importlib.metadata
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -167,3 +172,20 @@ def test_logmeanexp_of_nothing_finite():
     assert logmeanexp(np.array([-np.inf, -np.inf])) == -np.inf
     assert logmeanexp(np.array([np.inf, 0.0])) == np.inf
     assert np.isnan(logmeanexp(np.array([np.nan, 0.0])))
+
+
+@pytest.mark.skipif(
+    importlib.metadata.version("jaxlib") not in ("0.10.2", "0.11.0"),
+    reason="this jaxlib adds up as it should",
+)
+@pytest.mark.parametrize("computed", [True, False])
+def test_an_import_that_comes_too_late_for_sound_sums_says_so(computed):
+    lines = ["import jax.numpy as jnp", *["jnp.ones(3) + 1"] * computed, "import tightbound"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )
+    assert ("JAX computed before tightbound was imported" in done.stderr) is computed

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -36,11 +37,37 @@ C = TypeVar("C")
 # the fusion that does it: for what we compile ahead of time as an option, and for all else in the
 # process, a user's own code included, where nothing was computed before the import.
 SOUND_SUMS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-if importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0"):
-    _flags = os.environ.get("XLA_FLAGS", "")
-    for _name, _value in SOUND_SUMS.items():
-        if _name not in _flags:
-            os.environ["XLA_FLAGS"] = f"{_flags} --{_name}={_value}".strip()
+
+
+def _jax_has_started() -> bool:
+    """Whether JAX has read XLA_FLAGS already; False where this version of it does not tell."""
+    try:
+        from jax._src.xla_bridge import backends_are_initialized  # not public; no public name says
+    except ImportError:
+        return False
+    return backends_are_initialized()
+
+
+def _ask_for_sound_sums() -> None:
+    """Put SOUND_SUMS into XLA_FLAGS, and say so where that comes too late."""
+    version, flags = importlib.metadata.version("jaxlib"), os.environ.get("XLA_FLAGS", "")
+    missing = [f"--{name}={value}" for name, value in SOUND_SUMS.items() if name not in flags]
+    if version not in ("0.10.2", "0.11.0") or not missing:
+        return
+    os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
+    if _jax_has_started():
+        warnings.warn(
+            f"JAX computed before tightbound was imported, and jaxlib {version} can add up wrongly"
+            " on a CPU. The default fit is safe, since it compiles its log density without the"
+            " fault; other solvers and your own functions may lose digits, and the same key may"
+            " give other bits. Import tightbound before JAX computes anything, or set XLA_FLAGS="
+            f"'{' '.join(missing)}' before Python starts.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+_ask_for_sound_sums()
 
 
 def x64():
