@@ -14,7 +14,7 @@ from ..objectives.classic import ELBO, IWELBO
 from ..objectives.renyi import VRIWAE
 from ..results import PairingError
 from .base import frozen
-from .draws import Noise, check_noise
+from .draws import Noise, check_draws, check_noise
 from .pathwise import AbstractPathwise
 
 
@@ -49,7 +49,7 @@ class DoublyReparam(AbstractPathwise):
         return True
 
     def _check_draws(self, q: AbstractFamily, objective: AbstractObjective | None) -> None:
-        super()._check_draws(q, objective)
+        check_draws(self.noise, self.n, "DoublyReparam", q, objective)
         if objective is not None and objective.needs != ("log_p", "log_q"):
             raise PairingError(
                 "DoublyReparam needs a loss that is a function of log p - log q alone, and"
