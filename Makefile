@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types bench reproduce docs clean
+.PHONY: help setup demo test test-slow check lint format types bench reproduce docs clean
 
 PYTHON ?= python3.11 python3 python3.12 python3.13
 BIN := .venv/bin
@@ -12,7 +12,7 @@ STAMP := .venv/.setup-done
 ARGS ?=
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(STAMP) ## create .venv with the library, all extras and the development tools
 
@@ -37,8 +37,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## fit three posteriors and write their reports to build/demo (FAST=1: shorter)
 	@$(BIN)/python examples/demo.py --out build/demo $(if $(FAST),--fast) $(ARGS)
 
-test: setup ## run the tests (ARGS="-m 'not slow'" for the quick ones)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+test: setup ## run the tests that take at most some seconds each: under twenty minutes
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' $(ARGS)
+
+test-slow: setup ## run the tests that are marked slow: ten minutes
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow $(ARGS)
 
 check: setup ## lint, types, architecture and the unit tests that are quick: under four minutes
 	@$(MAKE) --no-print-directory lint types

@@ -455,6 +455,7 @@ print(len(seen))
 """
 
 
+@pytest.mark.slow
 def test_few_files_are_entered_by_the_fit_of_the_readme():
     """The aim is 25; 500 functions in files of one idea and at most 400 lines do not get there."""
     done = subprocess.run(

@@ -230,6 +230,7 @@ FLAT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLAT)
 def test_an_improper_posterior_is_unbounded_and_the_certificate_names_the_parameter(name):
     function, support, names = FLAT[name]
@@ -259,6 +260,7 @@ def test_a_solver_of_the_callers_choice_names_it_too():
     assert fit.certificate["proper"].where == ("b",)
 
 
+@pytest.mark.slow
 def test_heavy_tails_are_not_called_improper():
     """A Cauchy posterior: no mean, but proper; the density falls off as x^-2."""
     target = tb.from_log_density(lambda p: -jnp.sum(jnp.log1p(p["x"] ** 2)), {"x": np.zeros(2)})

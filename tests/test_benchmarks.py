@@ -91,6 +91,7 @@ def test_a_pass_with_a_mode_that_no_search_reached_is_told_from_a_wrong_pass(scr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -140,6 +140,7 @@ def test_json_has_no_nan_and_no_infinity(run):
     json.loads(run("fit", model(NORMAL), "--json").out, parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(run):
     def numbers(seed):
         return json.loads(run("fit", model(BANANA), "--json", "--seed", seed).out)["summary"]

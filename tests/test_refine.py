@@ -31,6 +31,7 @@ def posterior():
         return tb.fit(target, q, solver=tb.solvers.HeldOut(), max_steps=100).at(X)
 
 
+@pytest.mark.slow
 def test_the_elbo_keeps_the_basin_and_gains_the_correlation(posterior):
     closer = tb.refine(posterior, "elbo", key=0)
     np.testing.assert_allclose(closer.q.mean, MEAN, atol=0.02 * np.sqrt(COV.diagonal().min()))

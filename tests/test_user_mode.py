@@ -152,6 +152,7 @@ def seen():
     return json.loads(ran.stdout)
 
 
+@pytest.mark.slow
 def test_the_flags_are_the_users(seen):
     assert seen["flags before"]["jax_enable_x64"] == "False"
     assert seen["flags after"] == seen["flags before"]

@@ -39,6 +39,7 @@ def test_set_encoders_do_not_see_the_order(make):
         make()({"a": jnp.zeros(3), "b": jnp.zeros(3)})
 
 
+@pytest.mark.slow
 def test_conv_net_averages_independent_images():
     image = jnp.asarray(np.random.default_rng(2).standard_normal((2, 12, 12)))
     stack = encoders.ConvNet.make((2, 12, 12), 3, jr.key(0), channels=(2, 4), width=8, images=True)

@@ -65,6 +65,7 @@ def gap(scale, turn):
     )
 
 
+@pytest.mark.slow
 def test_the_p_values_are_uniform_at_the_optimum(target):
     """60 seeds here.
 

@@ -73,6 +73,7 @@ def exactly(fit, width=1.0, shift=0.0):
     return plain
 
 
+@pytest.mark.slow
 def test_the_default_reaches_the_posterior_for_every_x_and_says_so(fit):
     assert fit.result is tb.Result.held_out
     assert fit.result.ok
@@ -128,6 +129,7 @@ def test_an_interrupted_run_returns_its_last_block(target, fit, monkeypatch):
     assert np.isfinite(stopped.q.log_prob(np.zeros(2), X))
 
 
+@pytest.mark.slow
 def test_at_given_data_it_is_a_posterior(fit, tmp_path):
     posterior = fit.at(X)
     draws = posterior.sample(0, 4000)["a"]
@@ -188,6 +190,7 @@ def test_a_saved_fit_comes_back(fit, target, tmp_path):
     assert str(again.certificate) == str(fit.certificate)
 
 
+@pytest.mark.slow
 def test_the_ordinary_stochastic_solver_trains_too(target, fit):
     q = tb.amortised.amortised(target, width=4, depth=1)
     slow = tb.fit(

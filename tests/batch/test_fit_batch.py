@@ -48,6 +48,7 @@ def good(y):
     return np.delete(np.arange(len(y)), BAD)
 
 
+@pytest.mark.slow
 def test_corrected_summaries_are_the_conjugate_posterior(counted):
     """4,000 shared draws of which nearly all are effective.
 

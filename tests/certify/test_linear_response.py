@@ -46,6 +46,7 @@ def test_exact_where_the_posterior_is_gaussian():
     np.testing.assert_allclose(table["sd"], posterior.sd, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_of_functions_of_the_values_alone():
     """Cov(a'z, b'z) = a' S b for linear functions, whatever their number, with a low-rank q too."""
     rng = np.random.default_rng(1)

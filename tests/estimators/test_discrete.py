@@ -340,6 +340,7 @@ def exact_mixed(q):
     return -(expected - 0.2 * waiting * mean + q.entropy())
 
 
+@pytest.mark.slow
 def test_weak_derivatives_of_a_product_of_four_kinds(as_a_user):
     """Against the closed form of the ELBO, in every parameter.
 

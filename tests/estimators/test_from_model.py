@@ -26,6 +26,7 @@ def q(target):
     return tb.amortised.amortised(target, "diagonal", width=1, depth=0, standardise=False)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_closed_form(target, q):
     """eta = (m, a) = W x + V x + b.
 

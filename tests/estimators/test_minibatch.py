@@ -95,6 +95,7 @@ def test_an_epoch_adds_up_to_all_rows(taylor, best):
     assert np.ptp(batches[:, 1]) > 0
 
 
+@pytest.mark.slow
 def test_the_anchor_takes_the_noise_of_the_rows_away(best):
     """Standard deviation over batches of the whitened gradient in the mean, per posterior sd."""
     inner = StickTheLanding(2, noise="antithetic")
@@ -133,6 +134,7 @@ def test_a_minibatch_fit_is_as_accurate_as_one_on_all_rows(best):
     assert fit.evaluations == pytest.approx(fit.steps * 8 * 20 / N + 4 * moves, abs=1)
 
 
+@pytest.mark.slow
 def test_local_latents_in_a_numpyro_plate():
     """y_i ~ N(theta_i, 1), theta_i ~ N(mu, 1), mu ~ N(0, 1).
 

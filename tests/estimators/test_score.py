@@ -134,6 +134,7 @@ def test_the_taylor_baseline_leaves_no_noise_for_a_quadratic(noise):
     np.testing.assert_allclose(sample, np.broadcast_to([2 * C, 2.0], sample.shape), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_taylor_baseline_knows_the_covariance_of_a_low_rank_q():
     """On a Gaussian target the ELBO is quadratic: exact gradients."""
     target = GaussianTarget(

@@ -52,6 +52,7 @@ TINY = {
 TIMED = "exponent of n"  # a busy machine bends it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_forms_meet_their_claims_and_draw(name, monkeypatch):
     """A few data sets of each reproduction; `tightbound reproduce` runs the published sizes."""

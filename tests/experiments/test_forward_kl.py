@@ -43,6 +43,7 @@ def test_the_best_von_mises_is_the_moment_match():
     assert length == pytest.approx(np.exp(-(ntk_widths.SD**2) / 2), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_wider_networks_are_nearer_to_the_optimum(widths):
     rows = {(r["width"], r["linear"]): r for r in widths.tables["widths"]}
     assert rows[256, False]["excess"] < rows[16, False]["excess"]
@@ -55,6 +56,7 @@ def test_wider_networks_are_nearer_to_the_optimum(widths):
     assert set(ntk_widths.figures(widths)) == {"widths"}
 
 
+@pytest.mark.slow
 def test_the_exact_posterior_of_the_clusters_is_that_of_its_density():
     """Known labels.
 
@@ -73,6 +75,7 @@ def test_the_exact_posterior_of_the_clusters_is_that_of_its_density():
     assert kl(exact, exact) == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_clustering_runs_and_scores():
     result = clustering.run(sizes=(2, 30, 300, 20, 5, 3), forms=("mean",))
     rows = {(r["method"], r["form"]): r for r in result.tables["methods"]}
@@ -161,6 +164,7 @@ def test_the_divergences_are_those_of_gaussians():
     assert found["-log q at the truth"] == pytest.approx(np.log(0.5 * np.sqrt(2 * np.pi)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_digits_experiments_run_end_to_end():
     pytest.importorskip("sklearn")
     result = local_optimum.run(sizes=(4, 12, 60, 2))
@@ -177,6 +181,7 @@ def test_the_digits_experiments_run_end_to_end():
     assert set(local_optimum.figures(result)) == {"landscape"}
 
 
+@pytest.mark.slow
 def test_the_starts_of_the_rotation_differ_as_published():
     with jax.numpy_rank_promotion("allow"):
         inner = rotated_digits.encoders.ConvNet.make(

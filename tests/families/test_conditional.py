@@ -82,6 +82,7 @@ def test_scaling_leaves_angles_alone_and_may_be_switched_off():
     np.testing.assert_array_equal(plain.scaling.z_scale, 1.0)
 
 
+@pytest.mark.slow
 def test_the_encoder_follows_the_shape_of_x():
     rng, a = np.random.default_rng(0), np.random.default_rng(1).standard_normal(300)
     picture = tb.from_simulations({"a": a}, a[:, None, None] + rng.standard_normal((300, 12, 12)))

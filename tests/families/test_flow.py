@@ -46,6 +46,7 @@ def test_what_is_refused(monkeypatch):
         Flow.full(2, layers=7)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_a_user")
 def test_a_banana_is_fitted_better_than_by_its_gaussian_and_comes_back_from_a_file(
     tmp_path, monkeypatch

@@ -105,6 +105,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("q", "p", "kl"), CASES.values(), ids=CASES)
 def test_pathwise_gradient_is_that_of_the_divergence(q, p, kl):
     """2,000 keys of 8 draws; within 4 standard errors."""

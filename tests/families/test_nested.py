@@ -67,6 +67,7 @@ def test_three_ways_to_the_density_of_a_draw_agree(dim, coordinate):
     np.testing.assert_allclose(q.log_prob(far), q.log_prob_on_host(far), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["draw", "sample"])
 def test_draws_follow_the_density(how):
     """t is standard normal.

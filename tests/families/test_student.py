@@ -69,6 +69,7 @@ def test_wrong_shapes_are_refused():
         StudentT(np.zeros(3), T.shape, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_a_user")
 def test_the_ladder_turns_caution_into_pass_on_heavy_tails():
     """A t with five degrees of freedom: a Gaussian cannot pass, the Student-t rung finds it."""

@@ -42,6 +42,7 @@ def gaussian_rung(target):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 20])
 def test_the_first_rung_is_the_best_gaussian(n):
     """Clutter spec, section 5.6 (c): mean excess below 1e-4, none above .05, also at n = 5 with its
@@ -88,7 +89,6 @@ def test_never_nan(x):
     )
 
 
-@pytest.mark.slow
 def test_fit_with_nothing_chosen_brackets_the_evidence():
     target = Clutter(draw(np.random.default_rng(4), 20))
     exact, fit = target.exact(), tb.fit(target)

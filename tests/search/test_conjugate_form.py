@@ -197,6 +197,7 @@ def test_gibbs_draws_have_the_posteriors_moments():
         assert abs(draws.std() / sd - 1) < 4 * 1.5 * 0.75 / np.sqrt(len(draws))
 
 
+@pytest.mark.slow
 def test_gibbs_sums_over_hidden_values_by_drawing_them():
     """The weight of one of two known components, indicators drawn: moments against quadrature."""
     x = np.array([-2.0, -1.5, 2.1, 1.8, 2.4, 0.1])

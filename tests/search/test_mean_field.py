@@ -22,6 +22,7 @@ class Skewed(GaussianTarget):
         return jnp.sum(z - jnp.exp(z)) + 0.3 * jnp.sin(z[0] * z[1])
 
 
+@pytest.mark.slow
 def test_gradient_and_hessian_products_equal_autodiff():
     target = Skewed(Gaussian.full(3))
     rng = np.random.default_rng(0)

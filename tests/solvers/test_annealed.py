@@ -87,6 +87,7 @@ def test_both_rules_share_their_fixed_point_and_natural_is_faster():
     assert natural.steps == pytest.approx(13, abs=2)
 
 
+@pytest.mark.slow
 def test_in_the_plane_it_ends_near_the_posterior():
     """n = 100 in two dimensions.
 

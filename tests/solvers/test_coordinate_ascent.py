@@ -71,6 +71,7 @@ def fits():
     return fit_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_sweep_raises_the_elbo_and_every_factor_is_conjugate(name, fits):
     target, ran = fits(name)
@@ -439,7 +440,6 @@ def test_fit_chooses_coordinate_ascent_and_certifies_it(tmp_path, as_a_user):
     assert np.array_equal(again.q["z"].logits, fit.q["z"].logits)
 
 
-@pytest.mark.slow
 def test_other_solvers_take_the_density_with_hidden_values_summed_out(as_a_user):
     """A conjugate target is a log density too.
 

@@ -45,6 +45,7 @@ def test_several_paths_find_both_modes_with_their_weights():
     np.testing.assert_allclose(draws.mean(axis=0), known.mean["x"], atol=0.35)
 
 
+@pytest.mark.slow
 def test_it_does_what_blackjax_does():
     """On a logistic posterior both reach an ELBO within .1 nat of each other, and means within .1
     sd.

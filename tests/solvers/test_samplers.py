@@ -147,6 +147,7 @@ def test_it_goes_on_from_its_own_draws_and_a_fit_from_them(nuts):
     assert gaussian.certificate.verdict == "pass"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not FOLDER.exists(), reason="no ../shared/data/posteriordb: reference draws are not committed"
 )
@@ -207,6 +208,7 @@ def test_chains_that_visit_both_pass_and_chains_that_disagree_fail():
     assert "have not mixed" in found.explain()
 
 
+@pytest.mark.slow
 def test_a_diverging_sampler_is_not_passed_and_short_chains_say_so():
     funnel = tb.from_log_density(
         lambda p: (

@@ -96,6 +96,7 @@ def test_condition_number_of_1e8():
     assert np.abs(along - 1).max() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("estimator", "dim"), [(None, 60), (Pathwise(8), 10)])
 def test_low_rank_posterior_whose_factor_may_rotate(estimator, dim):
     """U Q is as good as U for every rotation Q, so what is judged are means and sds, which do not

@@ -42,6 +42,7 @@ def test_it_is_the_host_loop(member):
     np.testing.assert_allclose(traced.cov, host.cov, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_many_sensors_at_once():
     """60 sensors of 20 points.
 

@@ -72,6 +72,7 @@ def test_it_reaches_a_hierarchical_posterior_that_is_hundreds_away(target, key):
         assert sd[j] == pytest.approx(exact_sd, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", range(3))
 def test_the_default_fit_starts_there(target, key):
     fit = tb.fit(target, key=key)

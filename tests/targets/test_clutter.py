@@ -248,6 +248,7 @@ def kl_by_quadrature(log_a, log_b, reach):
     return si.quad(integrand, -reach, reach, limit=300, points=[-3, 2])[0]
 
 
+@pytest.mark.slow
 def test_kl_both_ways_of_gaussian_and_mixture():
     """Against adaptive quadrature of the definition."""
     exact = Clutter(N5).exact()

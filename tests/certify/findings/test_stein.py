@@ -50,6 +50,7 @@ def test_its_mean_under_the_target_is_zero():
     assert np.mean(one_each) == pytest.approx(0.0, abs=4 * one_each.std() / np.sqrt(1000))
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_where_q_is_the_posterior():
     """Eighty p-values: the share below .1 and .5 within 4 binomial standard errors."""
     root = np.array([[1.0, 0.0], [0.9, 0.3]])

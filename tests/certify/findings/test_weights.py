@@ -22,6 +22,7 @@ def gaussian(mean=0.0, sd=1.0, dim=3):
     return Gaussian.from_root(np.full(dim, float(mean)), sd * np.eye(dim))
 
 
+@pytest.mark.slow
 def test_evidence_brackets_known_evidence_over_replicates():
     """Conjugate targets of the zoo, 50 keys each.
 
@@ -37,6 +38,7 @@ def test_evidence_brackets_known_evidence_over_replicates():
         assert inside >= 47, known.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gaussian", "beta", "gamma", "student-t"])
 def test_evidence_brackets_known_evidence_of_replicated_posteriors(family, monkeypatch):
     """The small form of benchmarks/evidence.py: two data sets of each kind."""

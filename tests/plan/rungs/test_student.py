@@ -49,6 +49,7 @@ def test_a_skewed_or_a_gaussian_posterior_asks_for_none():
     assert [heavy_tailed_start(q, *w) for w in (skewed, light, exact)] == [None, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [0, 1, 2])
 def test_tb_fit_settles_a_t_with_five_degrees(key):
     """In 40,000 gradients with room to spare: the Gaussian, its draws, and one rung."""
