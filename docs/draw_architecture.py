@@ -1,7 +1,8 @@
 """Draw docs/images/architecture.png from the imports of the source.
 
 Rooms stand on the floor that the layers of tests/test_architecture.py give them; an arrow goes from
-a room to each room that it imports. Usage: python docs/draw_architecture.py
+a room to each room that it imports. The picture holds in its metadata what it shows, so that
+tests/test_map.py can tell whether it is of today. Usage: python docs/draw_architecture.py
 """
 
 import importlib.util
@@ -39,6 +40,18 @@ def layers_and_arrows() -> tuple[list[list[str]], set[tuple[str, str]]]:
     return floors, {(a, b) for a, b in arrows if a != b and not {a, b} & apart}
 
 
+def shown(floors: list[list[str]], arrows: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Arrows between near floors only: longer ones hide the picture and say less."""
+    level = {room: i for i, rooms in enumerate(floors) for room in rooms}
+    return sorted((a, b) for a, b in arrows if 0 < level[a] - level[b] <= 2)
+
+
+def in_words(floors: list[list[str]], arrows: set[tuple[str, str]]) -> str:
+    """What the picture shows: its floors, lowest first, and its arrows."""
+    rooms = "; ".join(", ".join(floor) for floor in floors)
+    return rooms + ". " + ", ".join(f"{a} -> {b}" for a, b in shown(floors, arrows))
+
+
 def draw() -> None:
     """Write the picture."""
     floors, arrows = layers_and_arrows()
@@ -47,16 +60,14 @@ def draw() -> None:
     for level, rooms in enumerate(floors):
         for i, room in enumerate(rooms):
             where[room] = ((i - (len(rooms) - 1) / 2) * (BOX + 0.35), float(level))
-    # Neighbouring floors only: arrows over several floors hide the picture and say less.
-    for a, b in sorted(arrows):
+    for a, b in shown(floors, arrows):
         (xa, ya), (xb, yb) = where[a], where[b]
-        if 0 < ya - yb <= 2:
-            axes.annotate(
-                "",
-                (xb, yb + 0.22),
-                (xa, ya - 0.22),
-                arrowprops={"arrowstyle": "-|>", "color": LINE, "lw": 0.8},
-            )
+        axes.annotate(
+            "",
+            (xb, yb + 0.22),
+            (xa, ya - 0.22),
+            arrowprops={"arrowstyle": "-|>", "color": LINE, "lw": 0.8},
+        )
     for room, (x, y) in where.items():
         axes.text(
             x,
@@ -76,7 +87,8 @@ def draw() -> None:
     axes.set_xlim(-widest * (BOX + 0.35) / 2, widest * (BOX + 0.35) / 2)
     axes.set_ylim(-0.7, len(floors) - 0.3)
     axes.axis("off")
-    figure.savefig(PICTURE, dpi=110, bbox_inches="tight", facecolor=PAPER)
+    drawn = {"Drawn": in_words(floors, arrows)}
+    figure.savefig(PICTURE, dpi=110, bbox_inches="tight", facecolor=PAPER, metadata=drawn)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The docs are true: links, names and citations on every page.
 
-And that the checker sees what is wrong.
+And the checker sees what is wrong.
 """
 
 import ast

@@ -16,9 +16,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "tightbound"
 LEAST = 8  # lines; fewer are a phrase, such as how an error is raised
 
-# Two files, or a file twice for two places in it -> why they share lines all the same.
+# Two places, as file:class or function -> why they share lines all the same.
 REASONS = {
-    ("targets/numpyro_model.py", "targets/numpyro_model.py"): (
+    ("targets/numpyro_model.py:NumPyroModel", "targets/numpyro_model.py:NumPyroRows"): (
         "Both targets are final classes of one abstract base, and such a class declares the fields"
         " that its base names: a reader sees there what is stored."
     ),
@@ -26,12 +26,21 @@ REASONS = {
 
 
 class Place(NamedTuple):
-    """Lines of a file, both ends included, `count` of which are code."""
+    """Lines of a file, both ends included, `count` of which are code.
+
+    `within`: the innermost class or function that holds them all, by its dotted name; "" for none.
+    """
 
     file: str
+    within: str
     first: int
     last: int
     count: int
+
+    @property
+    def name(self) -> str:
+        """What REASONS calls it: a reason excuses no other place of the file."""
+        return f"{self.file}:{self.within}"
 
     def __str__(self) -> str:
         return f"{self.file}:{self.first}-{self.last}"
@@ -91,26 +100,43 @@ def blocks(tree: ast.Module) -> list[list[ast.stmt]]:
     return [[s for s in block if not is_text(s)] for block in lists if isinstance(block, list)]
 
 
+def definitions(node: ast.AST, before: str = "") -> list[tuple[int, int, str]]:
+    """First and last line and dotted name of every class and function, the inner ones later."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        name = before
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            name = f"{before}.{child.name}".lstrip(".")
+            found.append((child.lineno, child.end_lineno, name))
+        found += definitions(child, name)
+    return found
+
+
 def runs(file: str, text: str) -> list[tuple[tuple[str, ...], Place]]:
     """What every run of eight lines says, and every run of statements of as many, and where."""
     tree = ast.parse(text)
-    code = code_of(text, tree)
+    code, named = code_of(text, tree), definitions(tree)
     numbers, found = list(code), []
+
+    def place(first: int, last: int, count: int) -> Place:
+        names = [name for start, end, name in named if start <= first and last <= end]
+        return Place(file, names[-1] if names else "", first, last, count)
+
     for i in range(len(numbers) - LEAST + 1):
         here = numbers[i : i + LEAST]
-        found.append((tuple(code[n] for n in here), Place(file, here[0], here[-1], LEAST)))
+        found.append((tuple(code[n] for n in here), place(here[0], here[-1], LEAST)))
     for block in blocks(tree):
         shapes = [shape(statement) for statement in block]
         counts = [sum(n in code for n in range(s.lineno, s.end_lineno + 1)) for s in block]
         for i, j in itertools.combinations(range(len(block) + 1), 2):
             if (count := sum(counts[i:j])) >= LEAST:
-                place = Place(file, block[i].lineno, block[j - 1].end_lineno, count)
-                found.append((tuple(shapes[i:j]), place))
+                where = place(block[i].lineno, block[j - 1].end_lineno, count)
+                found.append((tuple(shapes[i:j]), where))
     return found
 
 
 def shared(texts: dict[str, str]) -> dict[tuple[str, str], tuple[Place, Place]]:
-    """Two files in the order of their names, or one twice -> the longest two places they share."""
+    """The names of two places, in the order of their files -> the most lines they share."""
     places = defaultdict(list)
     for file, text in sorted(texts.items()):
         for what, place in runs(file, text):
@@ -118,24 +144,24 @@ def shared(texts: dict[str, str]) -> dict[tuple[str, str], tuple[Place, Place]]:
     pairs = {}
     for same in places.values():
         for a, b in itertools.combinations(same, 2):
-            files = a.file, b.file
+            names = a.name, b.name
             apart = a.file != b.file or a.last < b.first or b.last < a.first
-            if apart and (files not in pairs or pairs[files][0].count < a.count):
-                pairs[files] = a, b
+            if apart and (names not in pairs or pairs[names][0].count < a.count):
+                pairs[names] = a, b
     return pairs
 
 
 def without_reason(texts: dict[str, str], reasons: dict[tuple[str, str], str]) -> list[str]:
-    """A sentence for each two files that share lines and have no reason."""
+    """A sentence for each two places that share lines and have no reason."""
     return [
         f"{a} and {b} are alike: write it once, or write in REASONS why not."
-        for files, (a, b) in sorted(shared(texts).items())
-        if files not in reasons
+        for names, (a, b) in sorted(shared(texts).items())
+        if names not in reasons
     ]
 
 
 def without_need(texts: dict[str, str], reasons: dict[tuple[str, str], str]) -> list[str]:
-    """A sentence for each reason of files that share nothing."""
+    """A sentence for each reason of places that share nothing."""
     return [
         f"{a} and {b} share no {LEAST} lines: take their reason out of REASONS."
         for a, b in sorted(reasons.keys() - shared(texts).keys())
@@ -204,20 +230,37 @@ def function(name: str, body: str) -> str:
 
 def test_a_copied_block_is_found():
     texts = {"a.py": function("f", BLOCK), "b.py": "x = 1\n\n" + function("g", BLOCK)}
-    assert list(shared(texts)) == [("a.py", "b.py")]
+    assert list(shared(texts)) == [("a.py:f", "b.py:g")]
     (sentence,) = without_reason(texts, {})
     assert sentence.startswith("a.py:3-11 and b.py:5-13 are alike")
-    assert not without_reason(texts, {("a.py", "b.py"): "A reason."})
+    assert not without_reason(texts, {("a.py:f", "b.py:g"): "A reason."})
 
 
 def test_a_copy_within_a_file_is_found():
-    assert list(shared({"a.py": function("f", BLOCK) + function("g", BLOCK)})) == [("a.py", "a.py")]
+    twice = {"a.py": function("f", BLOCK) + function("g", BLOCK)}
+    assert list(shared(twice)) == [("a.py:f", "a.py:g")]
     assert not shared({"a.py": function("f", BLOCK)})
+
+
+def test_a_reason_excuses_no_later_copy_in_the_same_files():
+    texts = {"a.py": function("f", BLOCK), "b.py": function("g", BLOCK)}
+    reasons = {("a.py:f", "b.py:g"): "A reason."}
+    assert not without_reason(texts, reasons)
+    texts["b.py"] += "\nclass A:\n" + function("h", BLOCK).replace("\n    ", "\n        ").replace(
+        "def", "    def"
+    )
+    assert [str(b) for _, b in shared(texts).values()] == ["b.py:3-11", "b.py:16-24", "b.py:16-24"]
+    assert list(shared(texts)) == [
+        ("a.py:f", "b.py:g"),
+        ("a.py:f", "b.py:A.h"),
+        ("b.py:g", "b.py:A.h"),
+    ]
+    assert len(without_reason(texts, reasons)) == 2
 
 
 def test_a_copy_with_other_names_is_found_by_its_shape():
     texts = {"a.py": function("f", BLOCK), "b.py": function("g", RENAMED)}
-    assert list(shared(texts)) == [("a.py", "b.py")]
+    assert list(shared(texts)) == [("a.py:f", "b.py:g")]
 
 
 def test_a_part_of_a_loop_is_found():
@@ -226,7 +269,7 @@ def test_a_part_of_a_loop_is_found():
         "a.py": function("f", f"\n    while values:{inner}"),
         "b.py": function("g", f"\n    for x in values:\n        print(x){inner}"),
     }
-    assert list(shared(texts)) == [("a.py", "b.py")]
+    assert list(shared(texts)) == [("a.py:f", "b.py:g")]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +288,6 @@ def test_what_must_not_be_found_is_not(one, two):
 
 def test_a_reason_without_need_is_seen():
     texts = {"a.py": function("f", BLOCK), "b.py": function("g", OTHER)}
-    assert without_need(texts, {("a.py", "b.py"): "A reason."}) == [
-        "a.py and b.py share no 8 lines: take their reason out of REASONS."
+    assert without_need(texts, {("a.py:f", "b.py:g"): "A reason."}) == [
+        "a.py:f and b.py:g share no 8 lines: take their reason out of REASONS."
     ]

@@ -1,5 +1,11 @@
-"""Every module is tested: in the file of its name, or in a home that is stated here."""
+"""Every module is tested: in the file of its name, or in a home that is stated here.
 
+Its home uses one of its public names, or one that leads to it.
+"""
+
+import ast
+import functools
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,7 +28,7 @@ ROOMS = {
 }
 # Single modules, by the file that tests what they are for.
 MODULES = {
-    "_types": "test_architecture.py",
+    "_types": "certify/test_certificate.py",
     "account": "plan/test_climb.py",
     "amortised/at_data": "amortised/test_posterior.py",
     "amortised/certificate": "amortised/test_posterior.py",
@@ -73,6 +79,8 @@ MODULES = {
     "objectives/inclusive": "batteries/test_objectives.py",
     "plan/attempt": "plan/test_climb.py",
     "plan/policy": "plan/test_climb.py",
+    "report/estimators": "test_compare_estimators.py",
+    "report/intervals": "test_compare.py",
     "results": "test_fit.py",
     "search/adam": "solvers/test_stochastic.py",
     "search/blackjax_kernels": "solvers/test_samplers.py",
@@ -95,11 +103,53 @@ MODULES = {
     "starts/many_dimensions": "starts/test_paths.py",
     "starts/reweighted": "targets/test_linear_clutter.py",
     "targets/base": "batteries/test_targets.py",
-    "targets/checked_arrays": "test_bad_input.py",
+    "targets/checked_arrays": "targets/test_clutter.py",
     "targets/clutter_exact": "targets/test_clutter.py",
+    "targets/conjugate/affine": "search/test_conjugate_form.py",
+    "targets/conjugate/discovery": "search/test_conjugate_form.py",
     "targets/linear_sites": "targets/test_sites.py",
     "targets/numpyro_inspection": "targets/test_numpyro_model.py",
     "targets/simulator_checks": "targets/test_simulator.py",
+}
+# Modules that no test calls by name -> a name that their home calls, and that leads to them.
+THROUGH = {
+    "amortised/certificate": "fit",
+    "certify/climbed": "fit",
+    "cli/data": "main",
+    "cli/errors": "main",
+    "cli/model": "main",
+    "cli/reproduction": "main",
+    "experiments/drawing": "pictures",
+    "experiments/training": "clustering",
+    "families/exponential/base": "Gamma",
+    "families/exponential/parameters": "Gamma",
+    "families/exponential/roots": "Gamma",
+    "families/exponential/trees": "Product",
+    "families/head": "heads",
+    "plan/attempt": "fit",
+    "plan/climb": "fit",
+    "plan/policy": "fit",
+    "plan/rungs/factors": "fit",
+    "plan/rungs/mixture": "fit",
+    "plan/rungs/nested": "fit",
+    "plan/rungs/restart": "fit",
+    "plan/rungs/warped": "fit",
+    "report/estimators": "compare_estimators",
+    "report/intervals": "compare",
+    "report/style": "report",
+    "solvers/whitened_sampler": "NUTS",
+    "starts/coordinate_ascent": "fit",
+    "storage/encoding": "save",
+    "targets/checked_arrays": "Clutter",
+    "targets/clutter_exact": "Clutter",
+    "targets/conjugate/affine": "as_conjugate",
+    "targets/conjugate/base": "from_expected_log_joint",
+    "targets/conjugate/discovery": "as_conjugate",
+    "targets/numpyro_inspection": "from_numpyro",
+    "targets/numpyro_program": "from_numpyro",
+    "targets/simulator_checks": "from_simulator",
+    "targets/sites": "LinearSites",
+    "targets/zoo/known": "zoo",
 }
 
 
@@ -138,6 +188,127 @@ def test_a_stated_home_exists_and_is_needed():
     assert [room for room in ROOMS if not (SOURCE / room).is_dir()] == []
     assert [module for module in MODULES if module not in MODULE_NAMES] == []
     assert [module for module in MODULES if mirrored(module)] == []
+
+
+def home_of(module: str) -> Path:
+    """The file or folder that tests the module."""
+    room, _, name = module.rpartition("/")
+    if mirrored(module):
+        return TESTS / room / f"test_{name.lstrip('_')}.py"
+    return TESTS / MODULES.get(module, ROOMS.get(room, ""))
+
+
+def defined_in(text: str) -> set[str]:
+    """Public names that a module's text gives a meaning to at its top level.
+
+    Those under which it registers something are among them: findings are asked for by such names.
+    """
+    names = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+            calls = [d for d in node.decorator_list if isinstance(d, ast.Call)]
+            first = [call.args[0] for call in calls if call.args]
+            names |= {str(x.value) for x in first if isinstance(x, ast.Constant)}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_")}
+
+
+@functools.cache
+def used_in(text: str) -> set[str]:
+    """Names that a text uses or imports, and strings that stand for themselves: not its prose."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+        elif isinstance(node, ast.ImportFrom):
+            imported = {alias.name for alias in node.names}
+            names |= {node.module or "", *imported, *(f"{node.module}.{n}" for n in imported)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def calls_it(module: str, source: str, home: str) -> bool:
+    """Whether the text of a home imports the module or uses a public name of its source."""
+    dotted = "tightbound." + module.replace("/", ".")
+    return bool(used_in(home) & {dotted, *defined_in(source)})
+
+
+def text_of(place: Path) -> str:
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+SOURCES = {module: (SOURCE / f"{module}.py").read_text("utf-8") for module in MODULE_NAMES}
+
+
+def test_a_home_calls_its_modules():
+    uncalled = [m for m in MODULE_NAMES if not calls_it(m, SOURCES[m], text_of(home_of(m)))]
+    assert sorted({*uncalled} - THROUGH.keys()) == []
+    assert sorted(THROUGH.keys() - {*uncalled}) == []
+
+
+@pytest.fixture(scope="module")
+def reached():
+    """Module -> all that it imports, and what those import."""
+    architecture = runpy.run_path(str(TESTS / "test_architecture.py"))
+    graph = architecture["import_graph"](SOURCE)
+
+    def closure(name: str) -> set[str]:
+        found, todo = set(), [name]
+        while todo:
+            new = graph[todo.pop()] - found - {"__init__"}
+            found |= new
+            todo += new
+        return {module.replace(".", "/") for module in found}
+
+    return closure
+
+
+def leads_to(name: str, module: str, reached) -> bool:
+    """Whether a module with that public name imports the module, or a file that does."""
+    files = {path: path.relative_to(SOURCE).with_suffix("") for path in SOURCE.rglob("*.py")}
+    return any(
+        module in reached(".".join(start.parts).removesuffix(".__init__"))
+        for path, start in files.items()
+        if name in defined_in(path.read_text("utf-8")) or name in (start.name, start.parent.name)
+    )
+
+
+@pytest.mark.parametrize("module", THROUGH)
+def test_a_home_calls_what_leads_to_its_module(module, reached):
+    name = THROUGH[module]
+    assert name in used_in(text_of(home_of(module)))
+    assert leads_to(name, module, reached)
+
+
+def test_what_does_not_lead_to_a_module_is_seen(reached):
+    assert not leads_to("Gamma", "plan/policy", reached)
+    assert leads_to("fit", "plan/policy", reached)
+
+
+def test_a_home_that_does_not_call_its_module_is_seen():
+    source = "ROOT = 2\ndef root(x): ...\ndef _hidden(): ..."
+    for home, called in (
+        ("from tightbound.families import roots", True),
+        ("import tightbound.families.roots", True),
+        ("root(2)", True),
+        ("roots = 2", False),
+        ("tb.ROOT", True),
+        ('check("root")', True),
+        ('"""Tests of roots and root."""', False),
+        ("_hidden()", False),
+        ("# root", False),
+    ):
+        assert calls_it("families/roots", source, home) is called, home
 
 
 @pytest.mark.parametrize(

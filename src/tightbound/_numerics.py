@@ -22,6 +22,7 @@ import jax.random as jr
 import numpy as np
 import threadpoolctl
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 if TYPE_CHECKING:
     from ._types import Key
@@ -122,7 +123,7 @@ def key_words(key: Key) -> tuple[int, ...]:
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, (bool, np.bool_)):
         seed = int(key) % 2**64
-        # what `jax.random.key(seed)` holds, without a compilation
+        # What `jax.random.key(seed)` holds, without a compilation
         return (seed >> 32, seed & 0xFFFFFFFF)
     if (
         isinstance(key, jax.Array)
@@ -225,7 +226,7 @@ def namespace(*arrays: object) -> ModuleType:
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
-def logmeanexp(log_values: np.ndarray) -> float:
+def logmeanexp(log_values: Float[np.ndarray, "n"]) -> float:
     """log of the mean of exp(log_values), on the host, safe for any finite or -inf input."""
     top = np.max(log_values)
     if not np.isfinite(top):

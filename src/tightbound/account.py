@@ -1,9 +1,9 @@
 """What a fit may use, and what it has used: one account of evaluations and seconds.
 
-Everything that a fit evaluates goes through one compiled evaluator for each target
-(`targets/batched.py`), which charges the account that is open. So no part of a fit has to know of
-budgets, and none can overdraw: where the budget of a stage is spent, the charge raises
-`BudgetSpent`, which the owner of the stage turns into a result.
+What a fit evaluates goes through one compiled evaluator for each target (`targets/batched.py`),
+which charges the account that is open; blocks of compiled steps book what they used. So no part of
+a fit has to know of budgets: where the budget of a stage is spent, the charge raises `BudgetSpent`,
+which the owner of the stage turns into a result.
 
 An evaluation is one value with its gradient; a value alone counts a third, a product with the
 Hessian two, one on B of N rows B / N.
@@ -31,7 +31,9 @@ class Budget:
 
     Start, solvers, ladder and certificate share it. Evaluations are exceeded by a tenth, or by 512,
     at most: a certificate needs some draws, however small the budget. Of an amortised fit it binds
-    the training only: the simulations of its certificate are neither counted nor limited.
+    the training only: the simulations of its certificate are neither counted nor limited. Sweeps of
+    coordinate ascent and passes of annealing evaluate no log density and count 0 in `fit.spent`; a
+    run of such a `solver` ends after `evaluations` of them.
 
     Arguments:
         seconds: wall-clock seconds, checked at every evaluation outside compiled loops.
@@ -251,6 +253,8 @@ __all__ = [
     "CERTIFICATE",
     "START",
     "Account",
+    "Best",
+    "Budget",
     "BudgetSpent",
     "Spent",
     "Stage",

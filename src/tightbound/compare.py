@@ -38,7 +38,7 @@ class PosteriorDraws(NamedTuple):
     """Draws `z` of the posterior, its log density there, and how many independent ones they are."""
 
     z: Float[np.ndarray, "n dim"]
-    log_p: Float[np.ndarray, " n"]
+    log_p: Float[np.ndarray, "n"]
     effective: float
 
 
@@ -270,13 +270,13 @@ def _narrowest(fits: Iterable[Reported]) -> Estimate:
 def _moments_of(truth: Truth) -> Moments:
     names, mean = _flat(truth.mean)
     sds = dict(zip(*_flat(truth.sd), strict=True))
-    # of a derived value, often the mean alone is known
+    # Of a derived value, often the mean alone is known
     return {
         name: (float(m), float(sds.get(name, np.nan))) for name, m in zip(names, mean, strict=True)
     }
 
 
-def _flat(values: Mapping[str, Array | float]) -> tuple[tuple[str, ...], Float[np.ndarray, " p"]]:
+def _flat(values: Mapping[str, Array | float]) -> tuple[tuple[str, ...], Float[np.ndarray, "p"]]:
     """Names such as `beta[0]`, and their numbers."""
     names, columns = flatten_values({name: np.asarray(v)[None] for name, v in values.items()})
     return names, columns[0]

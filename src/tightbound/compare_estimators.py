@@ -143,7 +143,7 @@ def compare_estimators(
         raise PairingError(
             f"compare_estimators: no estimator serves {type(q).__name__} here. {reasons}"
         )
-    # every estimator gets the same key: where two draw alike they are compared on the same draws
+    # Every estimator gets the same key: where two draw alike they are compared on the same draws
     rows = {
         name: _measured(e, target, q, objective, as_key(key), repeats, cost)
         for name, e in valid.items()
@@ -308,7 +308,7 @@ def _sorted(rows: dict[str, dict[str, float | str]]) -> "pandas.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame.from_dict(rows, orient="index")
-    # of two without noise the cheaper one comes first
+    # Of two without noise the cheaper one comes first
     return table.sort_values(["variance x cost", "evaluations"], kind="stable")
 
 

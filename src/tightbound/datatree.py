@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from ._types import PyTree, Validated
 from .families.empirical import Empirical
@@ -116,7 +117,7 @@ def _by_name(values: PyTree) -> Group:
 def _with_chain(groups: Mapping[str, Group], chains: int) -> dict[str, Group]:
     """A leading axis `chain` in the groups that hold draws; all chains made equally many."""
 
-    def split(value: np.ndarray) -> np.ndarray:
+    def split(value: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "chains draws ..."]:
         return value.reshape(chains, len(value) // chains, *value.shape[1:])
 
     return {
@@ -133,7 +134,7 @@ def _fit_group(fit: Reported) -> "xarray.Dataset":
     """The search by step, and the certificate by finding."""
     import xarray as xr
 
-    # text as NumPy strings, NaN for no threshold: NetCDF files keep neither objects nor None
+    # Text as NumPy strings, NaN for no threshold: NetCDF files keep neither objects nor None
     findings, trace = fit.certificate.findings, fit.trace
     columns = {
         name: ("step", np.asarray(getattr(trace, name)))

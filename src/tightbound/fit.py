@@ -156,9 +156,9 @@ class Fit:
         return summary.expect(self, function, self.seed if key is None else key)
 
     def summary(self) -> "pandas.DataFrame":
-        """A table (pandas.DataFrame).
+        """The posterior as a table (pandas.DataFrame).
 
-        Mean, sd, 5 %, 50 % and 95 % of each value, and whether the row is corrected.
+        Mean, sd, 5 %, 50 % and 95 % of each value, and which rows are corrected.
         """
         return summary.summary(self)
 
@@ -176,9 +176,9 @@ class Fit:
         return report.write(other, path, title=title)
 
     def to_datatree(self, n: int = 1000) -> "xarray.DataTree":
-        """An ArviZ DataTree.
+        """The fit as an ArviZ DataTree.
 
-        Posterior draws (chain, draw), the fit's trace and findings, observed data where known.
+        Posterior draws (chain, draw), trace, findings, observed data where known.
         """
         return datatree.to_datatree(self, n)
 
@@ -248,8 +248,8 @@ def fit(
     Raises:
         TargetError: the log density is finite at no start (it names the parameter), or the target
             is not one.
-        PairingError: target, q, objective and solver do not fit together; before anything is
-            compiled.
+        PairingError: target, q, objective and solver do not fit together; before the solver runs,
+            and where `q` is given before anything is evaluated.
         FitError: what `throw` refuses; `.fit` holds what there is.
         TypeError: `key` is of the wrong kind.
     """
@@ -257,8 +257,8 @@ def fit(
         raise ValueError(f'fit: `throw` must be True, False, "caution" or "fail", got {throw!r}.')
     _check_arguments(target, tol, max_steps, starts, dtype, budget)
     _check_parts(target, q, objective, solver)
-    own_law = solver is not None or not (objective is None or objective.is_elbo)
-    recipe = choose(target, q, with_factors=not own_law)
+    factors_will_do = solver is None and (objective is None or objective.is_elbo)
+    recipe = choose(target, q, with_factors=factors_will_do)
     chosen = Chosen(recipe, q, objective, solver, dtype)
     account = Account(budget)
     with x64(), host_algebra(), display(progress, "tightbound", max_steps) as show:
@@ -286,7 +286,7 @@ def _refuse(fitted: Fit, throw: bool | str) -> None:
         return
     if not fitted.result.usable:
         raise FitError(str(fitted.result), fitted)
-    if throw in _REFUSED and fitted.certificate.verdict in _REFUSED[str(throw)]:
+    if isinstance(throw, str) and fitted.certificate.verdict in _REFUSED[throw]:
         raise FitError(
             f"fit(throw={throw!r}) refuses this fit. {fitted.certificate.explain()}", fitted
         )

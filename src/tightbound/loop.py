@@ -5,7 +5,7 @@ Blocks of steps, finite guard, stopping, trace, progress, budget and interruptio
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import equinox as eqx
@@ -50,13 +50,28 @@ class Trace:
     change: Float[np.ndarray, "steps"]
     evaluations: Float[np.ndarray, "steps"]
 
+    @classmethod
+    def empty(cls) -> "Trace":
+        """Of a run that made no step."""
+        return cls(np.empty(0), np.empty(0), np.empty(0))
+
+    @classmethod
+    def joined(cls, traces: "Sequence[Trace]") -> "Trace":
+        """Of several runs, one after the other; evaluations count on."""
+        before, counted = 0.0, []
+        for trace in traces:
+            counted.append(trace.evaluations + before)
+            before += float(trace.evaluations[-1]) if len(trace.evaluations) else 0.0
+        return cls(
+            np.concatenate([trace.loss for trace in traces]),
+            np.concatenate([trace.change for trace in traces]),
+            np.concatenate(counted),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the loop hands back.
-
-    The approximation, the (possibly learnt) target, how it ended, and the way there.
-    """
+    """What the loop hands back: q, the target (learnt, perhaps), how it ended, and the trace."""
 
     q: AbstractFamily
     target: AbstractTarget
@@ -99,7 +114,7 @@ class _Log:
 
     def trace(self) -> Trace:
         if not self.infos:
-            return Trace(np.empty(0), np.empty(0), np.empty(0))
+            return Trace.empty()
         columns = [
             np.concatenate([np.asarray(getattr(i, name)) for i in self.infos])
             for name in ("loss", "change", "evaluations")
@@ -160,7 +175,7 @@ def run(
     target, q = good
     if state is not None:
         q = _finished(solver, state, target, q)
-    target = _unless_learnt(given, target)
+    target = _given_if_unchanged(given, target)
     return Run(to_host(q), target, result, log.steps, log.trace(), time.perf_counter() - started)
 
 
@@ -184,10 +199,10 @@ def _book(evaluations: float) -> None:
         account.add(evaluations)
 
 
-def _unless_learnt(given: AbstractTarget, target: AbstractTarget) -> AbstractTarget:
-    """The very target that was given, where the run moved none of its leaves.
+def _given_if_unchanged(given: AbstractTarget, target: AbstractTarget) -> AbstractTarget:
+    """`given` itself where the run moved none of its leaves.
 
-    What is compiled for it is then found again.
+    Its compiled programs are then found again.
     """
     if target is given:
         return given

@@ -95,18 +95,18 @@ def _wake(posterior: Posterior, q: Gaussian, key: Key) -> Fit:
     started, steps, changes, result = time.perf_counter(), 0, [], Result.max_steps
     seed = _seed(key)
     for steps in range(1, _ROUNDS + 1):
-        # the key differs in every round: on the same draws q would settle at their noise
+        # The key differs in every round: on the same draws q would settle at their noise
         new = _matched(Pair(q, posterior.target), seed + steps)
         change = max(
             np.max(np.abs(new.mean - q.mean) / q.sd), np.max(np.abs(np.log(new.sd / q.sd)))
         )
         changes.append(float(change))
         q = new
-        # three standard errors of a mean over the draws, in sds: no round can do better
+        # Three standard errors of a mean over the draws, in sds: no round can do better
         if change < _RESOLVED + 3 / np.sqrt(_DRAWS):
             result = Result.converged
             break
-    # the loss of a wake phase is E_p[-log q], which is not estimated
+    # The loss of a wake phase is E_p[-log q], which is not estimated
     trace = Trace(np.full(steps, np.nan), np.array(changes), _DRAWS * np.arange(1.0, steps + 1))
     return Fit(
         q,

@@ -38,6 +38,16 @@ class Summarised(Fitted, Protocol):
 
 
 @runtime_checkable
+class OnLadder(Protocol):
+    """A fit that says where on the default's ladder it stands; a Posterior has climbed none."""
+
+    @property
+    def rung(self) -> str:
+        """The rung, and why the climb stopped there."""
+        ...
+
+
+@runtime_checkable
 class Reported(Summarised, Protocol):
     """What a report, a table of fits or a file for ArviZ must know: a Fit and a Posterior do."""
 
@@ -120,7 +130,7 @@ def expect(
         names, x = flatten_values(to_host(jax.jit(jax.vmap(function))(draws.named)))
     use = weights_usable(draws)
     weights = draws.smoothed.weights if use else np.full(len(x), 1.0 / len(x))
-    columns = expectations(names, x, weights)
+    columns = expectations(x, weights)
     kinds = np.full(len(names), "corrected" if use else "q", dtype=object)
     return _table(names, {**columns, "draws": kinds})
 
@@ -151,18 +161,18 @@ def _table(names: tuple[str, ...], columns: dict[str, np.ndarray]) -> "pandas.Da
 
 def corrected_columns(
     draws: FreshDraws, table: MomentTable
-) -> tuple[dict[str, Float[np.ndarray, " p"]], Bool[np.ndarray, " p"]]:
+) -> tuple[dict[str, Float[np.ndarray, "p"]], Bool[np.ndarray, "p"]]:
     """mean, sd and quantiles per value, and which values are corrected, `[p]`."""
-    use = table.believed & weights_usable(draws)
+    use = table.believed() & weights_usable(draws)
     return columns_of(draws.values[1], draws.smoothed.weights, table, use), use
 
 
 def columns_of(
     x: Float[np.ndarray, "n p"],
-    weights: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, "n"],
     table: MomentTable,
-    use: Bool[np.ndarray, " p"],
-) -> dict[str, Float[np.ndarray, " p"]]:
+    use: Bool[np.ndarray, "p"],
+) -> dict[str, Float[np.ndarray, "p"]]:
     """mean, sd and quantiles of the columns of `x`, by `weights` where `use` says so."""
     plain = np.quantile(x, QUANTILES, axis=0)
     weighted = weighted_quantiles(x, weights, QUANTILES) if use.any() else plain
@@ -191,6 +201,7 @@ def usable_weights(khat: float, ess: float, count: int) -> bool:
 
 __all__ = [
     "QUANTILES",
+    "OnLadder",
     "Reported",
     "Summarised",
     "columns_of",

@@ -22,7 +22,7 @@ def update(
     new_data: PyTree,
     *,
     process_noise: Validated[ArrayLike | None, "_noise"] = None,
-    **how: Unpack[FitOptions],
+    **options: Unpack[FitOptions],
 ) -> Fit:
     """Fit the same model to new data only, with the Gaussian of `fitted.q` as the prior.
 
@@ -41,8 +41,8 @@ def update(
         process_noise: covariance added to q's before it becomes the prior, since the parameters may
             have moved in between: a variance, one for each coordinate `[d]`, or `[d, d]`; on the
             unconstrained scale. None where nothing moves.
-        how: further arguments of `tb.fit`, such as `key`, `solver` or `budget`; with a `solver`, q
-            starts from `fitted.q`.
+        options: further arguments of `tb.fit`, such as `key`, `solver` or `budget`; with a
+            `solver`, q starts from `fitted.q`.
 
     Returns:
         a Fit whose `target` holds the new prior and data; pass it to the next `update`.
@@ -57,14 +57,14 @@ def update(
         mean, cov = _moments(fitted.q)
         cov = cov + _noise(process_noise, len(mean))
     target = seen.after(mean, cov, new_data)
-    if how.get("solver") is not None and "q" not in how:
-        how["q"] = fitted.q
-    return fit(target, **how)
+    if options.get("solver") is not None and "q" not in options:
+        options["q"] = fitted.q
+    return fit(target, **options)
 
 
 def _moments(
     q: AbstractFamily,
-) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, "dim dim"]]:
+) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
     """Mean and covariance: of a Gaussian and of a sampler's draws their own, else of draws of q."""
     if q.covariance_structure != "none" or not q.has_density:
         known = cast(Gaussian | Empirical, q)

@@ -1,5 +1,7 @@
 """Lanes: the host's algebra to 1e-10, its results to 1e-8, and an ELBO that never falls."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from tightbound.batch import natural as lanes
 from tightbound.batch import newton as lanes_start
 from tightbound.estimators.fixed_design import moment_matched, whitened_moments
 from tightbound.families.gaussian import Gaussian
-from tightbound.search import natural_search
+from tightbound.search import natural_rule, natural_search
 from tightbound.search.natural_rule import arrived, design_error, natural_step, newton_model
 from tightbound.starts.paths import local_roots
 
@@ -103,6 +105,8 @@ TARGETS = {
     "scale of a group": (4, lambda z: -0.5 * z[0] ** 2 - 3 * z[0] - 0.5 * jnp.sum(z[1:] ** 2)
                          * jnp.exp(-2 * z[0])),
     "thousands of sds away": (2, lambda z: -0.5 * jnp.sum((z - jnp.array([3e3, -5e3])) ** 2)),
+    # many steps, and extrapolations that are kept
+    "t(1), far": (3, lambda z: -2.0 * jnp.log1p(jnp.sum((z - jnp.array([20.0, 1.0, 2.0])) ** 2))),
     "half a line": (1, lambda z: jnp.where(z[0] > -2.0, jnp.log(z[0] + 2.0) - z[0], -jnp.inf)),
     "flat": (2, lambda z: -0.5 * z[0] ** 2 + 0.0 * z[1]),
     "nowhere finite": (1, lambda z: jnp.nan * z[0]),
@@ -117,19 +121,29 @@ def target_of(dim, log_density):
 @pytest.mark.parametrize(("dim", "log_density"), TARGETS.values(), ids=TARGETS)
 def test_lanes_give_the_results_of_the_host(dim, log_density):
     """From the same start on the same design: ends, means and sds to 1e-8 of an sd."""
-    host = tb.fit(
+    assert_same_ends(on_the_host(dim, log_density), in_lanes(dim, log_density))
+
+
+def on_the_host(dim, log_density):
+    return tb.fit(
         target_of(dim, log_density),
         Gaussian.full(dim),
         solver=tb.solvers.NaturalGradient(max_doublings=0),
         throw=False,
     )
-    batch = tb.fit_batch(
+
+
+def in_lanes(dim, log_density):
+    return tb.fit_batch(
         lambda row: target_of(dim, lambda z: log_density(z) + 0.0 * row),
         np.zeros(1),
         max_doublings=0,
         start=lambda target: Gaussian.full(dim),
         throw=False,
     )
+
+
+def assert_same_ends(host, batch):
     assert batch.results == (host.result,)
     if not host.result.usable:
         assert np.isnan(batch.mean).all()
@@ -159,16 +173,30 @@ def test_lanes_grow_their_design_as_the_host_does():
     np.testing.assert_allclose((batch.mean[0] - host.q.mean) / host.q.sd, 0.0, atol=1e-8)
 
 
-def test_the_comparison_can_fail():
-    """Negative control: another step size is another answer, by far more than 1e-8."""
-    dim, log_density = TARGETS["bent"]
-    ends = []
-    for tol in (0.02, 0.2):
-        solver = tb.solvers.NaturalGradient(max_doublings=0)
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            fit = tb.fit(target_of(dim, log_density), Gaussian.full(2), solver=solver, tol=tol)
-        ends.append(fit.q.mean)
-    assert np.abs(ends[0] - ends[1]).max() > 1e-7
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("target", "where", "name", "value"),
+    [
+        ("scale of a group", natural_search, "_SHORTER", 0.41),
+        ("scale of a group", natural_search, "_LONGER", 1.7),
+        ("scale of a group", natural_rule, "_TRUST", 4.1),
+        ("scale of a group", lanes, "FULL", dataclasses.replace(natural_rule.FULL, floor=0.26)),
+        ("t(1), far", natural_search, "_FIRST_STRETCH", 4.1),
+        ("t(1), far", lanes, "FULL", dataclasses.replace(natural_rule.FULL, stride=3)),
+    ],
+    ids=["shorter", "longer", "trust", "floor", "stretch", "stride"],
+)
+def test_the_comparison_sees_another_rule_in_lanes(monkeypatch, target, where, name, value):
+    """Negative control: one constant of the rule, a little off in the lanes alone.
+
+    With the same constants the ends are the same, by the test above.
+    """
+    dim, log_density = TARGETS[target]
+    host = on_the_host(dim, log_density)
+    monkeypatch.setattr(where, name, value)  # read while the lanes are traced
+    other = in_lanes(dim, log_density)
+    with pytest.raises(AssertionError):
+        assert_same_ends(host, other)
 
 
 def test_walks_end_at_the_mode():

@@ -58,7 +58,7 @@ def test_expectations_and_their_errors_by_replication():
     for seed in range(300):
         z = np.random.default_rng(seed).standard_normal(2000)
         w = smooth(st.norm.logpdf(z, 0.1, 1.05) - st.norm.logpdf(z)).weights
-        out = expectations(("a",), np.sin(z)[:, None], w)
+        out = expectations(np.sin(z)[:, None], w)
         means.append(out["mean"][0])
         sds.append(out["sd"][0])
         errors.append(out["mean_error"][0])

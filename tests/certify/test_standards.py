@@ -1,9 +1,13 @@
 """Every threshold is said once, is read, and decides."""
 
+import ast
 import dataclasses
+import inspect
 import re
+import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,28 +31,87 @@ def read_somewhere(record, name):
     text = "\n".join(
         path.read_text() for path in SOURCE.rglob("*.py") if path.name != "standards.py"
     )
-    return re.search(rf"\b{record}\.{name}\b", text, re.IGNORECASE) is not None
+    return re.search(rf"\b(?:{record})\.{name}\b", text) is not None
+
+
+# Read from the module's standards alone, for who reads it is given none.
+FROM_THE_MODULE = {"correctable": "a summary is asked for without standards"}
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Standards)])
-def test_every_threshold_is_read(field):
-    assert read_somewhere("standards", field), "nothing is held to it"
+def test_every_threshold_is_read_from_the_standards_that_are_given(field):
+    assert read_somewhere("standards", field) != (field in FROM_THE_MODULE), "nothing is held to it"
+    assert read_somewhere("standards|STANDARDS", field)
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Effort)])
 def test_every_number_of_effort_is_read(field):
-    assert read_somewhere("effort", field)
+    assert read_somewhere("effort|EFFORT", field)
 
 
 def test_a_threshold_that_does_not_exist_is_not_read():
     assert not read_somewhere("standards", "imagined")
+    assert not read_somewhere("standards", "correctable"), "STANDARDS.correctable is another"
+
+
+def renamed(text):
+    """Assignments of the module's standards to a name that looks like an argument's."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr))
+        and node.value is not None
+        and ast.unparse(node.value) == "STANDARDS"
+    ]
+
+
+def test_no_local_name_passes_for_the_standards_that_were_given():
+    found = {path.name: renamed(path.read_text("utf-8")) for path in SOURCE.rglob("*.py")}
+    # the field of a case, for one that is made without standards
+    assert {file: what for file, what in found.items() if what} == {
+        "finding.py": ["standards: Standards = STANDARDS"]
+    }
+    assert renamed("def f():\n    standards = STANDARDS") == ["standards = STANDARDS"]
+    assert not renamed("def f(standards=STANDARDS):\n    standards = given")
+
+
+def without_reason(text):
+    """Fields that no comment speaks of.
+
+    It stands above the field, or above those before it: then a word of the field's name, or its
+    plural, is in the comment or in the name of one of these.
+    """
+    bare, above, spoken_of = [], [], ""
+    for line in text.splitlines():
+        field = re.match(r"    (\w+): (?:int|float) = ", line)
+        if line.startswith("    # "):
+            spoken_of = line if above else spoken_of + line
+            above = []
+        elif field:
+            name = field[1]
+            known = set(re.findall(r"[a-z]+", " ".join([spoken_of, *above]).lower()))
+            words = {word + end for word in name.split("_") for end in ("", "s")}
+            if not spoken_of or (above and not known & words):
+                bare.append(name)
+            above.append(name.replace("_", " "))
+        else:
+            above, spoken_of = [], ""
+    return bare
 
 
 def test_every_number_has_its_reason_beside_it():
-    """A comment stands above each field, or above the field before it that it speaks of as well."""
-    text = (SOURCE / "certify" / "standards.py").read_text()
-    bare = re.findall(r"\n\n    (\w+): (?:int|float) = ", text)
-    assert not bare, f"{bare} begin a paragraph without a comment"
+    assert without_reason((SOURCE / "certify" / "standards.py").read_text("utf-8")) == []
+
+
+def test_a_number_without_a_reason_is_seen():
+    for text, found in (
+        ("    # Nats.\n    gap: float = 0.1\n    gap_fail: float = 0.2", []),
+        ("    # Nats.\n    gap: float = 0.1\n    far: float = 0.2", ["far"]),
+        ("    # Nats, and the share that is far.\n    gap: float = 0.1\n    far: float = 0.2", []),
+        ("    # Nats.\n    gap: float = 0.1\n\n    gap_fail: float = 0.2", ["gap_fail"]),
+        ("class A:\n    gap: float = 0.1", ["gap"]),
+    ):
+        assert without_reason(text) == found, text
 
 
 def test_they_cannot_be_changed():
@@ -95,3 +158,70 @@ def test_an_sd_is_held_to_its_own_limit():
     lenient, strict = Standards(mean=0.01, sd=0.2), Standards(mean=0.2, sd=0.01)
     assert tb.check(narrow, key=3, standards=lenient)["moments"].verdict == "pass"
     assert tb.check(narrow, key=3, standards=strict)["moments"].verdict == "caution"
+
+
+class Poisoned:
+    """In the place of the module's standards: whoever reads it has not asked the caller's."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"`{name}` was read from the module, not from the standards given")
+
+
+def functions_of(module):
+    """Functions and methods of a module, and what their decorators wrap."""
+    held = list(vars(module).values())
+    held += [v for c in held if inspect.isclass(c) for v in vars(c).values()]
+    for function in held:
+        while inspect.isfunction(function):
+            yield function
+            function = getattr(function, "__wrapped__", None)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The module's standards replaced wherever a module or a default of a function holds them."""
+    poison = Poisoned()
+    for name, module in list(sys.modules.items()):
+        if not name.startswith(("tightbound.certify.", "tightbound.amortised.")):
+            continue
+        for function in functions_of(module):
+            named = {
+                k: poison if v is STANDARDS else v
+                for k, v in (function.__kwdefaults__ or {}).items()
+            }
+            placed = tuple(poison if v is STANDARDS else v for v in function.__defaults__ or ())
+            monkeypatch.setattr(function, "__kwdefaults__", named or None)
+            monkeypatch.setattr(function, "__defaults__", placed or None)
+        if hasattr(module, "STANDARDS"):
+            monkeypatch.setattr(module, "STANDARDS", poison)
+
+
+def gaussian_simulator():
+    return tb.from_simulator(
+        lambda key: {"mu": jax.random.normal(key)},
+        lambda key, p: p["mu"] + jax.random.normal(key, (4,)),
+    )
+
+
+@pytest.mark.parametrize("kind", ["density", "rivals", "factors", "amortised"])
+def test_a_check_reads_the_standards_it_was_given_and_no_others(kind, poisoned):
+    if kind == "factors":
+        target = tb.targets.NormalSample(np.array([1.0, 2.0, 4.0]))
+        fitted = Pair(target.start(0), target)
+    elif kind == "amortised":
+        target = gaussian_simulator()
+        fitted = Pair(tb.amortised.amortised(target), target)
+    elif kind == "rivals":
+        pair = tb.from_log_density(
+            lambda p: jnp.sum(jnp.logaddexp(-0.5 * (p["z"] - 4) ** 2, -0.5 * (p["z"] + 4) ** 2)),
+            {"z": np.zeros(1)},
+        )
+        fitted = Pair(Gaussian.from_root(np.array([4.0]), np.eye(1)), pair)
+    else:
+        fitted = Pair(gaussian(mean=0.3), STANDARD)
+    assert tb.check(fitted, standards=Standards(mean=0.03)).findings
+
+
+def test_a_standard_that_is_not_asked_is_seen(poisoned):
+    with pytest.raises(AssertionError, match="`mean` was read from the module"):
+        _ = tb.certify.standards.STANDARDS.mean

@@ -246,7 +246,7 @@ def test_relaxed_gradients_are_biased_as_they_say(q, target, straight_through):
 def test_weak_derivatives_of_a_poisson():
     """E z^2 = r + r^2.
 
-    D/dlog r of -(a E z + .7 E z^2) = -r (a + .7 (1 + 2r)), and of E log q by a long sum.
+    d/dlog r of -(a E z + .7 E z^2) = -r (a + .7 (1 + 2r)), and of E log q by a long sum.
     """
     target = Table(Gaussian.full(1), slope=np.array([0.5]))
 

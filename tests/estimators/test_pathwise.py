@@ -117,7 +117,7 @@ def test_same_key_same_bits():
 def test_families_without_normal_noise_use_their_own_draws():
     """E log p of an exponential under an exponential.
 
-    D/d log rate of E[-z] + entropy = 1/rate - 1, at rate 2: -1/2.
+    d/d log rate of E[-z] + entropy = 1/rate - 1, at rate 2: -1/2.
     """
     q = Exponential(np.log(np.array([2.0, 2.0])))
     estimates = gradients(Pathwise(8), q, repeats=2000, target=Falling(Gaussian.full(2)))

@@ -85,7 +85,7 @@ def kl_gamma(q, p):
 
 
 def kl_student(q, p):
-    """By quadrature.
+    """The truth by quadrature.
 
     Trapezia in t = scale tan(u), whose error is exponentially small for these smooth tails.
     """

@@ -1,13 +1,17 @@
-"""The Gaussian nested on two coordinates.
+"""The Gaussian nested on two coordinates, and the bilinear density on a rectangle inside it.
 
-Mass one, exact draws, a Gaussian and a bent law that it contains.
+Mass one, exact draws, a Gaussian and a bent law that it contains; the interpolant's own values.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats as st
 
+from tightbound._numerics import to_device
 from tightbound.families import NestedGaussianPair
+from tightbound.families.nested_pair import Bilinear
 
 STEPS = 11  # knots per axis, one unit apart
 ORIGIN = np.array([-5.0, -5.0])
@@ -30,7 +34,7 @@ def bent():
 def test_a_gaussian_is_exact_up_to_the_fineness_of_the_lattice():
     """Of four coordinates, from the regression of two on the others; the cells are 1/8 sd wide.
 
-    H^2 / 8 of curvature.
+    So fine a lattice leaves h^2 / 8 of curvature.
     """
     rng = np.random.default_rng(0)
     root = np.eye(4) + 0.3 * np.tril(rng.standard_normal((4, 4)), -1)
@@ -102,4 +106,70 @@ def test_in_the_plane_it_is_a_grid():
     np.testing.assert_allclose(z.std(axis=0), 1.0, atol=0.01)  # stratified
     assert len(np.unique(z, axis=0)) == len(z), (
         "no rest is left to mirror, so that no draw may come twice"
+    )
+
+
+# -- the bilinear density
+
+CORNER, CELL = np.array([-1.0, 2.0]), 0.5
+LOG_VALUES = np.log(np.array([[0.2, 1.0, 3.0], [2.0, 0.5, 0.1], [0.3, 4.0, 1.0], [1.0, 1.0, 2.0]]))
+
+
+@pytest.fixture
+def bilinear():
+    return Bilinear.through(CORNER, CELL, LOG_VALUES)
+
+
+def test_bilinear_integrates_to_one(bilinear):
+    """Gauss-Legendre with two nodes per cell and axis is exact for a bilinear function."""
+    x, _ = np.polynomial.legendre.leggauss(2)
+    edges = [CORNER[k] + CELL * np.arange(LOG_VALUES.shape[k]) for k in (0, 1)]
+    nodes = [(0.5 * (e[1:] + e[:-1])[:, None] + 0.25 * x).ravel() for e in edges]
+    grid = np.stack(np.meshgrid(*nodes, indexing="ij"), axis=-1)
+    assert np.exp(bilinear.log_prob(grid)).sum() * (CELL / 2) ** 2 == pytest.approx(1.0, rel=1e-12)
+
+
+def test_bilinear_values_at_nodes_and_between(bilinear):
+    at_nodes = np.exp(
+        bilinear.log_prob(CORNER + CELL * np.array([[0, 0], [1, 2], [3, 1]]))
+        - bilinear.log_prob(CORNER)
+    )
+    np.testing.assert_allclose(at_nodes, np.array([0.2, 0.1, 1.0]) / 0.2, rtol=1e-12)
+    middle = np.exp(
+        bilinear.log_prob(CORNER + CELL * np.array([0.5, 0.5])) - bilinear.log_prob(CORNER)
+    )
+    assert middle == pytest.approx(np.mean([0.2, 1.0, 2.0, 0.5]) / 0.2)
+    assert bilinear.log_prob(CORNER - 0.1) == -np.inf
+
+
+def test_bilinear_quantiles_follow_the_density(bilinear):
+    """Shares of 20,000 draws in each cell within 4 standard errors of its mass.
+
+    Both marginals by Kolmogorov-Smirnov.
+    """
+    y = bilinear.inverse_cdf(np.random.default_rng(0).random((20_000, 3)))
+    f = np.exp(LOG_VALUES)
+    mass = (f[1:, 1:] + f[:-1, 1:] + f[1:, :-1] + f[:-1, :-1]).ravel()
+    mass /= mass.sum()
+    cell = np.floor((y - CORNER) / CELL).astype(int)
+    share = np.bincount(cell[:, 0] * 2 + cell[:, 1], minlength=6) / len(y)
+    assert np.all(np.abs(share - mass) < 4 * np.sqrt(mass / len(y)))
+    for axis, line in ((0, f @ np.array([0.5, 1.0, 0.5])), (1, np.array([0.5, 1.0, 1.0, 0.5]) @ f)):
+        edges = CORNER[axis] + CELL * np.arange(len(line))
+        fine = np.linspace(edges[0], edges[-1], 4001)
+        cdf = np.cumsum(np.interp(fine, edges, line))
+        assert (
+            st.kstest(
+                y[:, axis], lambda t, fine=fine, cdf=cdf: np.interp(t, fine, cdf / cdf[-1])
+            ).pvalue
+            > 1e-3
+        )
+
+
+def test_bilinear_numpy_and_jax_agree(bilinear):
+    u = np.random.default_rng(1).random((50, 3))
+    y, on_device = bilinear.inverse_cdf(u), to_device(bilinear)
+    np.testing.assert_allclose(jax.vmap(lambda u: on_device.inverse_cdf(u, jnp))(u), y, rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.vmap(lambda y: on_device.log_prob(y, jnp))(y), bilinear.log_prob(y), rtol=1e-10
     )

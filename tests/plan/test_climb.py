@@ -3,8 +3,12 @@
 A false "pass" is the worst bug that this library can have.
 """
 
+import itertools
+
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import tightbound as tb
@@ -96,11 +100,48 @@ BUDGETED = {
 }
 
 
-@pytest.mark.parametrize("name", BUDGETED)
-@pytest.mark.parametrize("evaluations", [10, 100, 1_000, 10_000, 100_000])
+def many_rows():
+    """More rows than are looked at together, so that the start subsamples them."""
+    x = 1.0 + np.random.default_rng(0).standard_normal(20_000)
+    return tb.from_rows(
+        lambda p: -0.5 * p["mu"] ** 2, lambda p, x: -0.5 * (x - p["mu"]) ** 2, x, {"mu": 0.0}
+    )
+
+
+def numpyro_model():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+        sigma = numpyro.sample("sigma", dist.HalfNormal(5.0))
+        numpyro.sample("y", dist.StudentT(3.0, mu, sigma), obs=y)
+
+    return tb.from_numpyro(model, np.random.default_rng(1).standard_normal(30))
+
+
+# The other rows of the default's table: their starts and ladders spend evaluations of their own.
+BUDGETED_OTHERWISE = {
+    "clutter with two modes": lambda: tb.targets.Clutter(
+        [-6.0, -6.2, -5.9, 6.0, 6.3, 5.8], prior_var=50.0
+    ),
+    "regression with outliers": lambda: tb.targets.LinearClutter(
+        np.column_stack([np.ones(12), np.arange(12.0)]), np.r_[np.arange(10.0), 50.0, -50.0]
+    ),
+    "conjugate": lambda: tb.targets.NormalSample(np.arange(10.0)),
+    "many rows": many_rows,
+    "NumPyro": numpyro_model,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations"),
+    [
+        *itertools.product(BUDGETED, (10, 100, 1_000, 10_000, 100_000)),
+        *itertools.product(BUDGETED_OTHERWISE, (100, 3_000)),
+    ],
+)
 def test_a_budget_binds_start_rungs_and_certificate(name, evaluations):
     """The whole of a fit uses at most a tenth more, or 512, and the account adds up."""
-    fit = tb.fit(BUDGETED[name](), budget=tb.Budget(evaluations=evaluations), throw=False)
+    target = (BUDGETED | BUDGETED_OTHERWISE)[name]()
+    fit = tb.fit(target, budget=tb.Budget(evaluations=evaluations), throw=False)
     total = fit.spent.total.evaluations
     assert total <= evaluations + max(evaluations / 10, 512), str(fit.spent)
     assert total == pytest.approx(fit.evaluations + fit.spent["certificate"].evaluations)

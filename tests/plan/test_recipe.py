@@ -1,128 +1,148 @@
-"""What `tb.fit` does with a clutter target when nothing is chosen."""
+"""Which recipe stands for which target: each row of the table, and each way past it."""
 
+import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
 import tightbound as tb
-from tightbound._numerics import host_algebra, scoped
-from tightbound.estimators import FixedDesign, GaussHermite
-from tightbound.experiments.clutter_methods import best_gaussian, draw
-from tightbound.families import Gaussian
-from tightbound.loop import run
-from tightbound.plan.rungs.contaminated import contaminated
-from tightbound.solvers import EP, NaturalGradient
-from tightbound.starts.annealed import anneal
-from tightbound.targets import Clutter
+from tightbound._numerics import x64
+from tightbound.amortised.head_ladder import climb_heads
+from tightbound.plan import policy
+from tightbound.plan.recipe import TABLE, choose
+from tightbound.plan.rungs.contaminated import contaminated, regression
+from tightbound.plan.rungs.factors import factors
+from tightbound.plan.rungs.start import gaussian, many_rows
+from tightbound.solvers import CoordinateAscent, HeldOut
+from tightbound.targets.base import AbstractTarget
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+X = np.random.default_rng(0).standard_normal(30)
 
 
-def test_the_plan_anneals_and_polishes():
-    rng = np.random.default_rng(0)
-    for dim, estimator in ((1, GaussHermite), (2, GaussHermite), (3, FixedDesign)):
-        target = Clutter(rng.standard_normal((40, dim)))
-        chosen = contaminated(target, 0, None)
-        assert isinstance(chosen.solver, NaturalGradient)
-        assert isinstance(chosen.solver.estimator, estimator)
-        np.testing.assert_allclose(chosen.q.mean, anneal(target).mean)
+def density():
+    return tb.from_log_density(lambda p: -0.5 * jnp.sum(p["z"] ** 2), {"z": np.zeros(2)})
 
 
-@scoped
-def gaussian_rung(target):
-    """Where the default's first rung ends."""
-    with host_algebra():
-        chosen = contaminated(target, 0, None)
-        return run(
-            target,
-            chosen.q,
-            tb.objectives.ELBO(),
-            chosen.solver,
-            key=0,
-            tol=0.02,
-            budget=tb.Budget(),
-            max_steps=None,
-        )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n", [5, 20])
-def test_the_first_rung_is_the_best_gaussian(n):
-    """Clutter spec, section 5.6 (c): mean excess below 1e-4, none above .05, also at n = 5 with its
-    several optima.
-
-    All 200 data sets of section 5.1 are in benchmarks/clutter.py (mean 1.6e-5 and 4.6e-5, largest
-    1.3e-4 and 3.6e-4).
-    """
-    rng, excess, widths = np.random.default_rng(1000 + n), [], []
-    for _ in range(8):
-        target = Clutter(draw(rng, n))
-        exact, ran = target.exact(), gaussian_rung(target)
-        assert ran.result is tb.Result.converged
-        # wide q: the rule is enlarged on the way
-        assert n == 5 or np.all(np.diff(ran.trace.loss) < 1e-9)
-        best = best_gaussian(target)
-        excess.append(exact.kl(ran.q) - exact.kl(best))
-        widths.append(best.cov[0, 0])
-    assert np.mean(excess) < 1e-4
-    assert np.max(excess) < 0.05
-    assert np.min(excess) > -1e-9
-    assert n == 20 or np.max(widths) > 5
-
-
-def test_two_modes_end_in_a_mixture_or_better():
-    """Modes twelve sds apart: the best Gaussian is .5 nat off at least.
-
-    The fit comes within .02 of the exact posterior.
-    """
-    target = Clutter([-6.0, -6.2, -5.9, 6.0, 6.3, 5.8], prior_var=50.0)
-    exact, fit = target.exact(), tb.fit(target)
-    assert exact.kl(best_gaussian(target)) > 0.3
-    assert exact.kl(fit.q) < 0.02
-    assert fit.certificate["modes"].value == 2
-
-
-@pytest.mark.parametrize("x", [[0.0, 1.0, 1e6], [3.0], [2.0, 2.0, 2.0]], ids=["far", "one", "same"])
-def test_never_nan(x):
-    fit = tb.fit(Clutter(x))
-    exact = Clutter(x, prior_var=100.0).exact()
-    assert fit.result.usable
-    assert fit.q.draw(1000, 0)[0].mean() == pytest.approx(
-        exact.mean[0], abs=0.2 * exact.cov[0, 0] ** 0.5 + 1e-9
+def rows():
+    return tb.from_rows(
+        lambda p: -0.5 * p["mu"] ** 2, lambda p, x: -0.5 * (x - p["mu"]) ** 2, X, {"mu": 0.0}
     )
 
 
-def test_fit_with_nothing_chosen_brackets_the_evidence():
-    target = Clutter(draw(np.random.default_rng(4), 20))
-    exact, fit = target.exact(), tb.fit(target)
-    low, high = fit.certificate.log_evidence
-    assert low - 0.01 < exact.log_evidence < high + 0.01
-    summary = fit.summary()
-    assert summary.loc["theta", "mean"] == pytest.approx(
-        exact.mean[0], abs=0.05 * exact.cov[0, 0] ** 0.5
+def conjugate():
+    return tb.targets.NormalSample(X)
+
+
+def factors_alone():
+    """A conjugate target that is no density."""
+    return tb.targets.LatentDirichletAllocation.from_documents([[0, 1, 2, 1], [2]], 2)
+
+
+def simulator(**known):
+    return tb.from_simulator(
+        lambda key: {"mu": jr.normal(key)},
+        lambda key, p: p["mu"] + jr.normal(key, (2,)),
+        **known,
     )
 
 
-@pytest.mark.parametrize("dim", [1, 2])
-def test_without_background_it_is_the_conjugate_model(dim):
-    """A background density of zero at every point.
-
-    Mean, covariance and evidence in closed form, by the default and by EP.
-    """
-    x = np.random.default_rng(6).standard_normal((5, dim)) + 1.0
-    target = Clutter(x, w=0.25, log_clutter=-np.inf)
-    fit, propagated = tb.fit(target), tb.fit(target, Gaussian.full(dim), solver=EP())
-    log_z = 5 * np.log(0.75) - 2.5 * dim * np.log(2 * np.pi)
-    for column in x.T:
-        total = np.eye(5) + 100.0
-        log_z += -0.5 * column @ np.linalg.solve(total, column) - 0.5 * np.linalg.slogdet(total)[1]
-    for q in (fit.q, propagated.q):
-        np.testing.assert_allclose(q.mean, x.sum(axis=0) / 5.01, atol=1e-3)
-        np.testing.assert_allclose(q.cov, np.eye(dim) / 5.01, atol=1e-3)
-    assert -propagated.trace.loss[-1] == pytest.approx(log_z, abs=1e-8)
-    assert fit.elbo.value == pytest.approx(log_z, abs=5e-3)
+def simulations():
+    z = np.random.default_rng(1).standard_normal((100, 1))
+    return tb.from_simulations({"mu": z[:, 0]}, z + 0.1)
 
 
-def test_a_point_that_cannot_be_background_decides():
-    """-inf at one point only: the posterior is close to it, whatever the others say."""
-    target = Clutter([-8.0, -8.1, -7.9, 5.0], log_clutter=[-3.0, -3.0, -3.0, -np.inf])
-    fit = tb.fit(target)
-    assert fit.q.mean[0] == pytest.approx(target.exact().mean[0], abs=0.02)
-    assert fit.q.mean[0] > 4.5
+def regression_with_outliers():
+    return tb.targets.LinearClutter(np.column_stack([np.ones(30), X]), X)
+
+
+BEGINS = {
+    "contaminated": (lambda: tb.targets.Clutter(X), contaminated),
+    "contaminated, in many dimensions": (
+        lambda: tb.targets.Clutter(np.zeros((3, policy.FULL_RANK_UP_TO + 1))),
+        gaussian,
+    ),
+    "reweighted": (regression_with_outliers, regression),
+    "conjugate": (conjugate, factors),
+    "rows": (rows, many_rows),
+    "density": (density, gaussian),
+}
+
+
+@pytest.mark.parametrize("name", BEGINS)
+def test_each_row_of_the_table_has_its_start(name):
+    make, begin = BEGINS[name]
+    recipe = choose(make())
+    assert recipe.begin is begin
+    assert recipe.ladder is None
+    assert bool(recipe.settled) == (name == "conjugate")
+
+
+def test_simulators_climb_heads_where_fresh_simulations_judge_them():
+    assert len(TABLE) == len(BEGINS)  # one row is this, and one of BEGINS is a row's other case
+    fresh, stored = choose(simulator()), choose(simulations())
+    assert fresh.ladder is stored.ladder is climb_heads
+    assert not fresh.settled
+    assert "trained on simulations" in stored.settled
+
+
+def test_without_factors_a_conjugate_target_is_a_density():
+    assert choose(conjugate(), with_factors=False).begin is gaussian
+    assert choose(conjugate(), with_factors=True).begin is factors
+    assert choose(density(), with_factors=False).begin is gaussian
+
+
+def test_a_target_of_factors_alone_has_its_own_start_anyway():
+    for with_factors in (True, False):
+        assert choose(factors_alone(), with_factors=with_factors).begin is factors
+
+
+def test_a_target_without_abilities_has_no_default():
+    class Nothing(AbstractTarget):
+        @property
+        def coordinate_names(self):
+            return ()
+
+        def constrain(self, z):
+            return z
+
+        def unconstrain(self, values):
+            return values
+
+    with pytest.raises(tb.TargetError, match="no default for Nothing: .* simulator; .*; density"):
+        choose(Nothing())
+
+
+def test_a_given_q_keeps_its_family_where_a_solver_moves_it():
+    target, q = density(), tb.families.Gaussian.diagonal(2)
+    recipe = choose(target, q)
+    assert recipe.begin(target, 0, None).q is q
+    assert "that you chose" in recipe.settled
+    with x64():
+        product = conjugate().start(0)
+        begun = choose(conjugate(), product).begin(conjugate(), 0, None)
+    assert begun.q is product
+    assert isinstance(begun.solver, CoordinateAscent)
+
+
+def test_a_given_mixture_is_begun_anew_from_its_moments():
+    apart = [tb.families.Gaussian.from_root(np.full(2, m), np.eye(2)) for m in (-1.0, 1.0)]
+    q = tb.families.Mixture(apart)
+    recipe = choose(density(), q)
+    begun = recipe.begin(density(), 0, None)
+    assert isinstance(begun.q, tb.families.Gaussian)
+    np.testing.assert_allclose(begun.q.cov, [[2.0, 1.0], [1.0, 2.0]], atol=0.05)
+    assert not recipe.settled
+    assert "fitted anew" in recipe.note
+
+
+def test_a_given_conditional_q_is_trained():
+    target = simulator()
+    with jax.numpy_dtype_promotion("standard"):
+        q = choose(target).begin(target, 0, 1).q
+    recipe = choose(target, q)
+    begun = recipe.begin(target, 0, None)
+    assert begun.q is q
+    assert isinstance(begun.solver, HeldOut)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -438,6 +439,20 @@ def test_fit_chooses_coordinate_ascent_and_certifies_it(tmp_path, as_a_user):
     assert np.allclose(draws["weights"].sum(axis=1), 1.0)
     again = tb.load(fit.save(tmp_path / "fit.tb"), target)
     assert np.array_equal(again.q["z"].logits, fit.q["z"].logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [CoordinateAscent(), NaturalGradient(), SVI(2)])
+def test_a_solver_of_factors_starts_itself_where_there_is_no_density(solver, as_a_user):
+    """Nothing but factors: the recipe for densities does not apply, and is not asked."""
+    target = MODELS["LatentDirichletAllocation"]()
+    fit = tb.fit(target, solver=solver, key=3, max_steps=2)
+    with x64():
+        start = solver.own_start(target, 3, None)
+    again = tb.fit(target, start, solver=solver, key=3, max_steps=2)
+    leaves = zip(jax.tree.leaves(fit.q), jax.tree.leaves(again.q), strict=True)
+    assert all(np.array_equal(mine, theirs) for mine, theirs in leaves)
+    assert fit.rung == "chosen by the caller"
 
 
 def test_other_solvers_take_the_density_with_hidden_values_summed_out(as_a_user):

@@ -150,7 +150,7 @@ def tilted_moments(log_site, precision, shift, axis):
 def test_logistic_regression_is_at_the_fixed_point_and_near_the_posterior():
     """Every cavity times its site has the moments of q (1e-5, on a grid).
 
-    Q is within 3 % of an sd of the posterior.
+    q is within 3 % of an sd of the posterior.
     """
     rng = np.random.default_rng(2)
     a = rng.standard_normal((30, 2))

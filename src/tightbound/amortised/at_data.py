@@ -15,7 +15,7 @@ from .._numerics import host_rng, key_words, x64
 from .._types import Key, PyTree
 from ..certify.finding import About, Finding, FindingDetail, Verdict
 from ..certify.simulations import Amortised, features, posteriors, simulations
-from ..certify.standards import STANDARDS
+from ..certify.standards import STANDARDS, Standards
 from ..families.conditional import Scaling
 from ..targets.base import Simulator
 
@@ -47,7 +47,13 @@ class ClassifierDetail(FindingDetail):
 
 
 def simulable(
-    q: Amortised, target: Simulator, x: PyTree, key: Key = 0, *, n: int = 1000
+    q: Amortised,
+    target: Simulator,
+    x: PyTree,
+    key: Key = 0,
+    *,
+    n: int = 1000,
+    standards: Standards = STANDARDS,
 ) -> Finding:
     """Could the model have produced x? Its distance to simulated data, against theirs.
 
@@ -63,8 +69,8 @@ def simulable(
     p = float((1 + np.sum(distance[:-1] >= distance[-1])) / len(distance))
     ratio = float(distance[-1] / np.median(distance[:-1]))
     outside = _outside(q.scaling, x)
-    verdict = Verdict.CAUTION if ratio < STANDARDS.simulable_fail else Verdict.FAIL
-    verdict = Verdict.PASS if p > STANDARDS.simulable else verdict
+    verdict = Verdict.CAUTION if ratio < standards.simulable_fail else Verdict.FAIL
+    verdict = Verdict.PASS if p > standards.simulable else verdict
     reason = (
         f"x is {ratio:.1f} times as far from simulated data as these are from each other (p ="
         f" {p:.2g})"
@@ -123,6 +129,7 @@ def local_c2st(
     n: int = 2000,
     width: int = 300,
     flips: int = 200,
+    standards: Standards = STANDARDS,
 ) -> Finding:
     """Can a classifier tell q's draws from the posterior's, near this x?
 
@@ -140,8 +147,8 @@ def local_c2st(
     statistics = _scores_at_x(pairs, rng, width, flips)
     p = float(np.mean(statistics >= statistics[0]))
     ratio = float(statistics[0] / np.median(statistics[1:]))
-    verdict = Verdict.CAUTION if ratio < STANDARDS.c2st_fail else Verdict.FAIL
-    verdict = Verdict.PASS if p >= STANDARDS.significant else verdict
+    verdict = Verdict.CAUTION if ratio < standards.c2st_fail else Verdict.FAIL
+    verdict = Verdict.PASS if p >= standards.significant else verdict
     why = (
         f"A classifier cannot tell q's draws from the posterior's near x: p = {p:.2g}."
         if verdict is Verdict.PASS

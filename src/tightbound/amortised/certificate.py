@@ -14,7 +14,7 @@ from ..certify.draws import check_key
 from ..certify.finding import SEVERITY, About, Finding, Verdict
 from ..certify.fitted import Fitted
 from ..certify.simulations import Amortised, simulations
-from ..certify.standards import STANDARDS
+from ..certify.standards import STANDARDS, Standards
 from ..families.conditional import Conditioned
 from ..targets.base import Simulator, require
 from ..targets.simulator import has_density
@@ -46,7 +46,12 @@ class AtData(Fitted, Protocol):
 
 
 def check_amortised(
-    fitted: Fitted, *, key: Key = 0, n: int = 500, budget: Budget | None = None
+    fitted: Fitted,
+    *,
+    key: Key = 0,
+    n: int = 500,
+    budget: Budget | None = None,
+    standards: Standards = STANDARDS,
 ) -> Certificate:
     """How far off is an amortised fit, on average over data? From fresh simulations.
 
@@ -59,16 +64,17 @@ def check_amortised(
         key: use another than the fit's.
         n: simulations for the calibration; four times as many for the global optimum.
         budget: of the calibration, see `tb.certify.calibrate`.
+        standards: the thresholds of the verdicts.
     """
     started = time.perf_counter()
     # No other family is `conditional`, which this certificate is registered for.
     q, target = cast(Amortised, fitted.q), require("check", fitted.target, Simulator)
     found = [
-        _simulations(target, key),
-        learns(q, target, key),
-        global_optimum(q, target, key, n=4 * n),
-        seeds_agree(q, target, key),
-        *calibrate(q, target, key, n=n, budget=budget),
+        _simulations(target, key, standards),
+        learns(q, target, key, standards=standards),
+        global_optimum(q, target, key, n=4 * n, standards=standards),
+        seeds_agree(q, target, key, standards=standards),
+        *calibrate(q, target, key, n=n, budget=budget, standards=standards),
     ]
     return Certificate(
         tuple(f for f in found if f is not None),
@@ -79,7 +85,13 @@ def check_amortised(
     )
 
 
-def check_at(posterior: AtData, *, key: Key = 0, budget: Budget | None = None) -> Certificate:
+def check_at(
+    posterior: AtData,
+    *,
+    key: Key = 0,
+    budget: Budget | None = None,
+    standards: Standards = STANDARDS,
+) -> Certificate:
     """How far off is an amortised posterior at its data?
 
     By simulation, and where the density is known by all of `tb.check` besides. Findings by
@@ -89,6 +101,7 @@ def check_at(posterior: AtData, *, key: Key = 0, budget: Budget | None = None) -
         posterior: what `fit.at(x)` returns.
         key: of the draws and simulations.
         budget: evaluations are simulations, 1000 unless told.
+        standards: the thresholds of the verdicts.
     """
     started = time.perf_counter()
     n = _SIMULATIONS
@@ -97,22 +110,22 @@ def check_at(posterior: AtData, *, key: Key = 0, budget: Budget | None = None) -
     # One network or several: there are no other amortised families.
     q, target = cast(Amortised, posterior.q.family), posterior.simulator
     by_simulation = (
-        simulable(q, target, posterior.x, key, n=n),
-        local_c2st(q, target, posterior.x, key, n=2 * n),
+        simulable(q, target, posterior.x, key, n=n, standards=standards),
+        local_c2st(q, target, posterior.x, key, n=2 * n, standards=standards),
     )
     seconds = time.perf_counter() - started
     # The density of an angle's posterior lives on a circle, where `tb.check` does not search.
     if not has_density(target) or any(target.circular):
         return Certificate(by_simulation, (-np.inf, np.inf), _NONE, 0, seconds)
-    known = check(posterior, key=key)
+    known = check(posterior, key=key, standards=standards)
     return dataclasses.replace(
         known, findings=(*known.findings, *by_simulation), seconds=known.seconds + seconds
     )
 
 
-def _simulations(target: Simulator, key: Key) -> Finding:
+def _simulations(target: Simulator, key: Key, standards: Standards) -> Finding:
     invalid = simulations(target, key, _SIMULATIONS).invalid
-    verdict = Verdict.CAUTION if invalid < STANDARDS.invalid_fail else Verdict.FAIL
+    verdict = Verdict.CAUTION if invalid < standards.invalid_fail else Verdict.FAIL
     verdict = Verdict.PASS if invalid == 0 else verdict
     why = (
         "All simulations are finite."
@@ -123,7 +136,7 @@ def _simulations(target: Simulator, key: Key) -> Finding:
         )
     )
     stored = target.num_simulations
-    if stored is not None and stored < STANDARDS.stored_per_coordinate * target.dim:
+    if stored is not None and stored < standards.stored_per_coordinate * target.dim:
         verdict = max(verdict, Verdict.CAUTION, key=SEVERITY.__getitem__)
         why += (
             f" {stored} stored simulations are few for {target.dim} coordinates; several thousand"
@@ -134,7 +147,7 @@ def _simulations(target: Simulator, key: Key) -> Finding:
 
 
 def _checked(fitted: Fitted, request: Request) -> Certificate:
-    return check_amortised(fitted, key=check_key(request.key))
+    return check_amortised(fitted, key=check_key(request.key), standards=request.standards)
 
 
 CERTIFIERS["amortised"] = _checked

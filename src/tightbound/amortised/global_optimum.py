@@ -28,7 +28,7 @@ from .._numerics import host_rng, to_device, x64
 from .._types import Array, Estimate, Key, PyTree, Scalar
 from ..certify.finding import About, Finding, FindingDetail, Verdict
 from ..certify.simulations import Amortised, Simulated, features, simulations
-from ..certify.standards import STANDARDS
+from ..certify.standards import STANDARDS, Standards
 from ..families.conditional import Conditional, draws_at, log_probs_at
 from ..families.head import AbstractHead
 from ..targets.base import Simulator
@@ -159,7 +159,14 @@ def gaussian_kernel(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "n n"]:
     return total
 
 
-def global_optimum(q: Amortised, target: Simulator, key: Key, *, n: int = 2000) -> Finding:
+def global_optimum(
+    q: Amortised,
+    target: Simulator,
+    key: Key,
+    *,
+    n: int = 2000,
+    standards: Standards = STANDARDS,
+) -> Finding:
     """How many nats could another function still gain, and is E[r | x] = 0 to within noise?
 
     Judged is the largest of the bounds E <r, f - h> with two of its standard errors added, over the
@@ -176,21 +183,21 @@ def global_optimum(q: Amortised, target: Simulator, key: Key, *, n: int = 2000) 
     better = improvement(network, made, key, seen)
     # Of a head that is not convex another seed bounds nothing.
     others = [convex_bound(network, other, made)[0] for other in q.members[1:]] if convex else []
-    bound = max([better.bound, *others], key=lambda b: b.value + 2 * b.stderr)
+    bound = max([better.bound, *others], key=lambda b: b.value + standards.errors * b.stderr)
     verdict = Verdict.PASS
-    if bound.value + 2 * bound.stderr > STANDARDS.gap:
+    if bound.value + standards.errors * bound.stderr > standards.gap:
         verdict = (
             Verdict.FAIL
-            if better.gain.value - 2 * better.gain.stderr > STANDARDS.gap_fail
+            if better.gain.value - standards.errors * better.gain.stderr > standards.gap_fail
             else Verdict.CAUTION
         )
     detail = GlobalOptimumDetail(tests[0], tests[1], better.gain)
-    why = _why(network.head, verdict, tests, better.gain, bound)
+    why = _why(network.head, verdict, tests, better.gain, bound, standards)
     return Finding(
         "global optimum",
         bound.value,
         bound.stderr,
-        STANDARDS.gap,
+        standards.gap,
         verdict,
         why,
         SOURCE,
@@ -200,7 +207,12 @@ def global_optimum(q: Amortised, target: Simulator, key: Key, *, n: int = 2000) 
 
 
 def _why(
-    head: AbstractHead, verdict: Verdict, tests: list[Stationarity], gain: Estimate, bound: Estimate
+    head: AbstractHead,
+    verdict: Verdict,
+    tests: list[Stationarity],
+    gain: Estimate,
+    bound: Estimate,
+    standards: Standards,
 ) -> str:
     p = " and ".join(f"{t.p_value:.2g} ({t.kernel} kernel)" for t in tests)
     what, most = "global optimum of the expected forward KL", "by convexity at most"
@@ -216,14 +228,21 @@ def _why(
     if verdict is Verdict.PASS:
         seen = (
             "A significant but small departure"
-            if min(t.p_value for t in tests) < STANDARDS.significant
+            if min(t.p_value for t in tests) < standards.significant
             else "No departure"
         )
         return f"{seen} from the {what}: {numbers}."
     return f"Training has not reached the {what}: {numbers}. {_WAY_OUT}"
 
 
-def seeds_agree(q: Amortised, target: Simulator, key: Key, *, n: int = 500) -> Finding | None:
+def seeds_agree(
+    q: Amortised,
+    target: Simulator,
+    key: Key,
+    *,
+    n: int = 500,
+    standards: Standards = STANDARDS,
+) -> Finding | None:
     """Whether networks from several starts say the same; None for one network.
 
     By their symmetrised KL on fresh data, and by convex bounds.
@@ -240,12 +259,12 @@ def seeds_agree(q: Amortised, target: Simulator, key: Key, *, n: int = 500) -> F
     spread = max(
         _symmetric_kl(members[best], m, made, key).value for m in members if m is not members[best]
     )
-    threshold = STANDARDS.seeds
+    threshold = standards.seeds
     verdict = (
         Verdict.PASS
         if spread < threshold
         else Verdict.CAUTION
-        if spread < STANDARDS.seeds_fail
+        if spread < standards.seeds_fail
         else Verdict.FAIL
     )
     differ = max(float(loss.mean() - losses[best].mean()) for loss in losses)

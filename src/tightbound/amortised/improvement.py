@@ -33,7 +33,7 @@ _STEPS = (0.25, 0.5, 1.0, 2.0)  # in units of the regression's own step, which r
 _CHUNK = 250  # draws of which the information is estimated in one call of the compiled program
 _LARGEST_FULL = 64  # outputs; above it the information is taken to be diagonal
 _SPARE = 16  # draws beyond twice the outputs, from which the information is estimated
-# of the average information that is added everywhere, so that its inverse does not follow noise
+# Of the average information that is added everywhere, so that its inverse does not follow noise
 _FLOOR = 0.02
 
 
@@ -244,4 +244,14 @@ def average(values: Float[np.ndarray, "n"]) -> Estimate:
     return Estimate(float(values.mean()), float(values.std() / np.sqrt(len(values))))
 
 
-__all__ = ["Improvement", "Whitened", "cast", "improvement", "losses_at", "outputs", "whitened"]
+__all__ = [
+    "Improvement",
+    "Whitened",
+    "average",
+    "cast",
+    "improvement",
+    "losses_at",
+    "outputs",
+    "squared_distances",
+    "whitened",
+]

@@ -16,7 +16,7 @@ from .._types import Array, Estimate, Key, PyTree
 from ..account import Budget
 from ..certify.certificate import Certificate
 from ..certify.simulations import Amortised
-from ..certify.standards import EFFORT
+from ..certify.standards import EFFORT, STANDARDS, Standards
 from ..families.conditional import Conditioned, draws_at, log_probs_at, shapes_of
 from ..loop import Trace
 from ..results import PairingError, Result
@@ -88,14 +88,17 @@ class Posterior:
         _, log_det = self.simulator.layout.constrain_with_log_det(z)
         return to_device(self.q, self.q.dtype)._log_prob(jnp.asarray(z, self.q.dtype)) - log_det
 
-    def check(self, key: Key = 0, *, budget: Budget | None = None) -> Certificate:
+    def check(
+        self, key: Key = 0, *, budget: Budget | None = None, standards: Standards = STANDARDS
+    ) -> Certificate:
         """How far off is it here? By simulation, and by `tb.check` where the density is known.
 
         Arguments:
             key: of fresh draws and simulations.
             budget: its evaluations are simulations, for the checks by simulation.
+            standards: the thresholds of the verdicts.
         """
-        return check_at(self, key=key, budget=budget)
+        return check_at(self, key=key, budget=budget, standards=standards)
 
     def summary(self) -> "pandas.DataFrame":
         """A table of each value, corrected where the certificate and a known density allow it."""

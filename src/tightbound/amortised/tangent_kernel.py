@@ -12,7 +12,7 @@ from .._numerics import to_device, x64
 from .._types import Array, PyTree
 from ..certify.finding import About, Finding, FindingDetail, Verdict
 from ..certify.simulations import features
-from ..certify.standards import STANDARDS
+from ..certify.standards import STANDARDS, Standards
 from ..families.conditional import Conditional
 
 _PAIRS = 4  # data sets that are mirrored: enough for the rank to show it
@@ -87,7 +87,7 @@ def _jacobians(network: Conditional, x: PyTree) -> Float[Array, "m k p"]:
     return jax.vmap(one)(x)
 
 
-def antipodal(network: Conditional, x: PyTree) -> Finding:
+def antipodal(network: Conditional, x: PyTree, standards: Standards = STANDARDS) -> Finding:
     """Whether the kernel can tell standardised x from -x.
 
     A ReLU network without biases cannot, whatever its width. The kernel is taken on four of the
@@ -101,7 +101,7 @@ def antipodal(network: Conditional, x: PyTree) -> Finding:
             lambda leaf, shift: _with_mirror(leaf[far], shift), x, network.scaling.x_shift
         )
     kernel = tangent_kernel(network, mirrored)
-    missing = int(np.sum(np.linalg.eigvalsh(kernel.gram) < STANDARDS.singular * kernel.largest))
+    missing = int(np.sum(np.linalg.eigvalsh(kernel.gram) < standards.singular * kernel.largest))
     verdict = Verdict.PASS if missing == 0 else Verdict.CAUTION
     why = (
         "The tangent kernel is positive definite on data sets and their mirror images."
@@ -118,7 +118,7 @@ def antipodal(network: Conditional, x: PyTree) -> Finding:
         "antipodal",
         ratio,
         np.nan,
-        STANDARDS.singular,
+        standards.singular,
         verdict,
         why,
         SOURCE,

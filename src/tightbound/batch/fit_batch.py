@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from .._numerics import host_algebra, host_rng, key_words, x64
 from .._types import Array, Key, PyTree, Validated
@@ -23,15 +23,13 @@ from ..families.gaussian import Gaussian
 from ..results import FitError, Result, TargetError
 from ..search.natural_rule import RUNNING, conclusion, is_far
 from ..search.natural_search import NaturalSearch, begun, on_new_design
-from ..starts.paths import dispersed_points
+from ..starts.paths import CLEAN, dispersed_points
 from ..targets.base import Density
 from ..targets.layout import named_leaves
 from .programs import LanePrograms, MakeTarget, programs_of, put, take
 from .result import BatchFit
 
 _START_PAIRS = 16  # pairs of draws that rank local Gaussians
-# Nats of spread per sqrt(dim) of a local Gaussian that needs no look at the rest of its path.
-_CLEAN = 1.0
 _EARLIER = (1, 4, 10)  # tries after which the path is looked at where its end is not clean
 # Of the Laplace sds, then: far from Gaussian, the best Gaussian is narrower than the curvature
 # says.
@@ -62,9 +60,9 @@ def fit_batch(
     start: Callable[[Density], Gaussian] | None = None,
     throw: bool = True,
 ) -> BatchFit:
-    """Full-rank Gaussian fits of one model to many data sets, each with a status of its own.
+    """Full-rank Gaussian fits of one model to many data sets.
 
-    And with its own weights and corrected summaries.
+    Each has its own status, weights and corrected summaries.
 
     What `tb.fit(target, solver=tb.solvers.NaturalGradient())` does for one target: Newton searches
     from dispersed points, the local Gaussian with the best ELBO along them, natural gradient on a
@@ -166,7 +164,7 @@ def _rows(data_batch: PyTree) -> tuple[PyTree, int]:
             " by `make_target`; data sets of different sizes are padded and masked."
         )
 
-    def convert(leaf: Array) -> np.ndarray:
+    def convert(leaf: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
         array = np.array(leaf)
         return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
@@ -186,7 +184,7 @@ def _searched(job: _Job, starts: int) -> Begun:
         walks.append(job.programs.walk(job.rows, np.tile(point, (job.count, 1))))
         used += walks[-1].tries * (1 + len(point))
         used += best.offer(np.arange(job.count), walks[-1].point, 1.0)
-    unclean = np.flatnonzero(~(best.spread <= _CLEAN * np.sqrt(job.programs.dim)))
+    unclean = np.flatnonzero(~(best.spread <= CLEAN * np.sqrt(job.programs.dim)))
     for found in walks if len(unclean) else ():
         for points in (found.point, *(found.path[:, tries] for tries in _EARLIER)):
             used[unclean] += best.offer(unclean, points[unclean], _SMALLER)
@@ -200,11 +198,9 @@ class _Best:
         dim = job.programs.dim
         self.job, self.design = job, design
         self.mean, self.root = np.zeros((job.count, dim)), np.tile(np.eye(dim), (job.count, 1, 1))
-        self.log_det, self.elbo, self.spread = (
-            np.zeros(job.count),
-            np.full(job.count, -np.inf),
-            np.full(job.count, np.inf),
-        )
+        self.log_det = np.zeros(job.count)
+        self.elbo = np.full(job.count, -np.inf)
+        self.spread = np.full(job.count, np.inf)
 
     def offer(
         self,
@@ -219,12 +215,9 @@ class _Best:
         )
         better = elbo > self.elbo[index]
         kept = index[better]
-        self.mean[kept], self.root[kept], self.log_det[kept] = (
-            points[better],
-            root[better],
-            log_det[better],
-        )
-        self.elbo[kept], self.spread[kept] = elbo[better], spread[better]
+        self.mean[kept], self.root[kept] = points[better], root[better]
+        self.log_det[kept], self.elbo[kept] = log_det[better], elbo[better]
+        self.spread[kept] = spread[better]
         return 2 * len(self.design) + 1 + len(self.design[0])
 
 
@@ -255,7 +248,7 @@ def _climbed(
 ) -> tuple[NaturalSearch, tuple[Result, ...], Float[np.ndarray, "lanes"]]:
     """Natural gradient on designs that grow for the lanes that need it.
 
-    How each lane ended, and the gradients used.
+    Returns the lanes, how each ended, and the gradients used.
     """
     dim, first = job.programs.dim, host_rng(job.key, "design")
     larger = host_rng(job.key, "larger designs")

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Bool, Float, PyTree, Shaped
 
 from .._types import Array, Scalar
 from ..estimators.base import Moments
@@ -80,7 +80,9 @@ def _moments(
 def _where(which: Bool[Array, "lanes"], yes: NaturalSearch, no: NaturalSearch) -> NaturalSearch:
     """Lane by lane one of the two."""
 
-    def chosen(a: Array, b: Array) -> Array:
+    def chosen(
+        a: Shaped[Array, "lanes ..."], b: Shaped[Array, "lanes ..."]
+    ) -> Shaped[Array, "lanes ..."]:
         return jnp.where(which.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(chosen, yes, no)

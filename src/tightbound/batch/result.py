@@ -181,7 +181,7 @@ class BatchFit:
         self, i: int, names: tuple[str, ...], x: Float[np.ndarray, "draws p"]
     ) -> dict[str, np.ndarray]:
         table = moment_table(names, x, self.weights[i])
-        use = table.believed & usable_weights(self.khat[i], self.ess[i], len(self.noise))
+        use = table.believed() & usable_weights(self.khat[i], self.ess[i], len(self.noise))
         return {**columns_of(x, self.weights[i], table, use), "corrected": use}
 
     def _drawn(self, rng: np.random.Generator, i: int, n: int) -> Int[np.ndarray, "n"]:

@@ -31,7 +31,7 @@ from .ranks import (
     vsbc,
 )
 from .simulations import Amortised, Posteriors, features, posteriors, simulations
-from .standards import STANDARDS
+from .standards import STANDARDS, Standards
 
 _MOST_NATS = 50.0  # to which a difference of log densities is cut: one draw must not decide a mean
 _SOURCE = "docs/calibration.md"
@@ -78,6 +78,7 @@ def calibrate(
     n: int = 500,
     draws: int = 200,
     budget: Budget | None = None,
+    standards: Standards = STANDARDS,
 ) -> tuple[Finding, ...]:
     """The findings "sbc", "expected coverage" and "tarp" of an amortised q, from `n` simulations.
 
@@ -90,8 +91,10 @@ def calibrate(
         n: number of simulations.
         draws: number of draws of q for each.
         budget: seconds after which no further chunk of 250 is started; evaluations are simulations.
+        standards: the thresholds of the verdicts.
     """
-    return judge(posteriors(q, target, key, n, draws, budget), target.coordinate_names, key)
+    made = posteriors(q, target, key, n, draws, budget)
+    return judge(made, target.coordinate_names, key, standards)
 
 
 def calibrate_refits(
@@ -102,6 +105,7 @@ def calibrate_refits(
     n: int = 100,
     draws: int = 200,
     budget: Budget | None = None,
+    standards: Standards = STANDARDS,
 ) -> tuple[Finding, ...]:
     """The same findings of an ordinary fit, made again for each of `n` simulated data sets.
 
@@ -113,6 +117,7 @@ def calibrate_refits(
         n: number of data sets.
         draws: number of draws of each q.
         budget: seconds after which no further fit is started.
+        standards: the thresholds of the verdicts.
     """
     started = time.perf_counter()
     made = simulations(target, key, n)
@@ -127,7 +132,7 @@ def calibrate_refits(
     z, log_q = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
     seconds = time.perf_counter() - started
     found = Posteriors(made.z[:count], x, z, log_q, true, target.circular, seconds, n)
-    return judge(found, target.coordinate_names, key)
+    return judge(found, target.coordinate_names, key, standards)
 
 
 def _fits(refit: Refit, x: PyTree, count: int, until: float | None) -> list[AbstractFamily]:
@@ -146,12 +151,18 @@ def _listed(fits: AbstractFamily | Sequence[AbstractFamily]) -> list[AbstractFam
     return [fits] if isinstance(fits, AbstractFamily) else list(fits)
 
 
-def judge(made: Posteriors, names: tuple[str, ...], key: Key = 0) -> tuple[Finding, ...]:
+def judge(
+    made: Posteriors, names: tuple[str, ...], key: Key = 0, standards: Standards = STANDARDS
+) -> tuple[Finding, ...]:
     """The findings of simulations with draws of q for each."""
-    return _sbc(made, names), _coverage(made), _tarp(made, key)
+    return (
+        _sbc(made, names, standards),
+        _coverage(made, standards),
+        _tarp(made, key, standards),
+    )
 
 
-def _sbc(made: Posteriors, names: tuple[str, ...]) -> Finding:
+def _sbc(made: Posteriors, names: tuple[str, ...], standards: Standards) -> Finding:
     """Ranks of each coordinate; the smallest p-value times the number of coordinates."""
     ranks, most = sbc_ranks(made), made.draws.shape[1]
     tests = [ecdf_test(ranks[:, j], most) for j in range(ranks.shape[1])]
@@ -159,33 +170,33 @@ def _sbc(made: Posteriors, names: tuple[str, ...]) -> Finding:
     worst = int(order[0])
     p, deviation = min(1.0, tests[worst][0] * len(tests)), tests[worst][1]
     shape = _shape(ranks[:, worst] / most)
-    significant = STANDARDS.significant
+    significant = standards.significant
     where = tuple(f"`{names[j]}`" for j in order if tests[j][0] * len(tests) < significant)
     what = f"ranks of the truth among draws of q in `{names[worst]}`"
     detail = RanksDetail(ranks, most, p, tuple(t[0] for t in tests))
     source = "Talts et al. 2018; Saeilynoja et al. 2022"
-    return _finding("sbc", what, deviation, shape, made, detail, source, where)
+    return _finding("sbc", what, deviation, shape, made, detail, source, standards, where)
 
 
-def _coverage(made: Posteriors) -> Finding:
+def _coverage(made: Posteriors, standards: Standards) -> Finding:
     ranks, most = density_ranks(made), made.draws.shape[1]
     p, deviation = ecdf_test(ranks, most)
     excess = float(np.mean(ranks) / most - 0.5)
     shape = "q is too narrow (overconfident)" if excess > 0 else "q is too wide (underconfident)"
     what, source = "credibilities of the truth's highest-density set", "Hermans et al. 2022"
     detail = RanksDetail(ranks, most, p)
-    return _finding("expected coverage", what, deviation, shape, made, detail, source)
+    return _finding("expected coverage", what, deviation, shape, made, detail, source, standards)
 
 
-def _tarp(made: Posteriors, key: Key) -> Finding:
+def _tarp(made: Posteriors, key: Key, standards: Standards) -> Finding:
     ranks, most = tarp_ranks(made, key), made.draws.shape[1]
     p, deviation = ecdf_test(ranks, most)
     what, shape = "distances from random points", _shape(ranks / most)
     detail = RanksDetail(ranks, most, p)
-    return _finding("tarp", what, deviation, shape, made, detail, "Lemos et al. 2023")
+    return _finding("tarp", what, deviation, shape, made, detail, "Lemos et al. 2023", standards)
 
 
-def _shape(u: Float[np.ndarray, " n"]) -> str:
+def _shape(u: Float[np.ndarray, "n"]) -> str:
     """What kind of departure from uniform this is, in words."""
     lean, spread = float(np.mean(u) - 0.5), float(np.var(u) * 12)
     if abs(lean) * np.sqrt(12 * len(u)) > 3 and abs(lean) > 0.25 * abs(spread - 1):
@@ -201,9 +212,10 @@ def _finding(
     made: Posteriors,
     detail: RanksDetail,
     source: str,
+    standards: Standards,
     where: tuple[str, ...] = (),
 ) -> Finding:
-    n, p, standards = len(made.z), detail.p, STANDARDS
+    n, p = len(made.z), detail.p
     verdict = (
         Verdict.PASS
         if p >= standards.significant
@@ -211,7 +223,7 @@ def _finding(
         if deviation > standards.deviation_fail
         else Verdict.CAUTION
     )
-    # the last chunk may be a few simulations short, which no budget has cut
+    # The last chunk may be a few simulations short, which no budget has cut
     cut = "" if n >= 0.9 * made.asked else f" (the budget ended after {n} of {made.asked})"
     if verdict is Verdict.PASS:
         why = (
@@ -235,7 +247,14 @@ def _finding(
     )
 
 
-def learns(q: Amortised, target: Simulator, key: Key = 0, *, n: int = 1000) -> Finding:
+def learns(
+    q: Amortised,
+    target: Simulator,
+    key: Key = 0,
+    *,
+    n: int = 1000,
+    standards: Standards = STANDARDS,
+) -> Finding:
     """Does q use the data at all, or is it the prior again?
 
     The number is E log q(z | x) - E log q(z | x'), x' the data of another draw: zero where q
@@ -249,9 +268,9 @@ def learns(q: Amortised, target: Simulator, key: Key = 0, *, n: int = 1000) -> F
         other = log_probs_at(q, made.z, jax.tree.map(lambda leaf: leaf[shuffled], made.x))
     difference = np.clip(np.asarray(own - other, np.float64), -_MOST_NATS, _MOST_NATS)
     value, error = float(difference.mean()), float(difference.std() / np.sqrt(len(made)))
-    ignored = value < max(STANDARDS.learns, STANDARDS.errors * error)
+    ignored = value < max(standards.learns, standards.errors * error)
     found = _linear_information(features(q, made.x), embedding(target.circular, made.z)(made.z))
-    verdict = Verdict.FAIL if found > STANDARDS.learns_fail else Verdict.CAUTION
+    verdict = Verdict.FAIL if found > standards.learns_fail else Verdict.CAUTION
     verdict = verdict if ignored else Verdict.PASS
     if verdict is Verdict.PASS:
         why = (
@@ -275,7 +294,7 @@ def learns(q: Amortised, target: Simulator, key: Key = 0, *, n: int = 1000) -> F
         "learns",
         value,
         error,
-        STANDARDS.learns,
+        standards.learns,
         verdict,
         why,
         _SOURCE,

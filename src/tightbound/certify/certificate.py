@@ -289,9 +289,9 @@ def look_closer(
     standards: Standards = STANDARDS,
     allowance: int | None = None,
 ) -> Certificate:
-    """The certificate with the findings that are asked for only where it does not pass.
+    """The certificate with the findings for doubt, where it does not pass or the search ran away.
 
-    Or where the search ran away. They stand first: an improper posterior makes all others void.
+    They stand first: an improper posterior makes all others void.
     """
     ran_away = isinstance(fitted, Ended) and fitted.result is Result.unbounded
     passes = certificate.verdict is Verdict.PASS and not ran_away

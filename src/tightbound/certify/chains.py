@@ -53,7 +53,7 @@ def _against_gaussian(target: Density, q: Empirical, allowance: int | None) -> F
     """
     z = np.asarray(q.flat)
     centred = z - z.mean(axis=0)
-    # a little is added in every coordinate, so that draws on a plane have a density
+    # A little is added in every coordinate, so that draws on a plane have a density
     spread = np.concatenate(
         [centred.T / np.sqrt(len(z)), 1e-9 * np.diag(np.maximum(q.sd, 1e-300))], axis=1
     )

@@ -12,13 +12,13 @@ class Climbed:
 
     Attributes:
         run: the one that was kept.
-        certificate: of its q.
+        certificate: of its q; None where the user ended the climb before it was made.
         why: it stopped there, a sentence.
         trace: of all runs, one after the other.
     """
 
     run: Run
-    certificate: Certificate
+    certificate: Certificate | None
     why: str
     trace: Trace
 

@@ -9,7 +9,7 @@ _TINY = 1e-300  # in the place of an sd of zero
 
 def weighted_quantiles(
     x: Float[np.ndarray, "n p"],
-    weights: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, "n"],
     levels: tuple[float, ...] = _QUANTILES,
 ) -> Float[np.ndarray, "levels p"]:
     """Quantiles of the columns of x under `weights`, interpolated between draws."""
@@ -25,8 +25,8 @@ def weighted_quantiles(
 
 
 def resample(
-    rng: np.random.Generator, weights: Float[np.ndarray, " n"], n: int, *, replace: bool = True
-) -> Int[np.ndarray, " drawn"]:
+    rng: np.random.Generator, weights: Float[np.ndarray, "n"], n: int, *, replace: bool = True
+) -> Int[np.ndarray, "drawn"]:
     """`n` indices drawn with probability proportional to `weights`, by systematic resampling.
 
     That adds the least noise. `replace=False`: n different ones, drawn one after the other without
@@ -45,14 +45,14 @@ def resample(
         with np.errstate(divide="ignore"):
             return np.argsort(-(np.log(weights) + rng.gumbel(size=len(weights))))[:n]
     positions = (rng.random() + np.arange(n)) / n
-    # scaled by the sum of the weights, which rounding puts a little off 1
+    # Scaled by the sum of the weights, which rounding puts a little off 1
     index = np.searchsorted(np.cumsum(weights), positions * weights.sum(), side="right")
     return rng.permutation(np.minimum(index, len(weights) - 1))
 
 
 def expectations(
-    names: tuple[str, ...], x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, " n"]
-) -> dict[str, Float[np.ndarray, " p"]]:
+    x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, "n"]
+) -> dict[str, Float[np.ndarray, "p"]]:
     """mean and sd of the columns of x under `weights`, each with its Monte Carlo standard error.
 
     By the delta method for the ratio of sums that a weighted mean is: the influence of draw s on

@@ -22,7 +22,7 @@ from ..targets.batched import batched, constrain_batch, evaluations_of
 from ..targets.layout import flatten_values
 from .fitted import Fitted
 from .psis import SmoothedWeights, smooth
-from .standards import EFFORT, STANDARDS
+from .standards import EFFORT, STANDARDS, Standards
 
 _CHUNK = 2_000_000  # numbers held at once: 16 MB an array
 _TINY = 1e-300  # in the place of an sd of zero, so that a constant value has no correction
@@ -61,6 +61,7 @@ class Meter:
         if self.left is None:
             yield
             return
+        # A budget of 0 is refused; one evaluation is less than any finding asks for.
         outer, inner = open_account(), Account(Budget(evaluations=max(self.left, 1)))
         try:
             with inner.stage(CERTIFICATE):
@@ -83,43 +84,42 @@ class MomentTable:
     """
 
     names: tuple[str, ...]
-    mean: Float[np.ndarray, " p"]
-    sd: Float[np.ndarray, " p"]
-    corrected_mean: Float[np.ndarray, " p"]
-    corrected_sd: Float[np.ndarray, " p"]
-    mean_stderr: Float[np.ndarray, " p"]
-    log_sd_stderr: Float[np.ndarray, " p"]
+    mean: Float[np.ndarray, "p"]
+    sd: Float[np.ndarray, "p"]
+    corrected_mean: Float[np.ndarray, "p"]
+    corrected_sd: Float[np.ndarray, "p"]
+    mean_stderr: Float[np.ndarray, "p"]
+    log_sd_stderr: Float[np.ndarray, "p"]
 
     @property
-    def shift(self) -> Float[np.ndarray, " p"]:
+    def shift(self) -> Float[np.ndarray, "p"]:
         """Corrected mean minus q's, in corrected posterior sds."""
         return (self.corrected_mean - self.mean) / np.maximum(self.corrected_sd, _TINY)
 
     @property
-    def shift_stderr(self) -> Float[np.ndarray, " p"]:
+    def shift_stderr(self) -> Float[np.ndarray, "p"]:
         """Monte Carlo error of `shift`."""
         return self.mean_stderr / np.maximum(self.corrected_sd, _TINY)
 
     @property
-    def log_sd_ratio(self) -> Float[np.ndarray, " p"]:
+    def log_sd_ratio(self) -> Float[np.ndarray, "p"]:
         """log of corrected sd over q's sd: positive where q is too narrow."""
         return np.log(np.maximum(self.corrected_sd, _TINY) / np.maximum(self.sd, _TINY))
 
-    @property
-    def believed(self) -> Bool[np.ndarray, " p"]:
+    def believed(self, standards: Standards = STANDARDS) -> Bool[np.ndarray, "p"]:
         """Where a correction of the mean or of the sd exceeds its own error, and is not negligible.
 
         Of 2 p noises the largest is some sqrt(2 log 2p) standard errors; smaller ones among many
         values are just that.
         """
         largest = float(np.sqrt(2.0 * np.log(2.0 * max(len(self.names), 1))))
-        errors, least = max(STANDARDS.errors, largest), STANDARDS.negligible
+        errors, least = max(standards.errors, largest), standards.negligible
         mean = np.abs(self.shift) > np.maximum(errors * self.shift_stderr, least)
         return mean | (np.abs(self.log_sd_ratio) > np.maximum(errors * self.log_sd_stderr, least))
 
 
 def moment_table(
-    names: tuple[str, ...], x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, " n"]
+    names: tuple[str, ...], x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, "n"]
 ) -> MomentTable:
     """Moments of the columns of x under q (equal weights) and under the target (`weights`, sum 1).
 
@@ -133,8 +133,8 @@ def moment_table(
 
 
 def _moments(
-    x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, " p"], ...]:
+    x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "p"], ...]:
     """The columns of a MomentTable for a few values at a time, so that temporaries stay small."""
     count = len(x)
     mean = x.mean(axis=0)
@@ -142,7 +142,7 @@ def _moments(
     variance = np.mean(centred**2, axis=0)
     shift = weights @ centred
     second = weights @ (centred - shift) ** 2
-    # influence of draw s on the weighted minus the plain moment
+    # Influence of draw s on the weighted minus the plain moment
     influence = weights[:, None] * (centred - shift) - centred / count
     mean_stderr = np.sqrt(np.sum(influence**2, axis=0))
     influence = weights[:, None] * ((centred - shift) ** 2 / np.maximum(second, _TINY) - 1.0)
@@ -164,8 +164,8 @@ class FreshDraws:
 
     target: AbstractTarget
     z: Float[np.ndarray, "n dim"]
-    log_q: Float[np.ndarray, " n"]
-    log_p: Float[np.ndarray, " n"]
+    log_q: Float[np.ndarray, "n"]
+    log_p: Float[np.ndarray, "n"]
     scores: Float[np.ndarray, "n dim"]
     evaluations: int = 0
 
@@ -175,12 +175,12 @@ class FreshDraws:
         return batched(cast(Density, self.target))
 
     @functools.cached_property
-    def finite(self) -> Bool[np.ndarray, " n"]:
+    def finite(self) -> Bool[np.ndarray, "n"]:
         """Which draws have a finite log density and score."""
         return np.isfinite(self.log_p) & np.all(np.isfinite(self.scores), axis=1)
 
     @functools.cached_property
-    def log_w(self) -> Float[np.ndarray, " n"]:
+    def log_w(self) -> Float[np.ndarray, "n"]:
         """Log importance weights; -inf where the log density is not finite."""
         return np.where(np.isfinite(self.log_p), self.log_p - self.log_q, -np.inf)
 
@@ -251,7 +251,7 @@ class Whitening:
         if len(z) < 4 * dim or dim > WHITENED_UP_TO:
             return cls(mean, np.diag(sd) if dim <= _MATRIX_UP_TO else sd)
         u = (z - mean) / sd
-        # a little is added so that draws on a plane have a Cholesky factor
+        # A little is added so that draws on a plane have a Cholesky factor
         return cls(mean, sd[:, None] * np.linalg.cholesky(u.T @ u / len(u) + 1e-12 * np.eye(dim)))
 
     def evaluate(self, density: Evaluate) -> Evaluate:
@@ -259,7 +259,7 @@ class Whitening:
 
         def of_u(
             u: Float[np.ndarray, "n dim"],
-        ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n dim"]]:
+        ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n dim"]]:
             if self.root.ndim == 1:
                 values, scores = density(self.mean + u * self.root)
                 return values, scores * self.root
@@ -323,7 +323,7 @@ def fresh_sample(
     """
     fitted = viewed(fitted)
     own_key, most = check_key(key), EFFORT.most_numbers // fitted.q.dim // 2 * 2
-    # nothing is weighed: a few hundred draws show what q is
+    # Nothing is weighed: a few hundred draws show what q is
     if not isinstance(fitted.target, Density):
         draws = min(draws, 2 * EFFORT.least_draws)
     more = min(EFFORT.most_draws, most)
@@ -339,13 +339,10 @@ def fresh_sample(
     return sample
 
 
-def wants_more(sample: FreshDraws) -> bool:
-    """Whether more draws would help.
-
-    Few of these are effective, and their weights are not beyond repair.
-    """
+def wants_more(sample: FreshDraws, standards: Standards = STANDARDS) -> bool:
+    """Whether more draws would help: few are effective, and the weights not beyond repair."""
     enough = EFFORT.hopeless < sample.smoothed.ess < EFFORT.enough_effective
-    return enough and sample.smoothed.khat < STANDARDS.khat_fail
+    return enough and sample.smoothed.khat < standards.khat_fail
 
 
 NATIVE_VIEWS: list[Callable[[Fitted], Fitted]] = []
@@ -356,7 +353,7 @@ def viewed(fitted: Fitted) -> Fitted:
     """`fitted` itself, or the view of its shown factors where q is a product on native values."""
     if fitted.q.space != "native":
         return fitted
-    # products are the only approximations on native values that a fit returns
+    # Products are the only approximations on native values that a fit returns
     (view,) = NATIVE_VIEWS
     return view(fitted)
 

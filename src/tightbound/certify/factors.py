@@ -123,7 +123,7 @@ def _bound_and_move(target: Conjugate, q: Product) -> tuple[Float[Array, ""], Fl
 
 
 def _product(fitted: Fitted) -> Product:
-    # of approximations on native values a fit returns products alone
+    # Of approximations on native values a fit returns products alone
     return cast(Product, fitted.q)
 
 

@@ -28,6 +28,9 @@ class Verdict(enum.StrEnum):
     FAIL = "fail"
 
 
+NAMED = 5
+"""Values that a finding points at, the worst ones."""
+
 SEVERITY = {verdict: place for place, verdict in enumerate(Verdict)}
 """How bad a verdict is: the verdict of a certificate is the worst of its findings'."""
 
@@ -256,6 +259,7 @@ def register(
 
 
 __all__ = [
+    "NAMED",
     "REGISTRY",
     "SEVERITY",
     "About",

@@ -56,20 +56,20 @@ class LinearResponse:
     """
 
     names: tuple[str, ...]
-    mean: Float[np.ndarray, " p"]
-    sd_q: Float[np.ndarray, " p"]
+    mean: Float[np.ndarray, "p"]
+    sd_q: Float[np.ndarray, "p"]
     cov: Float[np.ndarray, "p p"]
-    spread: Float[np.ndarray, " p"]
-    solved: Bool[np.ndarray, " p"]
+    spread: Float[np.ndarray, "p"]
+    solved: Bool[np.ndarray, "p"]
     residual: float
 
     @property
-    def sd(self) -> Float[np.ndarray, " p"]:
+    def sd(self) -> Float[np.ndarray, "p"]:
         """Linear-response sds; NaN where the variance came out negative."""
         variance = np.diagonal(self.cov)
         return np.where(variance >= 0, np.sqrt(np.abs(variance)), np.nan)
 
-    def sampling_error(self, pairs: int) -> Float[np.ndarray, " p"]:
+    def sampling_error(self, pairs: int) -> Float[np.ndarray, "p"]:
         """How far each mean would move had the fit been made on `pairs` other pairs of draws.
 
         The standard error, by the sandwich estimate: a pair's own pull on lambda, through
@@ -190,7 +190,7 @@ class _Problem:
             return self._response(of_density, of_values, q, chunks, rtol, max_steps)
 
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-        # the text of a program does not show arguments that were dropped, see `compiled`
+        # The text of a program does not show arguments that were dropped, see `compiled`
         out = compiled(jax.jit(program, keep_unused=True).lower(*shapes))(*arguments)
         f, jacobian, x, pull, gradient, ended = (np.asarray(leaf) for leaf in out)
         pairs = len(noise) // 2
@@ -222,30 +222,28 @@ class _Problem:
         `[l]`, and which solves ended well `[p]`.
         """
 
-        def moved(step: Float[jax.Array, " l"]) -> AbstractFamily:
+        def moved(step: Float[jax.Array, "l"]) -> AbstractFamily:
             return q.retract(eqx.combine(self.unravel(step), self.static))
 
-        def draw(step: Float[jax.Array, " l"], noise: Float[Array, " noise"]) -> jax.Array:
+        def draw(step: Float[jax.Array, "l"], noise: Float[Array, "noise"]) -> jax.Array:
             return jnp.asarray(moved(step)._from_noise(noise))
 
-        def log_p(step: Float[jax.Array, " l"], noise: Float[Array, " noise"]) -> Float[Array, ""]:
+        def log_p(step: Float[jax.Array, "l"], noise: Float[Array, "noise"]) -> Float[Array, ""]:
             return self.density(of_density, draw(step, noise))
 
-        def entropy(step: Float[jax.Array, " l"]) -> Scalar:
+        def entropy(step: Float[jax.Array, "l"]) -> Scalar:
             value = moved(step).entropy()
             assert value is not None  # a family without one was refused
             return value
 
-        def value(
-            step: Float[jax.Array, " l"], noise: Float[Array, " noise"]
-        ) -> Float[Array, " p"]:
+        def value(step: Float[jax.Array, "l"], noise: Float[Array, "noise"]) -> Float[Array, "p"]:
             named = self.values(of_values, draw(step, noise))
             return ravel_pytree(named)[0].astype(jnp.float64)
 
         jacobian = _mean_over(chunks, lambda noise: jax.jacrev(value)(self.zero, noise))
 
-        def curved(v: Float[jax.Array, " l"]) -> Float[jax.Array, " l"]:  # -F'' v
-            def along(noise: Float[Array, " noise"]) -> Float[jax.Array, " l"]:
+        def curved(v: Float[jax.Array, "l"]) -> Float[jax.Array, "l"]:  # -F'' v
+            def along(noise: Float[Array, "noise"]) -> Float[jax.Array, "l"]:
                 score = lambda step: jax.grad(log_p)(step, noise)  # noqa: E731
                 return jax.jvp(score, (self.zero,), (v,))[1]
 
@@ -260,19 +258,19 @@ class _Problem:
 
 
 def _solutions(
-    matrix: Callable[[Float[jax.Array, " l"]], Float[jax.Array, " l"]],
-    like: Float[jax.Array, " l"],
+    matrix: Callable[[Float[jax.Array, "l"]], Float[jax.Array, "l"]],
+    like: Float[jax.Array, "l"],
     rights: Float[Array, "p l"],
     rtol: float,
     max_steps: int,
-) -> tuple[Float[Array, "p l"], Bool[Array, " p"]]:
+) -> tuple[Float[Array, "p l"], Bool[Array, "p"]]:
     """The solutions of `matrix(x) = right` for each row, and which of the solves ended well."""
     operator = lx.FunctionLinearOperator(
         matrix, jax.eval_shape(lambda: like), lx.positive_semidefinite_tag
     )
 
-    def solve(right: Float[jax.Array, " l"]) -> tuple[Float[Array, " l"], Bool[Array, ""]]:
-        # scaled, so that the tolerance is relative whatever the unit of the value
+    def solve(right: Float[jax.Array, "l"]) -> tuple[Float[Array, "l"], Bool[Array, ""]]:
+        # Scaled, so that the tolerance is relative whatever the unit of the value
         size = jnp.max(jnp.abs(right)) + 1e-300
         solution = lx.linear_solve(
             operator, right / size, lx.CG(rtol, rtol, max_steps=max_steps), throw=False
@@ -283,11 +281,13 @@ def _solutions(
 
 
 def _mean_over(
-    chunks: Float[Array, "c m noise"], one: Callable[[Float[Array, " noise"]], Array]
+    chunks: Float[Array, "c m noise"], one: Callable[[Float[Array, "noise"]], Array]
 ) -> Array:
     """The mean of `one` over all draws, a chunk of them at a time."""
 
-    def add(total: Array, noise: Float[Array, "m noise"]) -> tuple[Array, None]:
+    def add(
+        total: Float[Array, "..."], noise: Float[Array, "m noise"]
+    ) -> tuple[Float[Array, "..."], None]:
         return total + jax.vmap(one)(noise).sum(axis=0), None
 
     shape = jax.eval_shape(one, chunks[0, 0])

@@ -36,14 +36,14 @@ class SmoothedWeights:
             weights.
     """
 
-    weights: Float[np.ndarray, " n"]
+    weights: Float[np.ndarray, "n"]
     khat: float
     khat_stderr: float
     ess: float
     unseen: float = 0.0
 
 
-def smooth(log_weights: Float[np.ndarray, " n"]) -> SmoothedWeights:
+def smooth(log_weights: Float[np.ndarray, "n"]) -> SmoothedWeights:
     """Replace the largest weights by the order statistics of a fitted generalised Pareto law.
 
     The largest are min(0.2 n, 3 sqrt(n)). Weights of -inf (or NaN) count as zero. `khat` is -inf
@@ -59,7 +59,7 @@ def smooth(log_weights: Float[np.ndarray, " n"]) -> SmoothedWeights:
 
 def smooth_many(
     log_weights: Float[np.ndarray, "batch n"],
-) -> tuple[Float[np.ndarray, "batch n"], Float[np.ndarray, " batch"], Float[np.ndarray, " batch"]]:
+) -> tuple[Float[np.ndarray, "batch n"], Float[np.ndarray, "batch"], Float[np.ndarray, "batch"]]:
     """`smooth` of each row, all at once: weights, k-hat and effective sample size."""
     weights, khat, _, ess, _ = _smoothed(log_weights)
     return weights, khat, ess
@@ -67,7 +67,7 @@ def smooth_many(
 
 def _smoothed(
     log_weights: Float[np.ndarray, "batch n"],
-) -> tuple[Float[np.ndarray, "batch n"], *tuple[Float[np.ndarray, " batch"], ...]]:
+) -> tuple[Float[np.ndarray, "batch n"], *tuple[Float[np.ndarray, "batch"], ...]]:
     """Weights, and khat, its standard error, ESS and unseen share, of each row."""
     log_weights = np.where(np.isnan(log_weights), -np.inf, log_weights)
     top = log_weights.max(axis=1, keepdims=True)
@@ -85,7 +85,7 @@ def _smoothed(
     excess = np.maximum(excess, 0.0)
     sparse = (np.count_nonzero(excess > 0, axis=1) < _FEWEST) & ~flat
     as_is = flat | sparse
-    # rows without a tail get one that can be fitted, and the fit is thrown away below
+    # Rows without a tail get one that can be fitted, and the fit is thrown away below
     k, sigma = fit_generalised_pareto(np.where(as_is[:, None], np.arange(1.0, tail + 1), excess).T)
     smoothed = np.minimum(np.log(_pareto_quantiles(k, sigma, tail) + cut), 0.0)
     raw_ess = total**2 / np.exp(2.0 * shifted).sum(axis=1)
@@ -112,7 +112,7 @@ def _largest(x: Float[np.ndarray, "batch n"], count: int) -> Int[np.ndarray, "ba
 
 
 def _pareto_quantiles(
-    k: Float[np.ndarray, " batch"], sigma: Float[np.ndarray, " batch"], count: int
+    k: Float[np.ndarray, "batch"], sigma: Float[np.ndarray, "batch"], count: int
 ) -> Float[np.ndarray, "batch _"]:
     """Expected order statistics, about, of `count` draws of each generalised Pareto law."""
     log_survival = np.log1p(-(np.arange(1, count + 1) - 0.5) / count)
@@ -124,10 +124,10 @@ def _pareto_quantiles(
 
 
 def _unseen(
-    k: Float[np.ndarray, " batch"],
-    sigma: Float[np.ndarray, " batch"],
-    largest: Float[np.ndarray, " batch"],
-) -> Float[np.ndarray, " batch"]:
+    k: Float[np.ndarray, "batch"],
+    sigma: Float[np.ndarray, "batch"],
+    largest: Float[np.ndarray, "batch"],
+) -> Float[np.ndarray, "batch"]:
     """Expected excess of a generalised Pareto law over its largest order statistic.
 
     It is (sigma + k largest) / (1 - k), of one draw: a share 1/n of the draws lies beyond. The mean
@@ -143,7 +143,7 @@ def tail_size(draws: int) -> int:
     return max(_FEWEST, int(min(_TAIL_SHARE * draws, _TAIL_ROOT * np.sqrt(draws))))
 
 
-def khat_error(k: Float[np.ndarray, " batch"], draws: int) -> Float[np.ndarray, " batch"]:
+def khat_error(k: Float[np.ndarray, "batch"], draws: int) -> Float[np.ndarray, "batch"]:
     """Standard error of tail shapes that were fitted to `draws` weights: (1 + k) / sqrt(tail)."""
     return (1.0 + np.maximum(k, 0.0)) / np.sqrt(tail_size(draws))
 
@@ -156,7 +156,7 @@ def khat_threshold(draws: int, standards: Standards = STANDARDS) -> float:
     return min(1.0 - 1.0 / np.log10(draws), standards.khat)
 
 
-def khat_of(products: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " p"]:
+def khat_of(products: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "p"]:
     """Tail shape of |products| for each column: of weight times centred parameter, say."""
     tail = tail_size(len(products))
     largest = np.sort(np.abs(products), axis=0)[-tail - 1 :]
@@ -169,7 +169,7 @@ def khat_of(products: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " p"]:
 
 def fit_generalised_pareto(
     x: Float[np.ndarray, "m p"],
-) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
+) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
     """(k, sigma) of each column of excesses over a cut, positive and ascending.
 
     With the weak prior k ~ 0.5 of 10 draws. Positive k is a heavy tail: the law has finite moments
@@ -180,7 +180,7 @@ def fit_generalised_pareto(
     grid = 1.0 - np.sqrt(count / (np.arange(1, count + 1) - 0.5))
     quartile = np.maximum(x[int(n / 4 + 0.5) - 1], 1e-15)
     b = grid[:, None] / (3.0 * quartile) + 1.0 / x[-1]
-    # a row of the grid at a time: all at once would hold grid x n x p numbers
+    # A row of the grid at a time: all at once would hold grid x n x p numbers
     k = np.stack([np.log1p(-row * x).mean(axis=0) for row in b])
     log_likelihood = n * (np.log(-b / k) - k - 1.0)
     weight = np.exp(log_likelihood - log_likelihood.max(axis=0))

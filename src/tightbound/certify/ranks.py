@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.special as sp
-import scipy.stats
 from jaxtyping import Float, Int
 
 from .._numerics import host_rng
@@ -42,7 +41,7 @@ def sbc_ranks(made: Posteriors) -> Int[np.ndarray, "n dim"]:
     ).astype(int)
 
 
-def density_ranks(made: Posteriors) -> Int[np.ndarray, " n"]:
+def density_ranks(made: Posteriors) -> Int[np.ndarray, "n"]:
     """How many draws have a higher density than the truth.
 
     Over L, the credibility of its highest-density set: expected coverage is the ECDF of that.
@@ -52,7 +51,7 @@ def density_ranks(made: Posteriors) -> Int[np.ndarray, " n"]:
     return np.sum(made.log_q > made.log_q_true[:, None], axis=1)
 
 
-def tarp_ranks(made: Posteriors, key: Key = 0) -> Int[np.ndarray, " n"]:
+def tarp_ranks(made: Posteriors, key: Key = 0) -> Int[np.ndarray, "n"]:
     """How many draws lie closer to a random point than the truth does.
 
     Points are draws of the prior, by chance. Distances are in prior sds; of angles the chord. Sees
@@ -76,7 +75,7 @@ def vsbc(made: Posteriors) -> Float[np.ndarray, "n dim"]:
     return 1.0 - (sbc_ranks(made) + 0.5) / (made.draws.shape[1] + 1)
 
 
-def ecdf_test(ranks: Int[np.ndarray, " n"], most: int) -> tuple[float, float]:
+def ecdf_test(ranks: Int[np.ndarray, "n"], most: int) -> tuple[float, float]:
     """(p-value, largest deviation) of ranks in 0, ..., most from the uniform distribution.
 
     The statistic is the smallest pointwise binomial tail probability of their ECDF; its null
@@ -94,39 +93,39 @@ def ecdf_test(ranks: Int[np.ndarray, " n"], most: int) -> tuple[float, float]:
 
 def ecdf_band(
     n: int, most: int, level: float = 0.95
-) -> tuple[
-    Float[np.ndarray, " levels"], Float[np.ndarray, " levels"], Float[np.ndarray, " levels"]
-]:
-    """(levels, low, high): the band that holds the whole ECDF of n uniform ranks in 0, ..., most.
+) -> tuple[Float[np.ndarray, "levels"], Float[np.ndarray, "levels"], Float[np.ndarray, "levels"]]:
+    """(levels, low, high): the band that holds an ECDF of uniform ranks with probability `level`.
 
-    With probability `level`.
+    The whole ECDF, of n ranks in 0, ..., most.
 
     Source: Saeilynoja, Buerkner & Vehtari 2022, section 2.2; for pictures.
     """
+    from scipy.stats import binom  # a third of a second of import that only pictures need
+
     _, levels = _counts_at(np.zeros(1, int), most)
     gamma = np.quantile(_null_tails(n, most), 1 - level)
-    low = scipy.stats.binom.ppf(gamma / 2, n, levels) / n
-    high = scipy.stats.binom.ppf(1 - gamma / 2, n, levels) / n
+    low = binom.ppf(gamma / 2, n, levels) / n
+    high = binom.ppf(1 - gamma / 2, n, levels) / n
     return levels, low, high
 
 
-def _grid(most: int) -> Int[np.ndarray, " levels"]:
+def _grid(most: int) -> Int[np.ndarray, "levels"]:
     """The ranks at which the ECDF is looked at."""
     return np.unique(np.linspace(0, most - 1, min(most, _MOST_LEVELS)).astype(int))
 
 
 def _counts_at(
-    ranks: Int[np.ndarray, " n"], most: int
-) -> tuple[Int[np.ndarray, " levels"], Float[np.ndarray, " levels"]]:
+    ranks: Int[np.ndarray, "n"], most: int
+) -> tuple[Int[np.ndarray, "levels"], Float[np.ndarray, "levels"]]:
     at = _grid(most)
     return np.sum(ranks[:, None] <= at, axis=0), (at + 1) / (most + 1)
 
 
 def _smallest_tail(
-    counts: Int[np.ndarray, "samples levels"], levels: Float[np.ndarray, " levels"], n: int
-) -> Float[np.ndarray, " samples"]:
+    counts: Int[np.ndarray, "samples levels"], levels: Float[np.ndarray, "levels"], n: int
+) -> Float[np.ndarray, "samples"]:
     """The smallest two-sided binomial tail over the grid, for each row of counts."""
-    # binomial distribution functions by the incomplete beta function: faster than scipy.stats
+    # Binomial distribution functions by the incomplete beta function: faster than scipy.stats
     below = np.where(
         counts >= n, 1.0, sp.betainc(np.maximum(n - counts, 1e-300), counts + 1, 1 - levels)
     )
@@ -136,14 +135,14 @@ def _smallest_tail(
     return np.min(2 * np.minimum(below, above), axis=1)
 
 
-def _null_tails(n: int, most: int) -> Float[np.ndarray, " samples"]:
+def _null_tails(n: int, most: int) -> Float[np.ndarray, "samples"]:
     """The statistic of uniform ranks, simulated once for each n and number of draws."""
     key = (n, most)
     if key not in _NULLS:
         rng = np.random.default_rng(n * 100_003 + most)
         at = _grid(most)
         levels = (at + 1) / (most + 1)
-        # the counts of uniform ranks in the cells of the grid are multinomial
+        # The counts of uniform ranks in the cells of the grid are multinomial
         cells = np.diff(np.concatenate([[0.0], levels, [1.0]]))
         counts = np.cumsum(rng.multinomial(n, cells, size=_SIMULATED), axis=1)[:, :-1]
         _NULLS[key] = _smallest_tail(counts, levels, n)

@@ -57,7 +57,7 @@ def simulations(target: Simulator, key: Key, n: int) -> Simulated:
     """
     with x64():
         key, target = as_key(key), to_device(target)
-        # one program, whatever n
+        # One program, whatever n
         parts = [_drawn(target, jr.fold_in(key, i)) for i in range(-(-n // _CHUNK))]
         z, x, valid = (_joined([to_host(part[j]) for part in parts]) for j in range(3))
     z, x, valid = z[:n], jax.tree.map(lambda leaf: leaf[:n], x), valid[:n]
@@ -69,7 +69,7 @@ def simulations(target: Simulator, key: Key, n: int) -> Simulated:
 @eqx.filter_jit
 def _drawn(
     target: Simulator, key: jax.Array
-) -> tuple[Float[Array, "n dim"], PyTree, Bool[Array, " n"]]:
+) -> tuple[Float[Array, "n dim"], PyTree, Bool[Array, "n"]]:
     z, x = draws(target, key, _CHUNK)
     return z, x, is_valid(z, x)
 
@@ -92,7 +92,7 @@ class Posteriors:
     x: PyTree
     draws: Float[np.ndarray, "n drawn dim"]
     log_q: Float[np.ndarray, "n drawn"]
-    log_q_true: Float[np.ndarray, " n"]
+    log_q_true: Float[np.ndarray, "n"]
     circular: tuple[bool, ...]
     seconds: float
     asked: int
@@ -134,7 +134,7 @@ def posteriors(
 @eqx.filter_jit
 def _log_probs(
     q: Amortised, draws: Float[Array, "n drawn dim"], z: Float[Array, "n dim"], x: PyTree
-) -> tuple[Float[Array, "n drawn"], Float[Array, " n"]]:
+) -> tuple[Float[Array, "n drawn"], Float[Array, "n"]]:
     one = lambda draws, z, x: (  # noqa: E731
         jax.vmap(lambda point: q._log_prob(point, x))(draws),
         q._log_prob(z, x),

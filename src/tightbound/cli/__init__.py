@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="Variational inference that says how far off it is.",
         version=_version,
         default_parameter=cyclopts.Parameter(negative=()),
-        # a fit answers Ctrl-C with what it has; cyclopts would end the process
+        # A fit answers Ctrl-C with what it has; cyclopts would end the process
         suppress_keyboard_interrupt=False,
     )
     for command, name in (
@@ -225,7 +225,7 @@ def _experiments() -> tuple[_Experiments, dict[str, str]]:
     """The module `tightbound.experiments`, and name -> one line of each that it has."""
     # By name: an import statement would run upwards, for the experiments import everything.
     experiments = importlib.import_module("tightbound.experiments")
-    # a module has no type that says what is in it
+    # A module has no type that says what is in it
     return cast(_Experiments, experiments), dict(getattr(experiments, "REGISTRY", {}))
 
 

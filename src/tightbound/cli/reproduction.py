@@ -90,4 +90,4 @@ def _csv(rows: Rows) -> bytes:
     return text.getvalue().encode()
 
 
-__all__ = ["claims_in_words", "write_result"]
+__all__ = ["Reproduced", "claims_in_words", "write_result"]

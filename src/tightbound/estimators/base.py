@@ -130,9 +130,9 @@ class AbstractEstimator(eqx.Module, Generic[TargetT]):
         state: PyTree,
         key: jax.Array,
     ) -> tuple[Float[Array, ""], PyTree]:
-        """A scalar whose value estimates the loss and whose gradient in q estimates the gradient.
+        """A scalar that estimates the loss, its gradient in q the loss's; and the new state.
 
-        And the new state. `state` is at first what `prepare` returned.
+        `state` is at first what `prepare` returned.
         """
 
     def evaluations_per_step(self, target: TargetT) -> float:
@@ -143,7 +143,7 @@ class AbstractEstimator(eqx.Module, Generic[TargetT]):
         return 1.0
 
     def evaluations_used(self, target: TargetT, state: PyTree) -> Scalar:
-        """The same of the call that returned `state`, where not every one costs as much.
+        """Gradients used by the call that returned `state`, where not every call costs as much.
 
         May be traced.
         """

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from jaxtyping import Key as KeyArray
 
 from .._types import Array, Key
@@ -150,7 +150,7 @@ class MeasureValued(AbstractEstimator[Evaluable]):
         """
 
         def loss(
-            group: Float[jax.Array, "k dim"], values: Float[Array, "dim"], j: jax.Array
+            group: Float[jax.Array, "k dim"], values: Float[Array, "dim"], j: Int[jax.Array, ""]
         ) -> Float[Array, ""]:
             return objective.loss(evaluate(objective, target, q, group.at[0, j].set(values[j])))
 

@@ -19,7 +19,7 @@ from ..targets.base import AbstractTarget, Density, Rows, require
 from .base import AbstractEstimator, frozen
 from .pathwise import StickTheLanding
 
-# steps after which the anchor moves for the first time; then after 32, 64, ... steps
+# Steps after which the anchor moves for the first time; then after 32, 64, ... steps
 _FIRST_REFRESH = 16
 _ANCHOR_DRAWS = 64  # of q, whose mean is the anchor: it is off by about an eighth of an sd
 _MOST_SECOND_ORDER = 100  # dimensions up to which d full gradients per anchor are worth it
@@ -280,7 +280,7 @@ def _anchor(target: Rows, point: Float[Array, "dim"], order: int) -> Anchor:
     value, gradient = jax.value_and_grad(total)(point)
     if order == 1:
         return Anchor(point, value, gradient, empty)
-    # one product at a time: all at once would hold d numbers for every intermediate of every row
+    # One product at a time: all at once would hold d numbers for every intermediate of every row
     hessian = jax.lax.map(
         lambda v: jax.jvp(jax.grad(total), (point,), (v,))[1], jnp.eye(dim, dtype=point.dtype)
     )

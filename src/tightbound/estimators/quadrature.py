@@ -130,7 +130,7 @@ def expected_log_density(target: LinearSites, q: Gaussian, k: int) -> Float[Arra
     sites = jnp.sum(jax.vmap(site)(centre, width, jnp.asarray(target.data)))
     solve = jax.scipy.linalg.solve_triangular
     shift = solve(root, q.mean - jnp.asarray(target.prior_mean), lower=True)
-    # rows r_j with sum |root_q' r_j|^2 = tr(S0^-1 S)
+    # Rows r_j with sum |root_q' r_j|^2 = tr(S0^-1 S)
     inverse = solve(root, jnp.eye(q.dim, dtype=root.dtype), lower=True)
     trace = jnp.sum(jax.vmap(q.scale.whiten_score)(inverse) ** 2)
     log_det = jnp.sum(jnp.log(jnp.diagonal(root)))

@@ -279,7 +279,7 @@ def _least(form: str, p: Gaussian) -> float:
 
 
 def _best_bound(
-    target: SimulatedModel, networks: list[Conditional], x: Float[Array, " n"]
+    target: SimulatedModel, networks: list[Conditional], x: Float[Array, "n"]
 ) -> Conditional:
     """Of several networks with unit variances the one with the largest ELBO at x."""
     means = [q.mean for q in _gaussians(networks, jnp.stack([x] * len(networks)))]

@@ -60,7 +60,7 @@ class Pooled(eqx.Module):
             linear(width, outputs, key=e),
         )
 
-    def __call__(self, x: Float[Array, " n"]) -> Float[jax.Array, "seeds outputs"]:
+    def __call__(self, x: Float[Array, "n"]) -> Float[jax.Array, "seeds outputs"]:
         """The numbers of every seed for observations x."""
         rows = jax.vmap(lambda row: self.second(jax.nn.relu(self.first(row[None]))))(x)
         h = jnp.mean(jax.nn.relu(rows), axis=0) + self.seeds
@@ -76,7 +76,7 @@ class TwoEncoders(encoders.AbstractEncoder):
     shift: Pooled
     centres: Pooled
 
-    def __call__(self, x: PyTree) -> Float[jax.Array, " outputs"]:
+    def __call__(self, x: PyTree) -> Float[jax.Array, "outputs"]:
         out = jnp.concatenate([self.shift(x / SHIFT_SD), self.centres(x / SHIFT_SD)])
         # The first numbers are where q is. To the others 1 is added, so that a network whose last
         # layer is zero starts with variances of about 1 and not at the edge of their domain.
@@ -96,7 +96,7 @@ def model(n: int) -> SimulatedModel:
         return params["z"][jr.randint(a, (n,), 0, 5)] + NOISE * jr.normal(b, (n,))
 
     def log_prior(params):
-        # networks in float32 train at half the cost
+        # Networks in float32 train at half the cost
         centres = jnp.asarray(CENTRES, params["z"].dtype)
         within = jnp.sum(((params["z"] - centres - params["s"]) / SPREAD) ** 2)
         return (
@@ -146,7 +146,7 @@ def network(n: int, key: jax.Array, form: str = "mean") -> Conditional:
     return Conditional(encoder, head, Scaling.none(np.zeros(n, np.float32), 6, np.float32))
 
 
-def at_traced(target: SimulatedModel, x: Float[Array, " n"]) -> SimulatorPosterior:
+def at_traced(target: SimulatedModel, x: Float[Array, "n"]) -> SimulatorPosterior:
     """`target.at(x)` for data that are being traced, which cannot be checked."""
     assert target.log_prior is not None  # `model` has given both
     assert target.log_likelihood is not None
@@ -155,7 +155,7 @@ def at_traced(target: SimulatedModel, x: Float[Array, " n"]) -> SimulatorPosteri
     )
 
 
-def exact_posterior(x: Float[np.ndarray, " n"], z: Float[np.ndarray, " 5"]) -> Gaussian:
+def exact_posterior(x: Float[np.ndarray, "n"], z: Float[np.ndarray, "5"]) -> Gaussian:
     """The posterior of (s, z) with the labels known: every point is of the nearest true centre.
 
     The clusters lie a hundred sds of an observation apart, so no other label has any weight.

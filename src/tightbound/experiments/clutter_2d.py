@@ -149,7 +149,7 @@ def figures(result: Result) -> "dict[str, Figure]":
 def _medians(axes: "Axes", plane: Table) -> None:
     from .drawing import COLOURS
 
-    # two more than the palette has
+    # Two more than the palette has
     for name, colour in zip(NAMES, [*COLOURS, "0.5", "#8B4513"], strict=True):
         rows = [row for row in plane if row["method"] == name]
         n, median = numbers(rows, "n"), numbers(rows, "median KL")
@@ -164,7 +164,7 @@ def _deficits(axes: "Axes", higher: Table) -> None:
     for shift, dim in enumerate(HIGHER):
         rows = [row for row in higher if row["D"] == dim]
         places = np.arange(len(rows)) + 0.4 * (shift - 0.5)
-        # the best method's deficit is zero: a bar at the foot of the log axis
+        # The best method's deficit is zero: a bar at the foot of the log axis
         heights = np.maximum(numbers(rows, "median deficit"), 1e-7)
         label = f"D = {dim}, n = {HIGHER[dim]}"
         axes.bar(places, heights, 0.36, color=COLOURS[shift], label=label)

@@ -115,7 +115,7 @@ def best_gaussian(target: Clutter) -> Gaussian:
     weights = np.exp(-0.5 * nodes**2)
     weights /= weights.sum()
 
-    def loss(p: np.ndarray | tuple[float, float]) -> float:
+    def loss(p: Float[np.ndarray, "2"] | tuple[float, float]) -> float:
         """Minus the ELBO of mean p[0] and log sd p[1], up to a constant."""
         z = (p[0] + np.exp(p[1]) * nodes)[:, None]
         return float(-(weights @ target.log_density_on_host(z)) - p[1])
@@ -141,7 +141,7 @@ def best_gaussian(target: Clutter) -> Gaussian:
 
 def draw(
     rng: np.random.Generator, n: int, *, w: float = 0.5, theta: float = 2.0
-) -> Float[np.ndarray, " n"]:
+) -> Float[np.ndarray, "n"]:
     """The paper's test setting: half of the points from N(2, 1), half from N(0, 10)."""
     inlier = rng.random(n) < 1.0 - w
     return np.where(inlier, theta + rng.standard_normal(n), np.sqrt(10.0) * rng.standard_normal(n))

@@ -27,7 +27,7 @@ SOURCE = "linear by construction"
 REFERENCE = "medians over other data sets, by separate implementations of the methods"
 SIZES = (20, 100, 1_000, 10_000, 100_000, 1_000_000)
 LINEAR_FROM = 10_000  # below it the cost of a call to NumPy shows
-# data sets compared with the exact posterior: fast, full
+# Data sets compared with the exact posterior: fast, full
 SETS = {100: (20, 200), 1_000: (20, 40), 10_000: (5, 8)}
 # Median KL(q || p) by n.
 KL = {

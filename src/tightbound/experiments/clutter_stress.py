@@ -90,7 +90,7 @@ def _claims(rows: Table) -> list[Claim]:
     return _of_default(excess["default"], v) + _of_others(rows, excess, v)
 
 
-def _of_default(excess: Float[np.ndarray, " sets"], v: Float[np.ndarray, " sets"]) -> list[Claim]:
+def _of_default(excess: Float[np.ndarray, "sets"], v: Float[np.ndarray, "sets"]) -> list[Claim]:
     what = "excess of the default's Gaussian over the best one"
     return [
         below(f"largest {what}, v / vg > 5", OWN, 1e-2, float(excess[v > 5.0].max())),
@@ -100,7 +100,7 @@ def _of_default(excess: Float[np.ndarray, " sets"], v: Float[np.ndarray, " sets"
 
 
 def _of_others(
-    rows: Table, excess: dict[str, Float[np.ndarray, " sets"]], v: Float[np.ndarray, " sets"]
+    rows: Table, excess: dict[str, Float[np.ndarray, "sets"]], v: Float[np.ndarray, "sets"]
 ) -> list[Claim]:
     narrow, gaa = v < 0.6, excess["GAA"]
     logs, capped = numbers(rows, "log v ratio"), numbers(rows, "capped")

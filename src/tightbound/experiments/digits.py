@@ -25,7 +25,7 @@ _FILE = "train-images-idx3-ubyte.gz"
 _MOST = 20_000  # images of MNIST: enough for a small decoder, and a third of the memory
 _BATCH = 128  # images in one step of the decoder's training
 
-Layer: TypeAlias = tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"]]
+Layer: TypeAlias = tuple[Float[Array, "inputs outputs"], Float[Array, "outputs"]]
 """Weights and biases."""
 
 
@@ -38,7 +38,7 @@ class Decoder(NamedTuple):
     weights: list[Layer]
     side: int
 
-    def __call__(self, z: Float[Array, " latent"]) -> Float[jax.Array, "side side"]:
+    def __call__(self, z: Float[Array, "latent"]) -> Float[jax.Array, "side side"]:
         h = z
         for w, b in self.weights[:-1]:
             h = jax.nn.relu(h @ w + b)
@@ -62,7 +62,7 @@ def images(
         if not file.exists():
             raise OptionError(f"experiments: there is no {_FILE} (MNIST) in {os.fspath(data)}.")
         with gzip.open(file) as content:
-            # the header of an idx file of images: four integers of four bytes
+            # The header of an idx file of images: four integers of four bytes
             raw = np.frombuffer(content.read(), np.uint8, offset=16)
         return raw.reshape((-1, 28, 28))[:_MOST] / 255.0, "MNIST"
     try:

@@ -109,17 +109,17 @@ def _on_the_line(known: Known) -> Side:
         return jnp.sum(weights * jnp.exp(log_posterior) * (log_posterior - log_q))
 
     start = to_device(Gaussian.diagonal(1).moved(np.array([centre]), sd))
-    # eighty nodes: the log joint is no polynomial here
+    # Eighty nodes: the log joint is no polynomial here
     return Side(known, start, 80, divergence, reverse)
 
 
-def _log_density(known: Known, z: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _log_density(known: Known, z: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """The log joint at points of the line."""
     return np.asarray(jax.jit(jax.vmap(known.target.log_density))(jnp.asarray(z)[:, None]))
 
 
 def _moments(
-    z: Float[np.ndarray, " n"], log_weight: Float[np.ndarray, " n"], cell: float
+    z: Float[np.ndarray, "n"], log_weight: Float[np.ndarray, "n"], cell: float
 ) -> tuple[float, float]:
     """Mean and sd of the law with those weights."""
     weight = np.exp(log_weight - log_weight.max()) * cell
@@ -238,7 +238,7 @@ def _gradients(axes: "Axes", members: Table) -> None:
     names = dict.fromkeys(str(row["target"]) for row in members)
     for colour, name in zip(COLOURS, names, strict=False):
         mine = [row for row in members if row["target"] == name]
-        # a difference of zero has no place on a log axis
+        # A difference of zero has no place on a log axis
         x, y = (
             [max(number(row, key), 1e-17) for row in mine]
             for key in ("KL(q || posterior)", "gradient")

@@ -101,17 +101,17 @@ class _CostTarget(Density):
     def dim(self) -> int:
         return 1
 
-    def constrain(self, z: Float[Array, " 1"]) -> PyTree:
+    def constrain(self, z: Float[Array, "1"]) -> PyTree:
         return {"x": z[0]}
 
-    def unconstrain(self, values: PyTree) -> Float[Array, " 1"]:
+    def unconstrain(self, values: PyTree) -> Float[Array, "1"]:
         return values["x"][None]
 
-    def log_density(self, z: Float[Array, " 1"]) -> Float[Array, ""]:
+    def log_density(self, z: Float[Array, "1"]) -> Float[Array, ""]:
         return jnp.stack([cost.value(z[0], self.k, jnp) for cost in COSTS])[self.which]
 
 
-def simulate(ks: Mapping[str, Float[np.ndarray, " k"]], draws: int) -> list[dict[str, Cell]]:
+def simulate(ks: Mapping[str, Float[np.ndarray, "k"]], draws: int) -> list[dict[str, Cell]]:
     """Variance of the library's estimators over `draws` keys, with its standard error.
 
     At the given k of each cost.
@@ -134,7 +134,7 @@ def simulate(ks: Mapping[str, Float[np.ndarray, " k"]], draws: int) -> list[dict
     curves = [by_quadrature(COSTS[i], k) for i, k in cases]
     rows: list[dict[str, Cell]] = []
     for name, (estimator, memory, parameters) in runs.items():
-        # the state of a score estimator: nothing fixed over a run, and what its baseline has learnt
+        # The state of a score estimator: nothing fixed over a run, and what its baseline has learnt
         state = (None, to_device(memory)) if name.startswith("score") else None
         found = _moments(estimator, cases, state, draws)
         shown = name.removesuffix(" mu").removesuffix(" s")
@@ -228,7 +228,7 @@ def _of(rows: Table, cost: Cost, parameter: str, estimator: str) -> Table:
     return [r for r in rows if (r["f"], r["parameter"], r["estimator"]) == chosen]
 
 
-def _range(cost: Cost, count: int) -> Float[np.ndarray, " k"]:
+def _range(cost: Cost, count: int) -> Float[np.ndarray, "k"]:
     return np.linspace(*cost.ks, count) if cost.ks[0] < 0 else np.geomspace(*cost.ks, count)
 
 

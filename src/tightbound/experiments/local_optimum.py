@@ -91,7 +91,7 @@ def run(
 
 def profile(
     clean: Float[Array, "n side side"], x: Float[Array, "n side side"]
-) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, " grid"]]:
+) -> tuple[Float[np.ndarray, "grid"], Float[np.ndarray, "grid"]]:
     """The grid of angles in degrees, and the log-likelihood on it.
 
     That is the log posterior up to a constant, the prior being uniform.
@@ -101,7 +101,7 @@ def profile(
     return angles, np.array([float(log_p(a)) for a in np.radians(angles)])
 
 
-def smoothed(log_p: Float[np.ndarray, " grid"], sd: float) -> Float[np.ndarray, " grid"]:
+def smoothed(log_p: Float[np.ndarray, "grid"], sd: float) -> Float[np.ndarray, "grid"]:
     """E log p under N(mu, sd^2), wrapped, for mu on the grid: the ELBO up to its entropy."""
     offsets = np.radians((np.arange(GRID) * 360.0 / GRID + 180) % 360 - 180)
     weights = np.exp(-0.5 * (offsets / sd) ** 2)
@@ -110,13 +110,13 @@ def smoothed(log_p: Float[np.ndarray, " grid"], sd: float) -> Float[np.ndarray, 
     return np.real(np.fft.ifft(np.fft.fft(log_p) * np.conj(np.fft.fft(weights))))
 
 
-def maxima(values: Float[np.ndarray, " grid"]) -> list[float]:
+def maxima(values: Float[np.ndarray, "grid"]) -> list[float]:
     """Local maxima on the circle, in degrees."""
     up = (values > np.roll(values, 1)) & (values >= np.roll(values, -1))
     return [float(a) for a in np.flatnonzero(up) * 360.0 / GRID]
 
 
-def ascend(values: Float[np.ndarray, " grid"], start: float) -> float:
+def ascend(values: Float[np.ndarray, "grid"], start: float) -> float:
     """Where ascent on the grid ends from `start` degrees."""
     i = round(start * GRID / 360) % GRID
     while True:
@@ -126,7 +126,7 @@ def ascend(values: Float[np.ndarray, " grid"], start: float) -> float:
         i = best
 
 
-def _divergences(log_p: Float[np.ndarray, " grid"], mode: float) -> dict[str, float]:
+def _divergences(log_p: Float[np.ndarray, "grid"], mode: float) -> dict[str, float]:
     """KL(p || q), KL(q || p) and -log q at the truth, nats, on the grid.
 
     q is N(mode, SD^2) wrapped, of which one turn on either side counts.
@@ -152,7 +152,7 @@ def _forward_kl(
     x: Float[Array, "n side side"],
     steps: int,
     batch: int,
-    log_p: Float[np.ndarray, " grid"],
+    log_p: Float[np.ndarray, "grid"],
 ) -> tuple[float, list[dict[str, int | float]]]:
     """The mode of q at x, and the way there, by training on simulations.
 

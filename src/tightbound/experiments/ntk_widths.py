@@ -100,7 +100,7 @@ def network(width: int, linear: bool = False) -> Conditional:
     )
 
 
-def _draw(key: jax.Array, n: int) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "n 2"]]:
+def _draw(key: jax.Array, n: int) -> tuple[Float[jax.Array, "n"], Float[jax.Array, "n 2"]]:
     """`n` angles and their data."""
     a, b = jr.split(key)
     theta = jr.uniform(a, (n,), jnp.float32, 0.0, 2 * jnp.pi)
@@ -108,12 +108,12 @@ def _draw(key: jax.Array, n: int) -> tuple[Float[jax.Array, " n"], Float[jax.Arr
     return theta, jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
 
-def _nll(eta: Float[Array, "n 2"], theta: Float[Array, " n"]) -> Float[jax.Array, ""]:
+def _nll(eta: Float[Array, "n 2"], theta: Float[Array, "n"]) -> Float[jax.Array, ""]:
     """Mean negative log-likelihood of the angles under von Mises with natural parameters eta."""
     return jnp.mean(jax.vmap(heads.VonMises().loss)(eta, theta[:, None]))
 
 
-def _exact(theta: Float[Array, " n"], x: Float[Array, "n 2"]) -> float:
+def _exact(theta: Float[Array, "n"], x: Float[Array, "n 2"]) -> float:
     """Mean negative log density of the exact posterior, a wrapped normal, at the test pairs.
 
     Two turns on either side are counted: the next one would add exp(-490).
@@ -125,7 +125,7 @@ def _exact(theta: Float[Array, " n"], x: Float[Array, "n 2"]) -> float:
 
 
 def _one(
-    width: int, linear: bool, steps: int, theta: Float[Array, " n"], x: Float[Array, "n 2"]
+    width: int, linear: bool, steps: int, theta: Float[Array, "n"], x: Float[Array, "n 2"]
 ) -> tuple[dict[str, Cell], list[tuple[int, float]]]:
     """One network: a row of the table, and (steps, test NLL) on the way."""
     start = network(width, linear)
@@ -184,7 +184,7 @@ def _claims(rows: Table, steps: int) -> list[Claim]:
     apart = {w: abs(number(linear[w], "nll") - number(plain[w], "nll")) for w in plain}
     what = "linearised run: distance in NLL at the largest width over that at the smallest"
     claims.append(below(what, SOURCE, 1.0, apart[wide] / apart[narrow]))
-    # in the limit of wide networks the kernel moves by a share of width^(-1/2)
+    # In the limit of wide networks the kernel moves by a share of width^(-1/2)
     drifts = numbers(list(plain.values()), "drift")
     slope = np.polyfit(np.log(list(plain)), np.log(drifts), 1)[0]
     claims.append(

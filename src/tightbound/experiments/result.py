@@ -90,7 +90,7 @@ def number(row: Mapping[str, Cell], column: str) -> float:
     return float(cast(float, row[column]))
 
 
-def numbers(table: Table, column: str) -> Float[np.ndarray, " rows"]:
+def numbers(table: Table, column: str) -> Float[np.ndarray, "rows"]:
     """A column of numbers."""
     return np.array([number(row, column) for row in table], dtype=float)
 

@@ -82,7 +82,7 @@ class Turned(encoders.AbstractEncoder):
     inner: encoders.AbstractEncoder
     angle: Scalar
 
-    def __call__(self, x: PyTree) -> Float[jax.Array, " 2"]:
+    def __call__(self, x: PyTree) -> Float[jax.Array, "2"]:
         out = self.inner(x)
         fixed = jax.lax.stop_gradient(self.angle)  # the start is not something to learn
         c, s = jnp.cos(fixed), jnp.sin(fixed)
@@ -149,7 +149,7 @@ Look: TypeAlias = list[dict[str, int | float]]
 def _forward_kl(
     decoder: Decoder,
     x: Float[Array, "count side side"],
-    starts: Float[np.ndarray, " starts"],
+    starts: Float[np.ndarray, "starts"],
     steps: int,
 ) -> list[Look]:
     """Forward KL from each start: a von Mises for theta, z simulated anew in every step."""
@@ -189,7 +189,7 @@ def _forward_kl(
 def _bound(
     decoder: Decoder,
     x: Float[Array, "count side side"],
-    starts: Float[np.ndarray, " starts"],
+    starts: Float[np.ndarray, "starts"],
     size: Sizes,
 ) -> list[Look]:
     """The IWELBO from each start, of theta as a model parameter.

@@ -69,7 +69,7 @@ def train(
     @jax.jit
     def advance(weights, state, first):
         def body(carry, n):
-            # folded with the number of the step, so that looking more often changes no draw
+            # Folded with the number of the step, so that looking more often changes no draw
             keys = jr.split(jr.fold_in(key, n), len(networks))
             weights, state = carry
             return jax.vmap(one)(weights, state, data, keys), None

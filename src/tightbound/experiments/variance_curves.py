@@ -27,7 +27,7 @@ MU, S = 1.0, 1.0  # as in the paper
 PARAMETERS = ("mu", "s")
 _REACH = 12.0  # sds of all integrals: x^4 times the normal density is 1e-27 there
 
-Pair: TypeAlias = Float[np.ndarray, " 2"]
+Pair: TypeAlias = Float[np.ndarray, "2"]
 """One number for the mu-gradient and one for the s-gradient."""
 
 
@@ -92,7 +92,7 @@ ESTIMATORS = ("score", "score, optimal baseline", "score, Taylor", *list(CLOSED)
 def by_quadrature(cost: Cost, k: float, mu: float = MU, s: float = S) -> dict[str, Pair]:
     """Variance of the mu- and the s-gradient of every estimator, by Gauss-Legendre."""
 
-    def f(u: np.ndarray) -> np.ndarray:
+    def f(u: Float[np.ndarray, "*nodes"]) -> Float[np.ndarray, "*nodes"]:
         return np.asarray(cost.value(mu + s * u, k, np))
 
     u, normal, maxwell = normal_nodes()
@@ -143,7 +143,7 @@ def controls(
 
 
 def _variance(
-    values: Float[np.ndarray, "*gradients nodes"], weights: Float[np.ndarray, " nodes"]
+    values: Float[np.ndarray, "*gradients nodes"], weights: Float[np.ndarray, "nodes"]
 ) -> Float[np.ndarray, "*gradients"]:
     """Variance of the values at the nodes, for each row where there are several."""
     return np.asarray((values**2) @ weights - (values @ weights) ** 2)
@@ -154,7 +154,7 @@ def _variance(
 
 @functools.cache
 def normal_nodes() -> tuple[
-    Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"]
+    Float[np.ndarray, "nodes"], Float[np.ndarray, "nodes"], Float[np.ndarray, "nodes"]
 ]:
     """Nodes u on the line, with the weights of the normal and of the double-sided Maxwell."""
     u, w = np.polynomial.legendre.leggauss(600)
@@ -163,7 +163,7 @@ def normal_nodes() -> tuple[
 
 
 @functools.cache
-def _half_line() -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"]]:
+def _half_line() -> tuple[Float[np.ndarray, "nodes"], Float[np.ndarray, "nodes"]]:
     """Nodes r > 0 with the weights of the Rayleigh distribution."""
     u, w = np.polynomial.legendre.leggauss(400)
     r = 0.5 * _REACH * (u + 1)
@@ -171,7 +171,7 @@ def _half_line() -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes
 
 
 @functools.cache
-def _unit_interval() -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, " nodes"]]:
+def _unit_interval() -> tuple[Float[np.ndarray, "nodes"], Float[np.ndarray, "nodes"]]:
     """Nodes with the weights of the uniform distribution."""
     u, w = np.polynomial.legendre.leggauss(100)
     return 0.5 * (u + 1), 0.5 * w

@@ -24,6 +24,9 @@ from ..results import PairingError
 MOMENT_DRAWS = 4000
 """Draws for the moments of a q without closed forms: an error of 1.6 % of an sd in the means."""
 
+HOST_NUMBERS = 4_000_000
+"""Entries of the roots of many Gaussians held at once on the host: 32 MB."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -176,12 +179,12 @@ class AbstractFamily(eqx.Module):
             jax.vmap(lambda point: q._log_prob(point, x))(flat).reshape(z.shape[:-1])
         )
 
-    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
         """`n` draws on the host and their log densities: what checks and summaries use."""
         z, log_q = _draw_compiled(self, as_key(key), n)
         return np.asarray(z), np.asarray(log_q)
 
-    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n"]:
         """Log densities, NumPy in and out; override it where the host needs no compilation."""
         return np.asarray(_log_prob_compiled(self, z))
 
@@ -206,28 +209,28 @@ def _off_device(value: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
 
 
 @scoped
-def _log_prob_compiled(q: AbstractFamily, z: Float[np.ndarray, "n dim"]) -> Float[Array, " n"]:
+def _log_prob_compiled(q: AbstractFamily, z: Float[np.ndarray, "n dim"]) -> Float[Array, "n"]:
     return _log_prob_jitted(to_device(q, q.dtype), jnp.asarray(z, q.dtype))
 
 
 @scoped
 def _draw_compiled(
     q: AbstractFamily, key: jax.Array, n: int
-) -> tuple[Float[Array, "n dim"], Float[Array, " n"]]:
+) -> tuple[Float[Array, "n dim"], Float[Array, "n"]]:
     return _draw_jitted(to_device(q, q.dtype), key, n)
 
 
 # Functions of the module and not methods: equinox then compiles once for all members of a family,
 # however many q's a session makes.
 @eqx.filter_jit
-def _log_prob_jitted(q: AbstractFamily, z: Float[Array, "n dim"]) -> Float[Array, " n"]:
+def _log_prob_jitted(q: AbstractFamily, z: Float[Array, "n dim"]) -> Float[Array, "n"]:
     return jax.vmap(q._log_prob)(z)
 
 
 @eqx.filter_jit
 def _draw_jitted(
     q: AbstractFamily, key: jax.Array, n: int
-) -> tuple[Float[Array, "n dim"], Float[Array, " n"]]:
+) -> tuple[Float[Array, "n dim"], Float[Array, "n"]]:
     def one(k: jax.Array) -> tuple[Float[Array, "dim"], Float[Array, ""]]:
         z = q._sample(k)
         return z, q._log_prob(z)
@@ -241,4 +244,4 @@ def standard_normals(n: int, dim: int, key: Key, stream: str) -> Float[np.ndarra
     return np.concatenate([half, -half])[:n]
 
 
-__all__ = ["AbstractFamily", "on_one_thread", "standard_normals"]
+__all__ = ["HOST_NUMBERS", "AbstractFamily", "on_one_thread", "standard_normals"]

@@ -75,7 +75,7 @@ class Empirical(AbstractFamily):
         centred = self.flat - self.mean
         return centred.T @ centred / len(centred)
 
-    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
         """`n` of the draws in random order, none twice before each came once.
 
         Their log densities are NaN: unknown.

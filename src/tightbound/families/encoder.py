@@ -23,7 +23,7 @@ class AbstractEncoder(eqx.Module):
     Implementing one: `__call__`, for one data set.
 
     Give its layers biases: without a constant input a ReLU network cannot tell x from -x but
-    linearly, and the kernel that governs its training is singular (`tb.certify.ntk`).
+    linearly, and the kernel that governs its training is singular (`amortised/tangent_kernel.py`).
     """
 
     @abc.abstractmethod

@@ -161,7 +161,7 @@ class Gaussian(AbstractFamily):
         return xp.stack([self.mean, sd]), xp.stack([sd, sd])
 
     @on_one_thread
-    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
         """`n` antithetic draws and their log densities, in NumPy: nothing to compile.
 
         Draw i mirrors draw i + n/2.
@@ -172,7 +172,7 @@ class Gaussian(AbstractFamily):
         return np.asarray(q.mean + delta), np.asarray(q._log_prob_of(delta))
 
     @on_one_thread
-    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n"]:
         q = self.on_host()
         return np.asarray(q._log_prob_of(z - q.mean))
 

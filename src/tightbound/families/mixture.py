@@ -78,15 +78,15 @@ class Mixture(AbstractFamily):
         return jsp.logsumexp(each + jax.nn.log_softmax(jnp.asarray(self.logits)))
 
     @on_one_thread
-    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n"]:
         shifted = np.asarray(self.logits) - np.max(self.logits)
-        # not the log of `weights`, of which one may underflow
+        # Not the log of `weights`, of which one may underflow
         log_weights = shifted - np.log(np.exp(shifted).sum())
         each = np.stack([q.log_prob_on_host(z) for q in self.components], axis=1) + log_weights
         return np.logaddexp.reduce(each, axis=1)
 
     @on_one_thread
-    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
         """Each component gives its share of the draws, to the nearest draw; shuffled."""
         rng = host_rng(key, "mixture")
         # Shares are rounded as sums, and with a common offset: so many draws in all, and each

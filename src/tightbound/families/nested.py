@@ -14,10 +14,9 @@ from jaxtyping import Float, Int
 
 from .._numerics import host_rng
 from .._types import Array, Key, PyTree
-from .base import AbstractFamily, on_one_thread, standard_normals
+from .base import HOST_NUMBERS, AbstractFamily, on_one_thread, standard_normals
 from .log_linear import LogLinear
 
-_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host: 32 MB
 # Cells of the outer density per interval between knots: the error of linear interpolation falls
 # with the square of their number, to a thousandth of that at the knots alone.
 _REFINE = 32
@@ -145,12 +144,12 @@ class NestedGaussian(AbstractFamily):
         )
 
     @on_one_thread
-    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n"]:
         t, rest = z[:, self.coordinate], np.delete(z, self.coordinate, axis=1)
         cell, weight = map(np.asarray, self._position(t, np))
         log_diagonal = self._log_diagonals(cell, weight)
         moved, noise = rest - self._mean(t, cell, np), np.empty_like(rest)
-        rows = max(1, _HOST_NUMBERS // self.dim**2)
+        rows = max(1, HOST_NUMBERS // self.dim**2)
         for i in range(0, len(z), rows):
             part = slice(i, i + rows)
             w, k = weight[part, None, None], cell[part]
@@ -163,7 +162,7 @@ class NestedGaussian(AbstractFamily):
         return self._log_prob_of(t, noise, log_diagonal)
 
     @on_one_thread
-    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
         """Stratified in t, antithetic in the rest; one matrix product per knot, none per draw."""
         normals = standard_normals(n, self.dim, key, "draw")
         half = -(-n // 2) if self.dim > 1 else n  # on the line nothing is left to mirror
@@ -184,7 +183,7 @@ class NestedGaussian(AbstractFamily):
         return z, self._log_prob_of(t, noise, log_diagonal)
 
     def _log_diagonals(
-        self, cell: Int[np.ndarray, " n"], weight: Float[np.ndarray, " n"]
+        self, cell: Int[np.ndarray, "n"], weight: Float[np.ndarray, "n"]
     ) -> Float[np.ndarray, "n rest"]:
         """Log of the diagonal of C at places in intervals between knots."""
         low, high = self.log_diagonal[cell], self.log_diagonal[cell + 1]
@@ -192,10 +191,10 @@ class NestedGaussian(AbstractFamily):
 
     def _log_prob_of(
         self,
-        t: Float[np.ndarray, " n"],
+        t: Float[np.ndarray, "n"],
         noise: Float[np.ndarray, "n rest"],
         log_diagonal: Float[np.ndarray, "n rest"],
-    ) -> Float[np.ndarray, " n"]:
+    ) -> Float[np.ndarray, "n"]:
         """Log density of the draws that t and `noise` make."""
         normal = (
             -0.5 * np.sum(noise**2, axis=1)

@@ -17,10 +17,9 @@ from jaxtyping import Float, Int
 
 from .._numerics import host_rng
 from .._types import Array, Key, PyTree, Scalar
-from .base import AbstractFamily, on_one_thread, standard_normals
+from .base import HOST_NUMBERS, AbstractFamily, on_one_thread, standard_normals
 
 _TINY = 1e-300  # of a density, in the place of zero: far below any that matters, above underflow
-_HOST_NUMBERS = 4_000_000  # entries of the roots held at once on the host: 32 MB
 
 
 class Bilinear(eqx.Module):
@@ -211,7 +210,7 @@ class NestedGaussianPair(AbstractFamily):
         return self._log_of(y, noise, log_diagonal, jnp)
 
     @on_one_thread
-    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n"]:
         y = np.linalg.solve(self.axes, (z[:, self.coordinates] - self.centre).T).T
         log_q = np.empty(len(z))
         for part in self._blocks(len(z)):
@@ -222,10 +221,10 @@ class NestedGaussianPair(AbstractFamily):
         return log_q
 
     @on_one_thread
-    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
         """Stratified over the cells of the outer density, antithetic in the rest."""
         noise = standard_normals(n, self.dim, key, "draw")[:, : self.dim - 2]
-        # in the plane nothing is left to mirror
+        # In the plane nothing is left to mirror
         count, rng = (-(-n // 2) if self.dim > 2 else n), host_rng(key, "strata")
         cells = (rng.permutation(count) + rng.random(count)) / count
         u = np.stack([cells, rng.random(count), rng.random(count)], axis=1)
@@ -241,7 +240,7 @@ class NestedGaussianPair(AbstractFamily):
 
     def _blocks(self, n: int) -> list[slice]:
         """Rows in blocks whose roots fit into memory."""
-        rows = max(1, _HOST_NUMBERS // self.dim**2)
+        rows = max(1, HOST_NUMBERS // self.dim**2)
         return [slice(i, i + rows) for i in range(0, n, rows)]
 
     def _conditional(
@@ -316,4 +315,4 @@ def _linear_quantile(
     return xp.clip(u * (start + end) / xp.maximum(start + root, _TINY), 0.0, 1.0)
 
 
-__all__ = ["NestedGaussianPair"]
+__all__ = ["Bilinear", "NestedGaussianPair"]

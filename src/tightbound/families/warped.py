@@ -91,7 +91,7 @@ class Warped(AbstractFamily):
         return xp.concatenate([values, own]), xp.concatenate([units, xp.ones_like(own)])
 
     @on_one_thread
-    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, " n"]]:
+    def draw(self, n: int, key: Key) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "n"]]:
         """`n` draws from mirrored pairs of the base, and log densities; nothing to compile."""
         q = self.on_host()
         x, log_base = q.base.draw(n, key)
@@ -99,7 +99,7 @@ class Warped(AbstractFamily):
         return np.asarray(z), log_base - np.asarray(log_slope)
 
     @on_one_thread
-    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, " n"]:
+    def log_prob_on_host(self, z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n"]:
         q = self.on_host()
         x, log_slope = q._unbent(z)
         return q.base.log_prob_on_host(np.asarray(x)) - np.asarray(log_slope)

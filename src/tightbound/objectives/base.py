@@ -37,13 +37,13 @@ class Draws(eqx.Module):
             their exponentials summing to 1; None where all groups count alike.
     """
 
-    log_p: Float[Array, " n"] | None
-    log_q: Float[Array, " n"]
+    log_p: Float[Array, "n"] | None
+    log_q: Float[Array, "n"]
     score_p: Float[Array, "n dim"] | None = None
     score_q: Float[Array, "n dim"] | None = None
-    log_weights: Float[Array, " terms"] | None = None
+    log_weights: Float[Array, "terms"] | None = None
 
-    def average(self, terms: Float[Array, " terms"]) -> Float[Array, ""]:
+    def average(self, terms: Float[Array, "terms"]) -> Float[Array, ""]:
         """The mean of one number for each group of draws, weighted where the draws are."""
         return (
             jnp.mean(terms)
@@ -51,14 +51,14 @@ class Draws(eqx.Module):
             else jnp.sum(jnp.exp(self.log_weights) * terms)
         )
 
-    def log_average(self, log_terms: Float[Array, " terms"]) -> Float[Array, ""]:
+    def log_average(self, log_terms: Float[Array, "terms"]) -> Float[Array, ""]:
         """The log of the average of exp(log_terms), safe for any finite input."""
         if self.log_weights is None:
             return jax.nn.logsumexp(log_terms) - math.log(log_terms.shape[0])
         return jax.nn.logsumexp(log_terms + self.log_weights)
 
     @property
-    def log_w(self) -> Float[Array, " n"]:
+    def log_w(self) -> Float[Array, "n"]:
         """Log importance weights log p - log q."""
         assert self.log_p is not None
         return self.log_p - self.log_q

@@ -71,7 +71,7 @@ class IWELBO(AbstractObjective):
         return -draws.average(jax.nn.logsumexp(groups, axis=1) - math.log(self.k))
 
 
-def grouped(log_w: Float[Array, " n"], k: int, what: str) -> Float[Array, "terms k"]:
+def grouped(log_w: Float[Array, "n"], k: int, what: str) -> Float[Array, "terms k"]:
     """Consecutive groups of k draws.
 
     Raises:

@@ -17,7 +17,6 @@ from ..certify.findings.coverage import misses
 from ..families.base import AbstractFamily
 from ..families.gaussian import Gaussian
 from ..loop import Run, Trace
-from ..objectives.base import AbstractObjective
 from ..search.conditionals import Explained, explained
 from ..solvers.base import AbstractSolver
 from ..starts.paths import LocalGaussian
@@ -65,7 +64,6 @@ class Recipe:
 
     Attributes:
         begin: finds the q to start from, and says which solver moves it.
-        objective: of the fit.
         settled: why no ladder stands above, where none does; the fit is then certified as it is.
             `{solver}` and `{family}` in it are filled in.
         ladder: that stands above otherwise; None is the one of `climb.py`.
@@ -73,7 +71,6 @@ class Recipe:
     """
 
     begin: Begin
-    objective: AbstractObjective | None
     settled: str = ""
     ladder: Ladder | None = None
     note: str = ""
@@ -87,7 +84,7 @@ class Attempt:
         name: of q's family.
         judging: what drawing and judging used.
         gaussian: the full-rank Gaussian that richer families start from.
-        told: which coordinates explain what that Gaussian misses.
+        explained: which coordinates explain what that Gaussian misses.
     """
 
     name: str
@@ -96,7 +93,7 @@ class Attempt:
     found: tuple[Finding, ...]
     judging: Stage
     gaussian: Gaussian | None = None
-    told: Explained | None = None
+    explained: Explained | None = None
 
     @property
     def settled(self) -> bool:
@@ -120,8 +117,10 @@ class Climber:
         key: of draws and checks.
         account: of the fit.
         others: local Gaussians at other ends of the start's searches, best first.
-        nested: the nested rungs, which others climb as well from the Gaussians that they find.
+        nested: the nested rungs, which others climb as well from the Gaussians that they find:
+            handed over, since a rung that imports another is one file more to follow.
         traces: of all runs so far.
+        kept: the attempt that the last rung which ended has left.
     """
 
     run_solver: RunSolver
@@ -130,6 +129,7 @@ class Climber:
     nested: "Callable[[Attempt, Climber], Attempt]"
     others: tuple[LocalGaussian, ...] = ()
     traces: list[Trace] = dataclasses.field(default_factory=list)
+    kept: Attempt | None = None
 
     def left(self) -> Budget | None:
         """What the next rung may use; None when nothing is left, or the patience is at its end."""
@@ -180,10 +180,11 @@ class Climber:
         attempt = Attempt(name, run, sample, found, judging(), gaussian)
         if attempt.settled:
             return attempt
-        attempt = dataclasses.replace(attempt, told=_explained(attempt))
+        attempt = dataclasses.replace(attempt, explained=_explained(attempt))
         # Good weights, too few of them: more draws come before a richer family, unless the next
         # one has much to gain.
-        promising = attempt.told is not None and attempt.told.both > policy.PROMISING
+        missed = attempt.explained
+        promising = missed is not None and missed.both > policy.PROMISING
         lost = sample.smoothed.khat >= policy.LOST
         return attempt if promising or lost else self.extended(attempt)
 
@@ -210,13 +211,13 @@ class Climber:
         if not run.result.usable or run.q.covariance_structure != "none":
             return attempt
         new = self.attempted(type(run.q).__name__, run)
-        new = dataclasses.replace(new, gaussian=attempt.gaussian, told=attempt.told)
+        new = dataclasses.replace(new, gaussian=attempt.gaussian, explained=attempt.explained)
         return self.better_of(attempt, new)
 
     def better_of(self, old: Attempt, new: Attempt) -> Attempt:
-        """The new attempt for a significant gain in the ELBO on fresh draws.
+        """The new attempt where its ELBO on fresh draws is significantly higher, else the old one.
 
-        Not where the old one's draws show mass that the new q misses.
+        The old one, too, where its draws show mass that the new q misses.
         """
         a, b = old.sample.elbo, new.sample.elbo
         gain = b.value - a.value
@@ -230,13 +231,8 @@ class Climber:
         return kept
 
     def trace(self) -> Trace:
-        """The traces of all runs, one after the other; evaluations count on."""
-        before, parts = 0.0, []
-        for trace in self.traces:
-            parts.append(dataclasses.replace(trace, evaluations=trace.evaluations + before))
-            before += trace.evaluations[-1] if len(trace.evaluations) else 0.0
-        columns = (field.name for field in dataclasses.fields(Trace))
-        return Trace(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
+        """The traces of all runs, one after the other."""
+        return Trace.joined(self.traces)
 
     def drop(self, attempt: Attempt) -> None:
         """Draws of a q that is not kept belong to its rung, and not to the certificate."""

@@ -26,15 +26,16 @@ from ..objectives.base import AbstractObjective
 from ..results import PairingError, Result
 from ..solvers.base import AbstractSolver
 from ..solvers.stochastic import StochasticGradient
-from ..targets.base import AbstractTarget, Density
+from ..targets.base import AbstractTarget, Conjugate, Density
 from . import policy
 from .attempt import Attempt, Beginning, Climber, Recipe, RunSolver, reserve_of
-from .rungs.bent import bent
+from .rungs.factors import factor_solver
 from .rungs.mixture import mixture
 from .rungs.nested import nested
 from .rungs.restart import restart
 from .rungs.start import cut_short
 from .rungs.student import student
+from .rungs.warped import warped
 
 # A run that may use nothing: it is stopped before its first step, and returns its start.
 _NOTHING = Budget(1e-9, 1)
@@ -82,10 +83,11 @@ class Chosen:
 
     def begun(self, target: AbstractTarget, key: Key, starts: int | None) -> Beginning:
         """The start, with the caller's choices in the place of the recipe's."""
-        if self.solver is not None:
-            own = self.q if self.q is not None else self.solver.own_start(target, key, starts)
-            if own is not None:
-                return self.completed(target, Beginning(own, self.solver))
+        own = self.q
+        if self.solver is not None and own is None:
+            own = self.solver.own_start(target, key, starts)
+        if self.solver is not None and own is not None:
+            return self.completed(target, Beginning(own, self.solver))
         return self.completed(target, self.recipe.begin(target, key, starts))
 
     def completed(self, target: AbstractTarget, beginning: Beginning) -> Beginning:
@@ -113,31 +115,34 @@ def carry_out(
     """Start, first run, and where the search was left to the recipe ladder and certificate.
 
     Everything is charged to `account`, whose budget ends what it does not cover; Ctrl-C ends the
-    stage that it falls into. What was found by then is returned. Call inside `x64()`.
+    stage that it falls into. What was found by then is returned; only where the start
+    has found nothing before it ends, as a simulator's, Ctrl-C is raised. Call inside `x64()`.
     """
     reserve = reserve_of(account.budget) if chosen.climbs else 0.0
     beginning, ended = _begun(chosen, target, account, loop["key"], starts, reserve)
     beginning.solver.check(target, beginning.q, chosen.goal(beginning.solver))
+    if ended is Result.interrupted:
+        q = to_host(beginning.q)
+        return Outcome(Run(q, target, ended, 0, Trace.empty(), 0.0), "interrupted at the start")
 
     def run_solver(q: AbstractFamily, solver: AbstractSolver, left: Budget) -> Run:
+        # What the caller asked for is for the first solver; those of the rungs have their own goal.
         goal = chosen.goal(solver) if solver is beginning.solver else solver.default_objective()
         return run(target, q, goal, solver, budget=left, **loop)
 
-    if ended is Result.interrupted:
-        nothing = Trace(np.empty(0), np.empty(0), np.empty(0))
-        return Outcome(
-            Run(to_host(beginning.q), target, ended, 0, nothing, 0.0), "interrupted at the start"
-        )
     with account.stage(type(beginning.q).__name__, reserve=reserve):
         left = account.left(reserve) or _NOTHING
         first = run_solver(beginning.q, beginning.solver, left)
-    usable = first.result.usable and first.result is not Result.interrupted
-    if not (chosen.climbs and usable):
+    if not chosen.climbs:
         return Outcome(first, "chosen by the caller")
+    if first.result is Result.interrupted:
+        return Outcome(first, _INTERRUPTED)
+    if not first.result.usable:
+        return Outcome(first, "the first run found no q to climb from")
     seed = int(np.random.SeedSequence(list(key_words(loop["key"]))).generate_state(1)[0])
     try:
         return _certified(first, beginning, chosen.recipe, run_solver, account, seed)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # Before any rung had ended: those that did are kept by `climb`.
         return Outcome(dataclasses.replace(first, result=Result.interrupted), _INTERRUPTED)
 
 
@@ -151,16 +156,21 @@ def _begun(
 ) -> tuple[Beginning, Result | None]:
     """Where the start ended; with a result where the budget or the user cut it short.
 
-    What is left of it then is the best point that it saw.
+    What is left of it then is the best point that it saw, or of factors their first values.
     """
     try:
         with account.stage(START, reserve=reserve):
             return chosen.begun(target, key, starts), None
     except (BudgetSpent, KeyboardInterrupt) as cut:
-        if not isinstance(target, Density):
-            raise
         ended = Result.budget if isinstance(cut, BudgetSpent) else Result.interrupted
-        return chosen.completed(target, cut_short(target, account.best)), ended
+        if isinstance(target, Conjugate) and chosen.climbs:
+            first = target.start(key)
+            left = Beginning(first, factor_solver(target, first))
+        elif isinstance(target, Density):
+            left = cut_short(target, account.best)
+        else:
+            raise
+        return chosen.completed(target, left), ended
 
 
 def _certified(
@@ -186,11 +196,17 @@ def _certified(
         return Outcome(first, recipe.settled.format(**names), certificate)
     ladder = climb if recipe.ladder is None else recipe.ladder
     end = ladder(first, beginning, run_or_stop, key=seed, account=account)
-    with account.stage(CERTIFICATE, binds=False):
-        certificate = look_closer(end.run, end.certificate, seed, allowance=account.allowance)
-    result = Result.unbounded if "proper" in certificate else end.run.result
-    ran = dataclasses.replace(end.run, result=result, trace=end.trace)
+    ran = dataclasses.replace(end.run, trace=end.trace)
+    if end.certificate is None:
+        return Outcome(ran, end.why)
     rung = f"{end.why} ({recipe.note})" if recipe.note else end.why
+    try:
+        with account.stage(CERTIFICATE, binds=False):
+            certificate = look_closer(end.run, end.certificate, seed, allowance=account.allowance)
+    except KeyboardInterrupt:
+        return Outcome(dataclasses.replace(ran, result=Result.interrupted), _INTERRUPTED)
+    if "proper" in certificate:
+        ran = dataclasses.replace(ran, result=Result.unbounded)
     return Outcome(ran, rung, certificate)
 
 
@@ -218,37 +234,52 @@ def climb(
     """
     again = functools.partial(nested, again=True)
     climber = Climber(run_solver, key, account, again, beginning.others, [first.trace])
-    attempt = climber.attempted(type(first.q).__name__, first)
-    if beginning.rival is not None:
-        rival = dataclasses.replace(first, q=beginning.rival)
-        attempt = climber.better_of(
-            attempt, climber.attempted(type(beginning.rival).__name__, rival)
-        )
-    # No family fits an improper posterior, though some look as if they did.
-    if first.result is not Result.unbounded:
-        # A t is tried even where all passes: in a few thousand draws its tails can look Gaussian.
-        attempt = student(attempt, climber)
-        for rung in (nested, restart, bent):
-            attempt = attempt if attempt.settled else rung(attempt, climber)
-    attempt, certificate = _mixed(attempt, climber)
+    try:
+        attempt = _fitted(first, beginning, climber)
+        attempt, certificate = _mixed(attempt, climber)
+    except KeyboardInterrupt:
+        run = first if climber.kept is None else climber.kept.run
+        stopped = dataclasses.replace(run, result=Result.interrupted)
+        return Climbed(stopped, None, _INTERRUPTED, climber.trace())
     return Climbed(attempt.run, certificate, _why(attempt, certificate, climber), climber.trace())
+
+
+def _fitted(first: Run, beginning: Beginning, climber: Climber) -> Attempt:
+    """The best attempt of the rungs that need no certificate: one family for one optimum."""
+    attempt = climber.kept = climber.attempted(type(first.q).__name__, first)
+    # A budget that the first draws have used up leaves none for those of another family.
+    if beginning.rival is not None and climber.left() is not None:
+        rival = dataclasses.replace(first, q=beginning.rival)
+        judged = climber.attempted(type(beginning.rival).__name__, rival)
+        attempt = climber.kept = climber.better_of(attempt, judged)
+    # No family fits an improper posterior, though some look as if they did.
+    if first.result is Result.unbounded:
+        return attempt
+    # A t is tried even where all passes: in a few thousand draws its tails can look Gaussian.
+    attempt = climber.kept = student(attempt, climber)
+    for rung in (nested, restart, warped):
+        if attempt.settled:
+            break
+        attempt = climber.kept = rung(attempt, climber)
+    return attempt
 
 
 def _mixed(attempt: Attempt, climber: Climber) -> tuple[Attempt, Certificate]:
     """The attempt with the rivals that its certificate finds, and the certificate of the last."""
     for _ in range(policy.MOST_MIXTURES):
-        attempt = climber.extended(attempt)
+        attempt = climber.kept = climber.extended(attempt)
         certificate = _certificate(attempt, climber)
         if not certificate.rivals:
             return attempt, certificate
-        # Searches that lead to another rung are part of the climb, and no longer of a certificate.
+        # Searches that lead to another rung are part of the climb, and no longer of a certificate:
+        # booked before the rung runs, whose share of the patience depends on it.
         used = Stage(certificate.evaluations, certificate.seconds) + -attempt.judging
         climber.account.transfer(used, to="Mixture")
         mixed = mixture(attempt, certificate, climber)
         if mixed is attempt:
             climber.account.transfer(-used, to="Mixture")
             return attempt, certificate
-        attempt = mixed
+        attempt = climber.kept = mixed
     attempt = climber.extended(attempt)
     return attempt, _certificate(attempt, climber)
 

@@ -82,6 +82,8 @@ ALMOST_GAUSSIAN = 50.0
 
 # -- restarts and mixtures
 
+# Other ends of the start, best ELBO first, that are climbed from: each may cost as much as the
+# first Gaussian and its nested rungs.
 MOST_RESTARTS = 2
 MOST_MIXTURES = 2  # rounds of searching for rivals, and adding them
 MOST_RIVALS = 4  # in one round

@@ -1,7 +1,7 @@
 """What `fit()` chooses when you choose nothing: an ordered table, ability -> recipe.
 
 The first row that fits is used. Nothing is run here: a recipe says how its start is found, and
-`fit.py` carries it out.
+`plan/climb.py` carries it out.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,6 @@ from .._types import Key
 from ..amortised.head_ladder import climb_heads
 from ..amortised.start import amortised
 from ..families.base import AbstractFamily
-from ..objectives.classic import ELBO
-from ..objectives.forward_kl import ForwardKL
 from ..results import TargetError
 from ..solvers.held_out import HeldOut
 from ..targets.base import AbstractTarget, Conjugate, Density, Rows, Simulator
@@ -41,9 +39,13 @@ def choose(
     """
     if q is not None:
         return _moving(q)
-    for ability, recipe in TABLE:
-        if isinstance(target, ability) and (with_factors or ability is not Conjugate):
+    rows = [(ability, recipe) for ability, recipe in TABLE if isinstance(target, ability)]
+    for ability, recipe in rows:
+        if with_factors or ability is not Conjugate:
             return recipe(target)
+    # The target has factors and nothing else: a solver that takes them has its own start.
+    for _, recipe in rows:
+        return recipe(target)
     offered = "; ".join(ability.ability for ability, _ in TABLE)
     raise TargetError(
         f"There is no default for {type(target).__name__}: it needs one of the abilities {offered}."
@@ -57,17 +59,17 @@ def _moving(q: AbstractFamily) -> Recipe:
     fitted and climbed to anew, from the Gaussian of its moments.
     """
     if q.space == "native":
-        return Recipe(lambda target, *_: Beginning(q, factor_solver(target, q)), ELBO(), _FACTORS)
+        return Recipe(lambda target, *_: Beginning(q, factor_solver(target, q)), _FACTORS)
     if q.conditional:
-        return Recipe(lambda *_: Beginning(q, HeldOut()), ForwardKL(), _TRAINED)
+        return Recipe(lambda *_: Beginning(q, HeldOut()), _TRAINED)
     if q.reparameterised:
-        return Recipe(lambda *_: Beginning(q, mover(q)), ELBO(), _CHOSEN)
+        return Recipe(lambda *_: Beginning(q, mover(q)), _CHOSEN)
 
     def anew(*_: object) -> Beginning:
         start = of_moments(q)
         return Beginning(start, mover(start))
 
-    return Recipe(anew, ELBO(), note=_ANEW)
+    return Recipe(anew, note=_ANEW)
 
 
 def _full_rank(target: Density, begin: Begin) -> Begin:
@@ -85,15 +87,15 @@ def _simulator(target: Simulator) -> Recipe:
         return Beginning(amortised(target, key=key, seeds=starts or 1), HeldOut())
 
     settled = "" if target.num_simulations is None else _TRAINED
-    return Recipe(begin, ForwardKL(), settled, climb_heads)
+    return Recipe(begin, settled, climb_heads)
 
 
 # Ordered: contaminated data and conjugate models may have rows as well, but each knows more.
 TABLE: list[tuple[type[AbstractTarget], Callable[..., Recipe]]] = [
     (Simulator, _simulator),
-    (Contaminated, lambda target: Recipe(_full_rank(target, contaminated), ELBO())),
-    (Reweighted, lambda target: Recipe(_full_rank(target, regression), ELBO())),
-    (Conjugate, lambda _: Recipe(factors, ELBO(), _FACTORS)),
-    (Rows, lambda _: Recipe(many_rows, ELBO())),
-    (Density, lambda _: Recipe(gaussian, ELBO())),
+    (Contaminated, lambda target: Recipe(_full_rank(target, contaminated))),
+    (Reweighted, lambda target: Recipe(_full_rank(target, regression))),
+    (Conjugate, lambda _: Recipe(factors, _FACTORS)),
+    (Rows, lambda _: Recipe(many_rows)),
+    (Density, lambda _: Recipe(gaussian)),
 ]

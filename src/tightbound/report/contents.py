@@ -12,7 +12,7 @@ from .._types import Estimate
 from ..certify.certificate import Certificate
 from ..certify.draws import FreshDraws, MomentTable, fresh_sample
 from ..loop import Trace
-from ..summary import Reported, weights_usable
+from ..summary import OnLadder, Reported, weights_usable
 
 if TYPE_CHECKING:
     import pandas  # half a second that a command line without a report does without
@@ -37,8 +37,8 @@ class Contents:
     summary: "pandas.DataFrame"
     names: tuple[str, ...]
     values: Float[np.ndarray, "n p"]
-    weights: Float[np.ndarray, " n"] | None
-    worst: Int[np.ndarray, " p"]
+    weights: Float[np.ndarray, "n"] | None
+    worst: Int[np.ndarray, "p"]
     draws: FreshDraws
     trace: Trace
     elbo: Estimate
@@ -79,7 +79,7 @@ def gather(fit: Reported) -> Contents:
     )
 
 
-def worst_first(table: MomentTable) -> Int[np.ndarray, " p"]:
+def worst_first(table: MomentTable) -> Int[np.ndarray, "p"]:
     """Indices of the values by what the finding `moments` judges, the largest first.
 
     The size is the correction of the mean in posterior sds, or of the log sd, less two standard
@@ -111,8 +111,8 @@ def facts(fit: Reported) -> tuple[tuple[str, str], ...]:
         ("Key", ", ".join(map(str, fit.key))),
         ("Versions", versions()),
     ]
-    rung = getattr(fit, "rung", None)  # an amortised posterior has climbed no ladder
-    return tuple(rows if rung is None else [*rows[:3], ("Chosen", str(rung)), *rows[3:]])
+    chosen = [("Chosen", fit.rung)] if isinstance(fit, OnLadder) else []
+    return (*rows[:3], *chosen, *rows[3:])
 
 
 def versions() -> str:
@@ -130,4 +130,4 @@ def _version(package: str) -> str:
         return "(not installed as a package)"
 
 
-__all__ = ["Contents", "Picture", "gather", "versions"]
+__all__ = ["Contents", "Picture", "facts", "gather", "versions", "worst_first"]

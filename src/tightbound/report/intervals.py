@@ -43,7 +43,7 @@ def intervals(comparison: Compared, path: AnyPath, most: int = 24) -> Path:
         places = np.arange(len(moments), dtype=float)
         for i, name in enumerate(fits):
             mean, sd = (moments[(name, what)].to_numpy() for what in ("mean", "sd"))
-            # rows of one value are spread over 0.7 of the way to the next value
+            # Rows of one value are spread over 0.7 of the way to the next value
             shift = 0.7 * ((i + 0.5) / len(fits) - 0.5)
             axes.errorbar(
                 (mean - centre) / unit,

@@ -76,11 +76,11 @@ def decimals(values: Iterable[float], sd: float) -> list[str]:
     """Numbers of one row to a common number of decimals: three digits of `sd`."""
     values = [float(value) for value in values]
     finite = [abs(value) for value in values if np.isfinite(value)]
-    # beyond these sizes fixed decimals are long rows of zeros
+    # Beyond these sizes fixed decimals are long rows of zeros
     if not (np.isfinite(sd) and sd > 1e-5 and max(finite, default=0.0) < 1e7):
         return [number(value) for value in values]
     places = int(np.clip(2 - np.floor(np.log10(sd)), 0, 7))
-    # adding zero turns -0.0, which rounding makes of -1e-17, into 0.0
+    # Adding zero turns -0.0, which rounding makes of -1e-17, into 0.0
     return [
         f"{round(v, places) + 0.0:,.{places}f}".replace("-", "−") if np.isfinite(v) else number(v)
         for v in values
@@ -112,7 +112,7 @@ def _tiles(contents: Contents) -> str:
         return _cells(_chain_tiles(certificate))
     count, (lower, upper) = len(contents.values), certificate.log_evidence
     bounds = decimals((lower, upper), upper - lower)
-    # one digit more than the standard error settles, and never more than three decimals
+    # One digit more than the standard error settles, and never more than three decimals
     elbo = decimals([contents.elbo.value], 10 * max(contents.elbo.stderr, 1e-3))
     tiles = [
         (
@@ -179,7 +179,7 @@ def _table(name: str, head: str, rows: str) -> str:
     )
 
 
-def _summary_row(name: str, values: Float[np.ndarray, " columns"], sd: float, kind: str) -> str:
+def _summary_row(name: str, values: Float[np.ndarray, "columns"], sd: float, kind: str) -> str:
     cells = "".join(f'<td class="number">{value}</td>' for value in decimals(values, sd))
     return (
         f'<tr><th scope="row"><code>{text(name)}</code></th>{cells}<td'

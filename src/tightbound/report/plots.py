@@ -60,7 +60,7 @@ def plots_of(contents: Contents) -> dict[str, Picture]:
         warnings.catch_warnings(),
         np.errstate(all="ignore"),
     ):
-        # a user's name in a script the font lacks
+        # A user's name in a script the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         for name, make in makers.items():
             picture = make(contents)
@@ -105,7 +105,7 @@ def pairs(contents: Contents) -> Picture | None:
             axes = figure.add_subplot(size, size, row * size + column + 1)
             _scatter(axes, contents, i, j, clouds)
             axes.tick_params(labelbottom=row == size - 1, labelleft=column == 0)
-            # a $ in a user's name is a dollar
+            # A $ in a user's name is a dollar
             axes.set_xlabel(
                 shortened(contents.names[i]) if row == size - 1 else "", parse_math=False
             )
@@ -198,7 +198,7 @@ def path(contents: Contents) -> Picture | None:
     )
 
 
-def _from_where_it_matters(axes: Axes, y: Float[np.ndarray, " steps"], final: float) -> None:
+def _from_where_it_matters(axes: Axes, y: Float[np.ndarray, "steps"], final: float) -> None:
     """The first steps may lie a million nats below the rest: cut them off, and say so."""
     top = max(y.max(), final) if np.isfinite(final) else y.max()
     low = top - max(4 * (top - np.quantile(y[len(y) // 4 :], 0.1)), 2.0)
@@ -217,7 +217,7 @@ def _from_where_it_matters(axes: Axes, y: Float[np.ndarray, " steps"], final: fl
 
 
 def _marginal(
-    axes: Axes, x: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None
+    axes: Axes, x: Float[np.ndarray, "n"], weights: Float[np.ndarray, "n"] | None
 ) -> None:
     low, high = _range(x, weights)
     bins = np.linspace(low, high, _BINS + 1).tolist()
@@ -236,7 +236,7 @@ def _scatter(
     contents: Contents,
     i: int,
     j: int,
-    clouds: list[tuple[str, Int[np.ndarray, " dots"]]],
+    clouds: list[tuple[str, Int[np.ndarray, "dots"]]],
 ) -> None:
     for colour, index in clouds:
         axes.plot(
@@ -255,7 +255,7 @@ def _scatter(
 
 
 def _range(
-    x: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None
+    x: Float[np.ndarray, "n"], weights: Float[np.ndarray, "n"] | None
 ) -> tuple[float, float]:
     """Nearly all of both laws, so that one far draw does not squeeze the rest."""
     kept = np.isfinite(x)
@@ -283,7 +283,7 @@ def _with_spread(contents: Contents, most: int) -> list[int]:
     return found
 
 
-def _clouds(contents: Contents) -> Iterator[tuple[str, Int[np.ndarray, " dots"]]]:
+def _clouds(contents: Contents) -> Iterator[tuple[str, Int[np.ndarray, "dots"]]]:
     """Colour and indices of the dots: of q, then corrected ones where weights can be used.
 
     Those of q come from the first half of the draws (the other half mirrors it), the corrected
@@ -299,7 +299,7 @@ def _clouds(contents: Contents) -> Iterator[tuple[str, Int[np.ndarray, " dots"]]
         )
 
 
-def _running_mean(y: Float[np.ndarray, " steps"], width: int) -> Float[np.ndarray, " steps"]:
+def _running_mean(y: Float[np.ndarray, "steps"], width: int) -> Float[np.ndarray, "steps"]:
     """The mean of `width` neighbours, of fewer at the ends."""
     kernel = np.ones(width)
     return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")

@@ -36,7 +36,7 @@ def travelling_adam(learning_rate: float) -> optax.GradientTransformation:
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         count, inner, signs, strides = state
-        # a number whose bits are one 1 is a power of two
+        # A number whose bits are one 1 is a power of two
         afresh = (count >= _FIRST_RESTART) & ((count & (count - 1)) == 0)
         inner = jax.tree.map(
             lambda new, old: jnp.where(afresh, new, old), adam.init(updates), inner

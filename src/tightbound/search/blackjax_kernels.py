@@ -130,8 +130,15 @@ def averaging_updated(
     return _averaging(target_acceptance)[1](state, acceptance)
 
 
-# BlackJAX names no type for a triple of functions, nor for the infos of its kernels.
-def _averaging(target_acceptance: float) -> tuple[Callable[..., PyTree], ...]:
+# BlackJAX names no type for its triple of functions, nor for the infos of its kernels.
+_Averaging: TypeAlias = tuple[
+    Callable[[Float[jax.Array, ""]], PyTree],
+    Callable[[PyTree, Float[jax.Array, ""]], PyTree],
+    Callable[[PyTree], Float[jax.Array, ""]],
+]
+
+
+def _averaging(target_acceptance: float) -> _Averaging:
     load_blackjax()
     from blackjax.adaptation.step_size import dual_averaging_adaptation
 

@@ -129,7 +129,7 @@ def _time(correlation: Float[np.ndarray, "n"]) -> float:
     negative = np.flatnonzero(~(pairs > 0))
     end = int(negative[0]) if len(negative) else count
     falling = np.minimum.accumulate(pairs[: max(end, 1)])
-    # the even term after the cut, where positive, lowers the variance of an antithetic chain's
+    # The even term after the cut, where positive, lowers the variance of an antithetic chain's
     # estimate (Stan)
     rest = max(float(correlation[2 * end]), 0.0) if 0 < end < count else 0.0
     return float(-1.0 + 2.0 * falling.sum() + rest)
@@ -138,7 +138,7 @@ def _time(correlation: Float[np.ndarray, "n"]) -> float:
 def _autocovariance(x: Float[np.ndarray, "chains n p"]) -> Float[np.ndarray, "chains n p"]:
     """Of each chain at all lags, divided by n."""
     n = x.shape[1]
-    # zeros to twice the length, or the transform would join the end of a chain to its beginning
+    # Zeros to twice the length, or the transform would join the end of a chain to its beginning
     size = 2 ** int(np.ceil(np.log2(2 * n)))
     spectrum = np.fft.rfft(x - x.mean(axis=1, keepdims=True), size, axis=1)
     return np.fft.irfft(np.abs(spectrum) ** 2, size, axis=1)[:, :n] / n

@@ -1,7 +1,7 @@
 """Gaussians given some coordinates: which to hold, and fits of the rest while they are held.
 
-Which explain what a Gaussian misses: a regression of its own log weights, without any gradient. The
-fits are the knots of the nested families.
+Which to hold is told by a regression of a Gaussian's own log weights, without a gradient. The fits
+are the knots of the nested families.
 """
 
 import dataclasses
@@ -64,9 +64,9 @@ def explained(
     *,
     pairs: bool,
 ) -> Explained:
-    """What a Gaussian whose moments depend on one coordinate, or on two, would explain.
+    """The share of the variance of a Gaussian's log weights that one coordinate, or two, explain.
 
-    That is, of the variance of its log weights.
+    They would explain it if the moments of the rest depended on them.
 
     Given the coordinates a that are held, log w is regressed on a cubic in a, and on each whitened
     coordinate of the rest and its square, times a quadratic and a line in a: what a mean that bends
@@ -112,7 +112,7 @@ def coupling_of(
 ) -> Float[np.ndarray, "dim dim"]:
     """T[j, k], the mean of u_j s_k v_k over draws: zero for every Gaussian target.
 
-    Coordinates `u` and `v` (u if left out), scores `s` in v.
+    `u`, `v`: coordinates (v is u if left out). `s`: scores in v.
     """
     return u.T @ (s * (u if v is None else v)) / max(len(u), 1)
 

@@ -39,7 +39,7 @@ def as_conjugate(target: AbstractTarget) -> AbstractConjugateTarget:
     key = id(target)
     with x64():
         found = find(target)
-        # anchors far from the posterior lose digits: they move to where it is
+        # Anchors far from the posterior lose digits: they move to where it is
         for _ in range(_ROUNDS):
             q, inside = _settled(to_device(found), to_device(found.family))
             if not bool(inside):

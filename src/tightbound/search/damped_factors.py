@@ -21,6 +21,7 @@ from ..results import Result
 from ..targets.base import AbstractTarget, Conjugate
 from ..targets.conjugate.base import AbstractConjugateTarget
 from .factor_rule import (
+    OF_TOL,
     best_natural,
     check_product,
     distance,
@@ -33,11 +34,13 @@ from .factor_rule import (
 
 # Of a step: at 1e-9 of it rounding decides whether the ELBO climbs.
 _HALVINGS = 30
-_SHARE = 0.1  # of tol that the way still to go may amount to
 
 
 Tries: TypeAlias = tuple[Float[jax.Array, ""], Float[jax.Array, ""], Int[jax.Array, ""]]
 """(step size, ELBO there, halvings so far)."""
+
+Attempt: TypeAlias = Callable[[Float[jax.Array, ""]], tuple[Product, Float[jax.Array, ""]]]
+"""Step size -> one factor moved by it, and the ELBO there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _ended(
     ratio = max(changes[-1] / changes[-2], changes[-2] / changes[-3])
     return (
         Result.converged
-        if ratio < 1.0 and changes[-1] * ratio / (1.0 - ratio) < _SHARE * tol
+        if ratio < 1.0 and changes[-1] * ratio / (1.0 - ratio) < OF_TOL * tol
         else None
     )
 
@@ -132,7 +135,7 @@ def _stepped(
 
         def halved(
             state: Tries,
-            attempt: Callable[..., tuple[Product, Float[jax.Array, ""]]] = attempt,
+            attempt: Attempt = attempt,
         ) -> Tries:
             rho, _, count = state
             return 0.5 * rho, attempt(0.5 * rho)[1], count + 1

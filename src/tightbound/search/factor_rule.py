@@ -25,6 +25,9 @@ from ..results import PairingError
 from ..targets.base import Conjugate
 from ..targets.conjugate.base import AbstractConjugateTarget, hidden_factors
 
+OF_TOL = 0.1
+"""Share of `tol` that the way still to go may amount to where factors count as settled."""
+
 _AFFINE = 1e-7  # relative difference of two slopes that counts as rounding
 
 Moments: TypeAlias = dict[str, PyTree]

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-# of the gain that the slope promises, and of the slope, as in Nocedal & Wright 2006, section 3.1
+# Of the gain that the slope promises, and of the slope, as in Nocedal & Wright 2006, section 3.1
 _ARMIJO, _WOLFE = 1e-4, 0.9
 _MAX_BISECTIONS = 30  # by then the bracket is 1e-9 of the step
 _ROUNDING = 1e-13  # of the loss: differences below it are noise
@@ -106,11 +106,8 @@ class LockstepSearch:
         self.history = [
             [(self.x[i].copy(), self.f[i])] if keep_points else [] for i in range(lanes)
         ]
-        self.low, self.high, self.tries = (
-            np.zeros(lanes),
-            np.full(lanes, np.inf),
-            np.zeros(lanes, dtype=int),
-        )
+        self.low, self.high = np.zeros(lanes), np.full(lanes, np.inf)
+        self.tries = np.zeros(lanes, dtype=int)
         self.t, self.p, self.slope = np.ones(lanes), np.zeros_like(self.x), np.zeros(lanes)
         self._aim(np.arange(lanes))
 
@@ -161,11 +158,8 @@ class LockstepSearch:
         good = sy > _LEAST_CURVATURE * np.sqrt(yy * np.einsum("ij,ij->i", s, s))
         pick = lanes[good]
         slot = self.next[pick]
-        self.s[slot, pick], self.y[slot, pick], self.rho[slot, pick] = (
-            s[good],
-            y[good],
-            1.0 / sy[good],
-        )
+        self.s[slot, pick], self.y[slot, pick] = s[good], y[good]
+        self.rho[slot, pick] = 1.0 / sy[good]
         self.next[pick] = (slot + 1) % self.memory
         self.gamma[pick] = sy[good] / yy[good]
         self.x[lanes], self.f[lanes], self.g[lanes] = x, f, g
@@ -189,7 +183,7 @@ class LockstepSearch:
             np.isinf(self.high[lanes]), 2 * self.t[lanes], (self.low[lanes] + self.high[lanes]) / 2
         )
         self.tries[lanes] += 1
-        # a step that only fails the curvature test is still an ascent
+        # A step that only fails the curvature test is still an ascent
         late = self.tries[lanes] >= _MAX_BISECTIONS
         self._accept(lanes[late], x[late], f[late], g[late], max_iterations)
 

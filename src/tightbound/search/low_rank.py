@@ -51,11 +51,8 @@ class Coordinates:
         factor: Float[np.ndarray, "dim rank"],
     ) -> Float[np.ndarray, "vector"]:
         """The inverse of `split`."""
-        a, b, v = (
-            (mean - self.mean) / self.sd,
-            np.log(diagonal / self.sd),
-            factor / self.sd[:, None],
-        )
+        a, b = (mean - self.mean) / self.sd, np.log(diagonal / self.sd)
+        v = factor / self.sd[:, None]
         return np.concatenate([a, b, v.ravel()])
 
 

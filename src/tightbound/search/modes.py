@@ -12,7 +12,7 @@ from ..targets.sites import Kernels
 _MOST_STARTS = (
     32  # points from which modes are looked for, evenly spread along the first coordinate
 )
-# on which modes are looked for; of more points an even selection, each counted more often
+# On which modes are looked for; of more points an even selection, each counted more often
 _MOST_POINTS = 5_000
 _STEPS = 100  # of the fixed point, which converges linearly
 _NEWTON_STEPS = 4  # after it, which double the digits
@@ -134,7 +134,7 @@ def _mode_at(k: Kernels, t: Float[np.ndarray, "dim"]) -> Mode:
     for _ in range(_NEWTON_STEPS):
         score, vectors, sizes = _curvature(k, t)
         step = (vectors / sizes) @ (vectors.T @ score)
-        # no step to another mode
+        # No step to another mode
         t = t + step * min(1.0, _SAME * np.sqrt(k.median_scale) / (np.linalg.norm(step) + 1e-300))
     _, vectors, sizes = _curvature(k, t)
     odds = _odds(k, t[None])[0]

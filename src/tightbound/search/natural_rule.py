@@ -10,7 +10,7 @@ has curvature I. `xp` is numpy on the host and jax.numpy in compiled code.
 import dataclasses
 from collections.abc import Callable
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +22,11 @@ from ..results import Result
 
 _TRUST = 4.0  # a precision may change by this factor in one step, up or down
 _FAR = 0.3  # nats of spread over pairs, see `is_far`
+# Of the design's own error: nearer to the optimum than that, further steps follow its noise.
+_NEAR = 0.3
+# Of `tol`, for the last move of the mean: what is left after it adds little to the error asked for.
+_MOVE = 0.25
+OF_PRECISIONS = 0.2  # of the relative error of precisions that counts, see `design_error`
 _ENOUGH_PAIRS = 3  # times max(dim, 32): a design that shows how far q is
 
 
@@ -59,6 +64,19 @@ def newton_model(
 Moved = tuple[Float[Array, "dim"], Float[Array, "dim dim"], Scalar]
 """(mean, root, change of log|root|)."""
 
+Rule: TypeAlias = Callable[
+    [
+        Float[Array, "dim"],
+        Float[Array, "dim dim"],
+        NewtonModel,
+        Scalar,
+        ModuleType,
+        Scalar,
+    ],
+    Moved,
+]
+"""`natural_step`, whose arguments are mean, root, model, rho, xp and reach."""
+
 
 def natural_step(
     mean: Float[Array, "dim"],
@@ -89,7 +107,7 @@ def natural_step_diagonal(
     xp: ModuleType = np,
     reach: Scalar = 1.0,
 ) -> Moved:
-    """The same for a mean-field q.
+    """`natural_step` for a mean-field q.
 
     The mean takes the joint Newton step, each precision the diagonal of the curvature.
     """
@@ -114,12 +132,15 @@ def arrived(
     tol: Scalar,
     xp: ModuleType = np,
 ) -> Flag:
-    """Whether move and error of `curvature` (1 at the optimum) are below what the design can tell.
+    """Whether q is as near the optimum as the design can tell.
 
-    That is .3 of its own error, or a quarter of `tol` for the move, all of it for the curvature.
+    The rms move must be below .3 of the design's `error` or a quarter of `tol`, the rms error of
+    `curvature` (1 at the optimum) below .3 of `error` or `tol`, and all of it must be positive.
     """
     move, wrong = distances(model, curvature, xp)
-    near = (move < xp.maximum(0.3 * error, 0.25 * tol)) & (wrong < xp.maximum(0.3 * error, tol))
+    near = (move < xp.maximum(_NEAR * error, _MOVE * tol)) & (
+        wrong < xp.maximum(_NEAR * error, tol)
+    )
     return near & (xp.min(curvature) > 0)
 
 
@@ -133,7 +154,8 @@ def design_error(moments: Moments, model: NewtonModel, xp: ModuleType = np) -> S
     spread = (moments.gradient_spread - moments.gradient[None, :]) @ (
         model.vectors / model.stiff[None, :]
     )
-    return xp.maximum(xp.sqrt(xp.mean(spread**2) / spread.shape[0]), 0.2 * moments.curvature_stderr)
+    of_mean = xp.sqrt(xp.mean(spread**2) / spread.shape[0])
+    return xp.maximum(of_mean, OF_PRECISIONS * moments.curvature_stderr)
 
 
 RUNNING, SETTLED, STALLED, NONFINITE, UNBOUNDED, OUTGROWN = range(6)
@@ -174,7 +196,7 @@ class Conduct:
     wrong: float | None = None
 
     @property
-    def rule(self) -> Callable[..., Moved]:
+    def rule(self) -> Rule:
         """`natural_step` for this structure."""
         return natural_step if self.structure == "full" else natural_step_diagonal
 
@@ -207,8 +229,9 @@ def conclusion(status: Int[Array, ""], error: Float[Array, ""], tol: float) -> R
 def is_far(spread: Scalar | Float[Array, "lanes"], pairs: int, dim: int) -> Flag:
     """Whether log p - log q varies so much over the design that no Gaussian deserves a larger one.
 
-    A spread of a nat (KL of about half of one) means that the answer needs weights or a richer
-    family, not digits. Only designs of some size can tell.
+    Half the square of the spread over pairs is about the KL that the even part of log p - log q
+    amounts to, some .05 nats at the limit of .3; the odd part, skewness, comes on top. Beyond it
+    the answer needs weights or a richer family, not digits. Only designs of some size can tell.
     """
     return (pairs >= _ENOUGH_PAIRS * max(dim, 32)) & (spread > _FAR)
 
@@ -217,6 +240,7 @@ __all__ = [
     "DIAGONAL",
     "FULL",
     "NONFINITE",
+    "OF_PRECISIONS",
     "OUTGROWN",
     "RUNNING",
     "SETTLED",
@@ -225,6 +249,7 @@ __all__ = [
     "Conduct",
     "Moved",
     "NewtonModel",
+    "Rule",
     "arrived",
     "conclusion",
     "design_error",

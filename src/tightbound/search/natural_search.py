@@ -40,14 +40,14 @@ _LEAP = 0.7  # largest relative change of the root that an extrapolation may mak
 # An extrapolated root with a larger condition number has lost its smallest direction to rounding.
 _SINGULAR = 1e12
 _FIRST_STRETCH, _LONGEST_STRETCH = 4.0, 64.0  # in strides
+_FULL = 1.99  # of the longest step of `natural_step`, which is 2; a little less, for rounding
 _HALVINGS = 40  # of a start that reaches beyond where the density is finite
 # A posterior sd this many times its start's (or larger than this, where the start's is below 1)
 # is an improper direction: no prior that anybody states is so wide.
-_FLAT = 1e8
+FLAT = 1e8
 
-START, AGAIN, STEP, LEAP = range(4)
+START, AGAIN, STEP, LEAP = range(4)  # up to AGAIN starts, taken wherever they are finite
 """What a proposal is: a start, the same q on a new design, a step of the rule, an extrapolation."""
-
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class NaturalSearch:
         first_sd: marginal sds of the start.
         tried: proposals in this step so far, this one included.
         steps_on_design: taken steps; `steps` and `tries` count all, on all designs.
-        status: one of the six codes above.
+        status: a code of `natural_rule`, RUNNING ... OUTGROWN.
     """
 
     mean: Float[Array, "*batch dim"]
@@ -216,7 +216,7 @@ def tell(
         moved = _choose(
             taken, lambda: _moved(search, moments, conduct.floor, xp), lambda: search, xp
         )
-    after = (_after_start, _after_start, _after_step, _after_leap)
+    after = (_after_start, _after_start, _after_step, _after_leap)  # START, AGAIN, STEP, LEAP
     if xp is np:
         return after[int(search.kind)](search, moved, taken, conduct, tol, xp)
     start, step, leap = (told(search, moved, taken, conduct, tol, xp) for told in after[1:])
@@ -271,7 +271,7 @@ def _moved(search: NaturalSearch, moments: Moments, floor: float, xp: ModuleType
         model=model,
         elbo=moments.elbo,
         spread=moments.elbo_stderr * np.sqrt(pairs),
-        pairs=_whole(search.pairs, pairs),
+        pairs=_integer_like(search.pairs, pairs),
         error=design_error(moments, model, xp),
     )
 
@@ -286,12 +286,12 @@ def _after_start(
     sd = xp.sqrt(xp.sum(moved.root**2, axis=1))
     ready = dataclasses.replace(
         moved,
-        kind=_whole(old.kind, STEP),
+        kind=_integer_like(old.kind, STEP),
         first_sd=xp.where(fresh, sd, old.first_sd),
         anchor_mean=moved.mean,
         anchor_root=moved.root,
         before=moved.elbo,
-        tried=_whole(old.tried, 1),
+        tried=_integer_like(old.tried, 1),
     )
     if conduct.looks_first:
         done = _has_arrived(ready, conduct, tol, xp)
@@ -331,14 +331,14 @@ def _after_step(
         ),
     )
 
-    def complete() -> NaturalSearch:
+    def leaping_or_ended() -> NaturalSearch:
         ended = _complete(further, conduct, tol, xp)
         if conduct.stride is None:
             return ended
-        leaping = dataclasses.replace(further, kind=_whole(old.kind, LEAP))
+        leaping = dataclasses.replace(further, kind=_integer_like(old.kind, LEAP))
         return _choose(on_design % conduct.stride == 0, lambda: leaping, lambda: ended, xp)
 
-    return _choose(taken, complete, lambda: shorter, xp)
+    return _choose(taken, leaping_or_ended, lambda: shorter, xp)
 
 
 def _after_leap(
@@ -359,16 +359,16 @@ def _complete(
 ) -> NaturalSearch:
     """The end of a step: settled, improper, out of steps, or the beginning of the next."""
     sd = xp.sqrt(xp.sum(search.root**2, axis=1))
-    flat = xp.any(sd > _FLAT * xp.maximum(search.first_sd, 1.0))
+    flat = xp.any(sd > FLAT * xp.maximum(search.first_sd, 1.0))
     small = search.elbo - search.before < conduct.least_gain
     settled = small | _has_arrived(search, conduct, tol, xp)
     late = search.steps_on_design >= conduct.most_steps
     unsettled = xp.where(flat, UNBOUNDED, xp.where(late, STALLED, RUNNING))
     return dataclasses.replace(
         search,
-        kind=_whole(search.kind, STEP),
+        kind=_integer_like(search.kind, STEP),
         before=search.elbo,
-        tried=_whole(search.tried, 1),
+        tried=_integer_like(search.tried, 1),
         status=xp.where(settled, SETTLED, unsettled),
     )
 
@@ -384,11 +384,11 @@ def _has_arrived(search: NaturalSearch, conduct: Conduct, tol: Scalar, xp: Modul
 def _next_reach(search: NaturalSearch, xp: ModuleType) -> Scalar:
     """Twice the reach after a first try that went as far as it may; else halved, down to 1."""
     length = search.rho * xp.linalg.norm(search.model.gradient / search.model.stiff)
-    full = (search.tried == 1) & (length > 1.99 * search.reach * np.sqrt(search.mean.shape[0]))
+    full = (search.tried == 1) & (length > _FULL * search.reach * np.sqrt(search.mean.shape[0]))
     return xp.where(full, 2.0 * search.reach, xp.maximum(1.0, 0.5 * search.reach))
 
 
-def _whole(like: Int[Array, ""], value: int) -> Int[Array, ""]:
+def _integer_like(like: Int[Array, ""], value: int) -> Int[Array, ""]:
     """`value` as an integer like `like`: in compiled code what a loop carries keeps its type."""
     return 0 * like + value
 

@@ -51,19 +51,13 @@ class AbstractSolver(eqx.Module):
         """
 
     def default_objective(self) -> AbstractObjective | None:
-        """What `objective=None` means for this solver.
-
-        None for solvers with an objective of their own.
-        """
+        """The objective that `objective=None` means; None where the solver has one of its own."""
         return None
 
     def own_start(
         self, target: AbstractTarget, key: Key, starts: int | None
     ) -> AbstractFamily | None:
-        """The q to start from where the caller gave none, for solvers that need one of their own.
-
-        None for the default's.
-        """
+        """The q to start from where the caller gave none; None leaves it to the recipe."""
         return None
 
     @abc.abstractmethod
@@ -86,10 +80,7 @@ class AbstractSolver(eqx.Module):
         state: PyTree,
         key: Key,
     ) -> tuple[AbstractTarget, AbstractFamily, PyTree, Info]:
-        """One step.
-
-        The target (its learnable leaves may move too), the new q, the new state, and its Info.
-        """
+        """One step: the target (learnable leaves may move), the new q and state, and its Info."""
 
     @abc.abstractmethod
     def done(self, state: PyTree) -> Result | None:

@@ -17,13 +17,12 @@ from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import PairingError, Result
 from ..search.conjugate_form import as_conjugate
-from ..search.factor_rule import check_product, curved_factors, swept
+from ..search.factor_rule import OF_TOL, check_product, curved_factors, swept
 from ..starts.coordinate_ascent import best_start
 from ..targets.base import AbstractTarget
 from ..targets.conjugate.base import AbstractConjugateTarget
 from .base import AbstractSolver, Info, check_elbo
 
-_SHARE = 0.1  # of tol that the way still to go may amount to
 _ROUNDING = 1e-7  # a move this small is rounding
 
 
@@ -128,7 +127,7 @@ def _arrived(change: float, state: AscentState) -> bool:
         return True
     # Coordinate ascent converges linearly and may do so slowly: a small move alone is no arrival.
     ratio = change / state.change if np.isfinite(state.change) else 1.0
-    return ratio < 1.0 and change * ratio / (1.0 - ratio) < _SHARE * state.tol
+    return ratio < 1.0 and change * ratio / (1.0 - ratio) < OF_TOL * state.tol
 
 
 __all__ = ["CoordinateAscent"]

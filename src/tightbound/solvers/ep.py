@@ -215,10 +215,8 @@ def _sequential_sweep(target: GaussianSites, state: EPState) -> EPState:
 
 def _parallel_sweep(target: GaussianSites, state: EPState) -> EPState:
     counts = target.multiplicities
-    cavities, cavity_shifts = (
-        state.precision - state.site_precisions,
-        state.shift - state.site_shifts,
-    )
+    cavities = state.precision - state.site_precisions
+    cavity_shifts = state.shift - state.site_shifts
     index = np.flatnonzero(are_precisions(cavities))
     skipped = len(counts) - len(index)
     if len(index) == 0:
@@ -259,10 +257,8 @@ def _with_sites(
 
 def ep_log_evidence(target: GaussianSites, state: EPState) -> float:
     """EP's estimate of the log evidence at the state's factors, nats; NaN for improper cavities."""
-    cavities, cavity_shifts = (
-        state.precision - state.site_precisions,
-        state.shift - state.site_shifts,
-    )
+    cavities = state.precision - state.site_precisions
+    cavity_shifts = state.shift - state.site_shifts
     if not np.all(are_precisions(cavities)):
         return np.nan
     log_z, _, _ = refined(target, np.arange(len(cavities)), cavities, cavity_shifts)

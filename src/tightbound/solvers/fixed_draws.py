@@ -21,15 +21,15 @@ from ..objectives.classic import ELBO
 from ..results import PairingError, Result
 from ..search.low_rank import Coordinates, LowRankSearch
 from ..search.mean_field import MeanFieldSearch
+from ..search.natural_rule import OF_PRECISIONS
 from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info, check_elbo
 
 _FIRST_PAIRS = 32  # enough for the first digit of an sd; more come when the search has settled
 _TIGHT = 0.1  # of tol: the square root of the nats that a search may leave on the table
-# gradient in a whitened mean or a log sd from which a low-rank start is rescaled first
+# Gradient in a whitened mean or a log sd from which a low-rank start is rescaled first
 _FAR_OFF = 2.0
-_OF_PRECISIONS = 0.2  # of the precisions' relative error that counts, as in `NaturalGradient`
 
 
 class Parts(NamedTuple):
@@ -242,7 +242,7 @@ def _sampling_error(
     of_means = float(np.sqrt(np.mean(np.mean(moves**2, axis=0) / parts.sd**2) / max(pairs - 1, 1)))
     if factor.shape[1]:
         return of_means
-    return max(of_means, _OF_PRECISIONS * _precision_error(diagonal, scores, noise))
+    return max(of_means, OF_PRECISIONS * _precision_error(diagonal, scores, noise))
 
 
 def _precision_error(

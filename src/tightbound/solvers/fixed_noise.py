@@ -190,7 +190,7 @@ def _pulled_back(
         q = _member(start, x)
         z = jax.vmap(q._from_noise)(noise)
         entropy = -jnp.mean(jax.vmap(q._log_prob)(z)) - q.penalty()
-        # the scores stand for the gradient of log p: their inner product with z has it, and no
+        # The scores stand for the gradient of log p: their inner product with z has it, and no
         # value of its own
         pushed = jnp.mean(jnp.sum(jax.lax.stop_gradient(scores) * z, axis=1))
         return entropy + pushed - jax.lax.stop_gradient(pushed)

@@ -175,7 +175,7 @@ class HeldOut(AbstractSolver):
         optimiser = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), optimiser, state.optimiser
         )
-        # of this step in the average since the last look
+        # Of this step in the average since the last look
         weight = 1 / (1 + jnp.mod(state.count, _LOOK)).astype(size.dtype)
         mean = jax.tree.map(lambda m, w: m + weight.astype(w.dtype) * (w - m), state.mean, moved)
         skipped = state.skipped + jnp.where(good, 0, 1)

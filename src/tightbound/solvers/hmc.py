@@ -50,7 +50,7 @@ class HMC(AbstractHamiltonian):
     ) -> Transition:
         vary, move = jr.split(key)
         length = self.length * jr.uniform(vary, (), state.position.dtype, 0.5, 1.5)
-        # at most 1,000: a step size that collapsed must not stop the run
+        # At most 1,000: a step size that collapsed must not stop the run
         steps = jnp.clip(jnp.ceil(length / step_size), 1, 1000).astype(jnp.int32)
         return blackjax_kernels.hmc(log_density, state, step_size, move, steps)
 

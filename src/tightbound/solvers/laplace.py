@@ -21,7 +21,7 @@ _NEWTON_STEPS = 20  # Newton's method doubles the digits with each: more means t
 _RATES = (1.0, 0.3, 0.1, 0.01)  # of a Newton step: a smaller one is rounding
 _ROUNDING = 1e-9  # of the log density: a step may lower it by as much
 _FLATTEST = 1e-20  # curvature along one coordinate: an sd of 1e10 is still an sd at a mode
-# smallest eigenvalue of the curvature scaled to unit diagonal: what differences of scores can
+# Smallest eigenvalue of the curvature scaled to unit diagonal: what differences of scores can
 # resolve
 _FLOOR = 1e-9
 

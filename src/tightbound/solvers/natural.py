@@ -123,7 +123,8 @@ class NaturalGradient(AbstractSolver):
         search = begun(mean, root, np.linalg.slogdet(root)[1])
         design = self.estimator.prepare(target, q, key)
         state = NaturalState(search, design, tol, 0, host_rng(key, "larger designs"))
-        # The start is evaluated here, so that a budget that ends at once has an ELBO to show.
+        # The start is evaluated here, so that a budget that ends at once has an ELBO to show. The
+        # account has its evaluations; the trace begins with the first step.
         search, _ = self._stepped(target, q, state)
         result = conclusion(search.status, search.error, tol) if search.status != RUNNING else None
         return dataclasses.replace(state, search=search, result=result)
@@ -137,8 +138,8 @@ class NaturalGradient(AbstractSolver):
         key: Key,
     ) -> tuple[AbstractTarget, AbstractFamily, NaturalState | damped_factors.DampedState, Info]:
         if isinstance(state, damped_factors.DampedState):
-            new, damped, loss, moved, tried = damped_factors.step(state)
-            return target, new, damped, Info(np.float64(loss), np.float64(moved), tried)
+            new, damped, loss, distance, tried = damped_factors.step(state)
+            return target, new, damped, Info(np.float64(loss), np.float64(distance), tried)
         if state.result is not None:
             return target, q, state, _info(state.search, 0.0, 0)
         search, used = self._stepped(target, q, state)
@@ -149,8 +150,8 @@ class NaturalGradient(AbstractSolver):
         before, after = state.search, ended.search
         change = np.sqrt(np.mean(np.linalg.solve(before.root, after.mean - before.mean) ** 2))
         scale = Full if q.covariance_structure == "full" else Diagonal
-        moved = Gaussian(after.mean, scale.from_root(after.root))
-        return target, moved, ended, _info(after, float(change), used)
+        q_new = Gaussian(after.mean, scale.from_root(after.root))
+        return target, q_new, ended, _info(after, float(change), used)
 
     def done(self, state: NaturalState | damped_factors.DampedState) -> Result | None:
         return state.result
@@ -192,7 +193,8 @@ class NaturalGradient(AbstractSolver):
             state, search=on_new_design(search), design=design, doublings=state.doublings + 1
         )
         search, used = self._stepped(target, q, state)
-        result = conclusion(search.status, search.error, state.tol) if search.status else None
+        ended = search.status != RUNNING
+        result = conclusion(search.status, search.error, state.tol) if ended else None
         return dataclasses.replace(state, search=search, result=result), used
 
 

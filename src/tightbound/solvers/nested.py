@@ -1,7 +1,4 @@
-"""The solver that settles hierarchical scales.
-
-Gaussians fitted at a grid of values of one coordinate.
-"""
+"""Gaussians fitted on a grid of values of one coordinate: for hierarchical scales."""
 
 import dataclasses
 from typing import ClassVar, cast
@@ -33,9 +30,9 @@ class NestedState:
 
     coordinate: int
     design: Float[np.ndarray, "m rest"]
-    # of the next knot on the left and on the right; grows where the profile is flat
+    # Of the next knot on the left and on the right; grows where the profile is flat
     spacing: tuple[float, float]
-    # regression of the rest on t under the Gaussian that we start from
+    # Regression of the rest on t under the Gaussian that we start from
     slope: Float[np.ndarray, "rest"]
     knots: tuple[Knot, ...]  # ascending in t
     open_left: bool

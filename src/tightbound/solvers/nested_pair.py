@@ -1,7 +1,4 @@
-"""The solver for models with two scales that matter.
-
-Gaussians fitted on a lattice of values of two coordinates.
-"""
+"""Gaussians fitted on a lattice of values of two coordinates: for two scales."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -24,7 +21,7 @@ from ..targets.base import AbstractTarget, Density, require
 from ..targets.batched import batched
 from .base import AbstractSolver, Info, check_gaussian_start
 
-# nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
+# Nats below the best knot beyond which the lattice is not continued: a thousandth of the mass
 _FALL = 6.5
 _PLANE_FALL = 14.0  # in the plane, where a knot is one evaluation
 _MOST = 25_000  # evaluations after which the lattice stays as it is
@@ -33,7 +30,7 @@ _PLANE_KNOTS = 8_000  # the same in the plane, where a knot is one evaluation
 _MOST_COARSENED = 3
 _FARTHEST = 96.0  # sds from the centre, on either axis, at the first step
 _REFINE = 8  # cells of the density between knots; the plane's knots are four times as close
-# share of the mass at knots that have next to nothing on both sides, along either axis
+# Share of the mass at knots that have next to nothing on both sides, along either axis
 _ALONE = 1e-3
 _DROP = 3.0  # nats per knot by which the profile is continued where no knot was fitted
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
@@ -48,7 +45,7 @@ class PairState:
     coordinates: Int[np.ndarray, "2"]
     centre: Float[np.ndarray, "2"]
     axes: Float[np.ndarray, "2 2"]
-    # regression of the rest on t under the Gaussian that we start from
+    # Regression of the rest on t under the Gaussian that we start from
     slope: Float[np.ndarray, "rest 2"]
     design: Float[np.ndarray, "m rest"]
     knots: dict[Place, Knot]
@@ -207,10 +204,8 @@ def _frontier(state: PairState, new: Iterable[Place]) -> dict[Place, Knot]:
                 or max(map(abs, place)) * state.step > state.farthest
             ):
                 continue
-            before, ahead = (
-                state.knots.get((i - a, j - b)),
-                state.step * state.axes @ np.array([a, b]),
-            )
+            before = state.knots.get((i - a, j - b))
+            ahead = state.step * state.axes @ np.array([a, b])
             move = state.slope @ ahead
             if before is not None and np.isfinite(before.elbo):
                 move = knot.mean - before.mean
@@ -284,10 +279,8 @@ def _family(state: PairState) -> NestedGaussianPair:
     )
     distance, nearest = measured[0], number[tuple(measured[1])]
     profile = np.array([knot.elbo for knot in knots])[nearest] - _DROP * distance
-    means, roots = (
-        np.stack([k.mean for k in knots])[nearest],
-        np.stack([k.root for k in knots])[nearest],
-    )
+    means = np.stack([k.mean for k in knots])[nearest]
+    roots = np.stack([k.root for k in knots])[nearest]
     first, second = (int(j) for j in state.coordinates)
     origin = state.step * low.astype(np.float64)
     refine = _REFINE if len(state.slope) else _REFINE // 4
@@ -304,4 +297,4 @@ def _family(state: PairState) -> NestedGaussianPair:
     )
 
 
-__all__ = ["NestedPair"]
+__all__ = ["NestedPair", "strongest_pair"]

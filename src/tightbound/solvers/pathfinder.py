@@ -161,7 +161,7 @@ class Pathfinder(AbstractSolver):
         tol: float,
     ) -> PathfinderState:
         density = require(self, target, Density)
-        # draws come in mirrored pairs: of an odd number of paths one is left out
+        # Draws come in mirrored pairs: of an odd number of paths one is left out
         starts, _ = q.draw(self.paths + self.paths % 2, host_rng(key, "paths").integers(2**31))
         paths = ascend(
             batched(density),

@@ -62,7 +62,7 @@ class SamplerState(eqx.Module):
 class AbstractSampler(AbstractSolver):
     """Draws from the posterior itself: a referee for approximations.
 
-    Slower than they are, and right where it has mixed.
+    Sampling is slower than they are, and right where the chains have mixed.
 
     Implementing a sampler: fields `chains`, `warmup`, `draws` (numbers) and `limits` (when the run
     counts as mixed; `MixingLimits()` unless told), and the methods below for ALL chains at once;
@@ -174,7 +174,7 @@ class AbstractSampler(AbstractSolver):
             return new, used, jnp.asarray(moves.change, draws.dtype)
 
         def rest(state: SamplerState) -> tuple[SamplerState, jax.Array, jax.Array]:
-            # the last block of the loop may go on after the last draw
+            # The last block of the loop may go on after the last draw
             return state, jnp.zeros_like(state.pending), jnp.zeros((), state.draws.dtype)
 
         state, used, change = jax.lax.cond(

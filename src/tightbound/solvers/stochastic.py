@@ -21,6 +21,7 @@ from ..objectives.base import AbstractObjective
 from ..objectives.classic import ELBO
 from ..results import Result
 from ..search.adam import travelling_adam
+from ..search.natural_search import FLAT
 from ..search.stationarity import BATCHES, Window
 from ..targets.base import AbstractTarget
 from .base import AbstractSolver, Info
@@ -29,11 +30,10 @@ _FIRST_WINDOW = 8 * BATCHES  # steps; long against the ten steps that Adam's mom
 _LEARNING_RATE = 0.05  # of one posterior sd per step, while the steps agree
 _MOST_HALVINGS = 10  # a thousandth of the first step; the run then ends when it has settled
 _MOST_SKIPPED = 200  # non-finite steps in a window, when they outnumber the others
-_FLAT = 1e8  # a posterior sd this many times its start (or larger than 1) is an improper direction
 _FIRST_DRAWS = 8  # of the default estimator: gradients noisy, but as many steps as possible
 # JAX carries no results through a scan, only their numbers.
 _ENDINGS = {0: None, 1: Result.stationary, 2: Result.nonfinite, 3: Result.unbounded}
-# one object, so that equal solvers share one compilation
+# One object, so that equal solvers share one compilation
 _DEFAULT_TRANSFORM = travelling_adam(_LEARNING_RATE)
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class StochasticGradient(AbstractSolver):
         good = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(g**2)) & jnp.all(jnp.isfinite(x))
         new = moved, optimiser, state.window.pushed(monitored, x, g)
         q, optimiser, window = _where(good, new, (q, state.optimiser, state.window))
-        flat = good & jnp.any(units > _FLAT * jnp.maximum(state.first_units, 1.0))
+        flat = good & jnp.any(units > FLAT * jnp.maximum(state.first_units, 1.0))
         state = _counted(
             dataclasses.replace(state, draws=draws, optimiser=optimiser, window=window), good, flat
         )

@@ -146,7 +146,7 @@ class SVI(AbstractSolver):
     ) -> SVIState:
         rng, conjugate = host_rng(key, "minibatches"), to_device(as_conjugate(target))
         count = _num_rows(conjugate)
-        # a start is given by its local factors (responsibilities): the global ones take it up from
+        # A start is given by its local factors (responsibilities): the global ones take it up from
         # some rows of them
         first = rng.permutation(count)[: max(10 * self.batch_size, _FIRST_ROWS)]
         given = to_device(cast(Product, q))  # `check` has refused all else
@@ -184,10 +184,8 @@ class SVI(AbstractSolver):
             settled, bound = self._everywhere(ended)
             bounds = (*state.bounds, bound)
             result = Result.stationary if self._levelled(bounds) else None
-            ended, used = (
-                dataclasses.replace(ended, q=settled, bounds=bounds, result=result),
-                used + 1.0,
-            )
+            ended = dataclasses.replace(ended, q=settled, bounds=bounds, result=result)
+            used = used + 1.0
         return target, to_host(ended.q), ended, Info(-np.asarray(value), change, used)
 
     def done(self, state: SVIState) -> Result | None:
@@ -296,7 +294,7 @@ def _settled_rows(
     """Local factors of some rows settled, and what those rows add to the ELBO."""
     part, rows = _batch(target, q, index)
     part = _settle(target, part, rows)
-    # the difference leaves out what no row adds to, which `_shared_part` counts once
+    # The difference leaves out what no row adds to, which `_shared_part` counts once
     added = elbo(target, part, rows, 1.0) - elbo(target, part, rows, 0.0)
     return _with_rows(q, index, part), added
 

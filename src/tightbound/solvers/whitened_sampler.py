@@ -26,7 +26,7 @@ from ..targets.batched import batched
 from .sampling import AbstractSampler, Moves
 
 _CANDIDATES = 16  # draws of q per chain among which a start of finite density is looked for
-# of the warm-up: the whitening is learnt in the two windows between these, and the step size alone
+# Of the warm-up: the whitening is learnt in the two windows between these, and the step size alone
 # before (chains still travel) and after (it must fit the last whitening)
 _WINDOWS = (0.15, 0.4, 0.8)
 
@@ -85,7 +85,7 @@ class AbstractWhitenedSampler(AbstractSampler):
         candidates, _ = q.draw(_CANDIDATES * self.chains, key)
         values, scores = batched(density)(candidates)
         good = np.isfinite(values) & np.all(np.isfinite(scores), axis=1)
-        # in the order drawn, those of finite density first
+        # In the order drawn, those of finite density first
         chosen = candidates[np.argsort(~good, kind="stable")[: self.chains]]
         white = whitened(chosen, centre, root)
         tuning = Tuning(Whitening.of(centre, root), self._averaging(q.dim, root.dtype))

@@ -132,7 +132,7 @@ def advanced(state: AnnealedState, rule: Rule) -> AnnealedState:
     change = max(moved, float(np.abs(np.log(np.maximum(turn, 1e-300))).max()))
     result = None
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        # the last finite q stays
+        # The last finite q stays
         return dataclasses.replace(state, steps=state.steps + 1, result=Result.nonfinite)
     # A small move while the kernels still narrow says nothing about where the loop ends.
     if change < _PRECISION * state.tol and width == state.width:
@@ -206,7 +206,7 @@ def paper_step(
         xp: numpy or jax.numpy.
     """
     move = (sums.bd + precision * pull) / (sums.b + precision)
-    # a sum of squares, but expanded: rounding may leave it below zero
+    # A sum of squares, but expanded: rounding may leave it below zero
     spread = sums.e2 - 2 * move * sums.e1 + move**2 * sums.e0
     return move, (xp.maximum(spread, 0.0) * v + 1.0) / (sums.c + precision)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from .._types import Scalar
+from ..estimators.clutter.local_gaussians import LEAST_LOG_ODDS
 from ..families.gaussian import Gaussian
 from ..families.scales import Full
 from ..results import PairingError
@@ -14,7 +15,6 @@ from ..targets.clutter import Clutter
 from .annealed import first_width, largest_variance, next_width, paper_step
 
 _STEPS = 30  # as the paper takes on 20 points
-_LEAST_LOG_ODDS = -300.0  # below it a point is no inlier; its exponential, squared, would overflow
 
 
 def annealed_start(target: Clutter, steps: int = _STEPS) -> Gaussian:
@@ -93,7 +93,7 @@ def _line_sums(
     the cache, with the factors that all points share taken out. A test holds them together.
     """
     r, ratio = 0.5 * h * (d / (h + v)) ** 2, v / h
-    odds = jnp.exp(jnp.minimum(r - a, -_LEAST_LOG_ODDS))
+    odds = jnp.exp(jnp.minimum(r - a, -LEAST_LOG_ODDS))
     t = 1.0 + odds
     rest = 1.0 / (t * t + odds * (t + 2.0 * r) * ratio)
     mass = weights / h * jnp.sqrt(rest) * jnp.exp((rest - 1.0) * r * ratio)

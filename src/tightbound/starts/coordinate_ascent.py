@@ -31,7 +31,7 @@ def best_start(target: Conjugate, key: Key, starts: int | None, sweeps: int = 10
         return given[0]
     on_device = to_device(target)
     ends = [_climbed(on_device, to_device(start), sweeps) for start in given]
-    # the first of the best: where no start leads anywhere, some q must be handed back all the same
+    # The first of the best: where no start leads anywhere, some q must be handed back all the same
     return to_host(max(ends, key=lambda end: end[1])[0])
 
 

@@ -34,7 +34,7 @@ def find_start_large(
     for _ in range(_PASSES):
         curvature = -hessian_diagonal(evaluate, mean, 1e-3 * scale, rng)
         good = np.isfinite(curvature) & (curvature > 0)
-        # ten times wider at most: probes are noisy, and a wide start may leave the support
+        # Ten times wider at most: probes are noisy, and a wide start may leave the support
         least = 1e-2 / scale**2
         scale = np.where(
             good, 1.0 / np.sqrt(np.maximum(np.where(good, curvature, 1.0), least)), scale

@@ -1,6 +1,7 @@
-"""Where a Gaussian fit starts: at the best local Gaussian along L-BFGS paths, by its ELBO.
+"""Where a Gaussian fit starts: at the best local Gaussian along L-BFGS paths, or from far out.
 
-Or, where none looks like the posterior, where natural gradients of the ELBO arrive from far out.
+The best by its ELBO; from far out, by natural gradients of the ELBO, where none looks like the
+posterior.
 
 The mode may not exist: centred hierarchical models, Gaussian processes and item response models
 have densities that grow without bound as a scale shrinks, so the end of a path is no place to start
@@ -23,7 +24,7 @@ from ..results import TargetError
 from ..search.lbfgs import Evaluate, Path, ascend
 from ..search.natural_rule import FULL
 from ..search.natural_search import begun, whole_step
-from ..targets.base import Density
+from ..targets.base import Density, WithExample
 from ..targets.batched import batched
 
 # Iterates of a path that are tried where its end is no place for a Gaussian: early ones, by number,
@@ -39,9 +40,9 @@ _DIFFERENCE = 1e-3
 _FIRST_SCALE = 0.3  # of a coordinate, where no path has told one
 _LEAST_SCALE, _MOST_SCALE = 1e-8, 1e3
 _AT_MODE = 0.1  # rms whitened gradient below which a point counts as a mode
-# nats of spread per sqrt(dim) of the log weights at a mode that needs no look at the rest of its
+# Nats of spread per sqrt(dim) of the log weights at a mode that needs no look at the rest of its
 # path
-_CLEAN = 1.0
+CLEAN = 1.0
 
 _BROAD_STEPS = 40
 _MANY = 100  # dimensions
@@ -135,7 +136,7 @@ def _is_clean(found: LocalGaussian | None) -> bool:
 
     The log weights on its design spread by at most a nat per sqrt(dim).
     """
-    return found is not None and bool(found.spread <= _CLEAN * np.sqrt(len(found.mean)))
+    return found is not None and bool(found.spread <= CLEAN * np.sqrt(len(found.mean)))
 
 
 def _last_resort(path: Path) -> LocalGaussian:
@@ -188,10 +189,8 @@ def _polished(
         if not better.any():
             break
         points[better] += steps[better]
-        values, scores = (
-            np.where(better, new_values, values),
-            np.where(better[:, None], new_scores, scores),
-        )
+        values = np.where(better, new_values, values)
+        scores = np.where(better[:, None], new_scores, scores)
     whitened = [
         np.full_like(s, np.inf) if r is None else r.T @ s
         for r, s in zip(roots, scores, strict=True)
@@ -308,7 +307,7 @@ def sets_of_points(
     """
     yield points
     yield 0.1 * points
-    example = getattr(target, "example_point", None)
+    example = target.example_point if isinstance(target, WithExample) else None
     if example is not None:
         yield example[None]
         yield example + 1e-2 * points

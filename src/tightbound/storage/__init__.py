@@ -112,7 +112,7 @@ def load_parts(path: AnyPath, target: AbstractTarget) -> Parts:
         ) from None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # whatever the file holds: another kind of content fails below, and is said to be that
+            # Whatever the file holds: another kind of content fails below, and is said to be that
             about: _About = json.loads(archive.read(ENTRY))
             _check_about(about, path, target)
             decoder = Decoder(archive)

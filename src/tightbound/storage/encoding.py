@@ -29,7 +29,7 @@ _FAMILIES = "tightbound.families"
 # out.
 _PARTS = "tightbound.amortised"
 _PART_NAMES = ("heads.", "encoders.")
-# of the networks inside amortised families: plain records of arrays and numbers
+# Of the networks inside amortised families: plain records of arrays and numbers
 _LAYERS = "equinox.nn."
 # What a file may hold besides families: these classes, and the details of findings that the library
 # knows (`FindingDetail.kinds`), are the only ones that are ever called for it.
@@ -37,7 +37,7 @@ _RECORDS: dict[str, Callable[..., object]] = {
     c.__name__: c for c in (Certificate, Finding, Trace, Estimate, Spent, Stage)
 }
 _ENUMS: dict[str, type[enum.Enum]] = {c.__name__: c for c in (About, Result, Verdict)}
-# the key that marks an encoded object; user's dicts are stored as lists of pairs, so it cannot
+# The key that marks an encoded object; user's dicts are stored as lists of pairs, so it cannot
 # clash
 _TAG = "is"
 

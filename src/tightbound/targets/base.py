@@ -6,7 +6,7 @@ is compiled.
 """
 
 import abc
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -19,7 +19,7 @@ from ..results import PairingError
 if TYPE_CHECKING:
     from ..families.exponential.product import Product
 else:
-    # abilities are imported by nearly everything, and need not bring the exponential families along
+    # Abilities are imported by nearly everything, and need not bring the exponential families along
     from ..families.base import AbstractFamily as Product
 
 
@@ -126,10 +126,7 @@ class Observed(AbstractTarget):
 
     @abc.abstractmethod
     def pointwise_log_likelihood(self, values: PyTree) -> dict[str, np.ndarray]:
-        """Log likelihood of each observation at draws of the values `[n, ...]`.
-
-        Name -> `[n, ...]`, nats.
-        """
+        """Name -> log likelihood of each observation at draws of the values, `[n, ...]`, nats."""
 
 
 class Predictive(AbstractTarget):
@@ -261,6 +258,30 @@ class Simulator(AbstractTarget):
         raise PairingError(
             f"{type(self).__name__} knows no density, so that data cannot be fixed in it."
         )
+
+
+# What a target made of a user's function also knows. No part requires it, hence no abilities; and
+# not on AbstractTarget, where a default would become that of a field of the same name.
+
+
+@runtime_checkable
+class KnowsPrecision(Protocol):
+    """A target that has looked at how its function computes; the others compute in float64."""
+
+    @property
+    def returns_float32(self) -> bool:
+        """Whether a number on the way to the log density is rounded below float64."""
+        ...
+
+
+@runtime_checkable
+class WithExample(Protocol):
+    """A target whose user may have given example values."""
+
+    @property
+    def example_point(self) -> Float[np.ndarray, "dim"] | None:
+        """The example on the unconstrained scale; None where the user gave shapes alone."""
+        ...
 
 
 AbilityT = TypeVar("AbilityT", bound=AbstractTarget)

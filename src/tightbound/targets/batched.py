@@ -31,7 +31,7 @@ from .base import AbstractTarget, Density
 
 _MAX_ROWS = 1024  # points per call of the compiled program
 _MAX_CHUNK = 16  # points evaluated together; beyond this vectorisation on a CPU gains nothing
-# points that share one pass over a large matrix: most of the gain, and few idle places in a batch
+# Points that share one pass over a large matrix: most of the gain, and few idle places in a batch
 # of starts
 _SHARING = 4
 # 1 MiB of doubles: intermediates of a chunk should stay in the second-level cache
@@ -39,7 +39,7 @@ _CACHE_ELEMENTS = 2**17
 # Compiled programs that are kept, the oldest dropped first, so that the memory of a session with
 # many models stays bounded.
 _MAX_PROGRAMS = 64
-# points per call of the map to named values: draws come by the thousand, so that one shape serves
+# Points per call of the map to named values: draws come by the thousand, so that one shape serves
 _MAP_ROWS = 1000
 
 Arguments: TypeAlias = tuple[list[jax.Array], list[jax.Array]]
@@ -85,7 +85,7 @@ class BatchedDensity:
         with x64():
             self._arguments, self._jaxpr = _trace(target)
             self.chunk = chunk_size(self._jaxpr.jaxpr)
-            # a block is a whole number of chunks, and at most 2^22 numbers (32 MiB)
+            # A block is a whole number of chunks, and at most 2^22 numbers (32 MiB)
             self.rows = max(
                 self.chunk, min(_MAX_ROWS, 2**22 // max(self.dim, 1)) // self.chunk * self.chunk
             )
@@ -217,7 +217,7 @@ def _compile(
         def evaluate_chunk(i, out):
             at = [jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in points]
             together = jax.vmap(lambda *z: one(arguments, *z))
-            # one point goes without vmap, under which a branch (lax.cond) computes both its sides
+            # One point goes without vmap, under which a branch (lax.cond) computes both its sides
             new = (
                 together(*at)
                 if chunk > 1
@@ -233,10 +233,8 @@ def _compile(
         return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, evaluate_chunk, empty)
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-    points, count = (
-        jax.ShapeDtypeStruct((rows, dim), jnp.float64),
-        jax.ShapeDtypeStruct((), jnp.int64),
-    )
+    points = jax.ShapeDtypeStruct((rows, dim), jnp.float64)
+    count = jax.ShapeDtypeStruct((), jnp.int64)
     return compiled(jax.jit(program, keep_unused=True).lower(shapes, count, *[points] * inputs))
 
 

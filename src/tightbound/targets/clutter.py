@@ -36,7 +36,7 @@ else:
 _LOG_2PI = float(np.log(2 * np.pi))  # of Gaussian densities
 # Gauss-Hermite nodes on each axis: six digits of the probability of an inlier (tests)
 _AXIS_NODES = 31
-# draws in place of nodes: a standard error of at most .5 / sqrt(4096) < .008 of a probability
+# Draws in place of nodes: a standard error of at most .5 / sqrt(4096) < .008 of a probability
 _DRAWS = 4096
 _ELEMENTS = 2**21  # of an intermediate on the host: 16 MiB
 
@@ -171,7 +171,7 @@ class Clutter(LearnableNoise, Sequential):
         )
         outlier = np.log(self.w) + self.log_clutter
         out = np.empty(len(points))
-        # in blocks, each coordinate by itself: an array [n, rows, dim] would not fit in memory
+        # In blocks, each coordinate by itself: an array [n, rows, dim] would not fit in memory
         rows = max(1, _ELEMENTS // self.num_sites)
         for start in range(0, len(points), rows):
             t = np.linalg.solve(k.root, points[start : start + rows].T).T

@@ -15,7 +15,7 @@ from .sites import LearnableNoise
 if TYPE_CHECKING:
     from ..families.gaussian import Gaussian
 else:
-    # the name is for annotations; a Gaussian is known by its covariance structure
+    # The name is for annotations; a Gaussian is known by its covariance structure
     Gaussian = AbstractFamily
 
 _DEPTH = 60.0  # nats below the top at which a density counts as zero
@@ -70,7 +70,7 @@ class Exact:
             return self._kl_on_grid(q)
         total = 0.0
         for component, weight in zip(components, weights, strict=True):
-            # a Gaussian: no other family has a covariance structure
+            # A Gaussian: no other family has a covariance structure
             z, w = _nodes_of(cast(Gaussian, component), self.target)
             log_p = self.target.log_density_on_host(z) - self.log_evidence
             total += weight * float(w @ (q.log_prob_on_host(z) - log_p))
@@ -183,10 +183,8 @@ def _window(target: LearnableNoise) -> tuple[Float[np.ndarray, "dim"], Float[np.
         )
         slack = float(np.min([values[best] - beside.min(), 1e9]))
         keep = points[values > values[best] - _DEPTH - slack]
-        new_low, new_high = (
-            np.maximum(low, keep.min(axis=0) - spacing),
-            np.minimum(high, keep.max(axis=0) + spacing),
-        )
+        new_low = np.maximum(low, keep.min(axis=0) - spacing)
+        new_high = np.minimum(high, keep.max(axis=0) + spacing)
         settled = bool(np.all(new_high - new_low > 0.8 * (high - low)))
         low, high = new_low, new_high
         if settled:
@@ -232,7 +230,7 @@ def _nodes_of(
     """
     root = np.asarray(q.root)
     widest = float(np.linalg.svd(root, compute_uv=False)[0])
-    # nodes for each sd of q, so that six lie within the narrowest kernel where q is wide
+    # Nodes for each sd of q, so that six lie within the narrowest kernel where q is wide
     per_sd = 6.0 * widest / _kernel_sd(target)
     count = int(np.clip(2 * _REACH * per_sd, *((341, 20_001) if target.dim == 1 else (171, 401))))
     axis = np.linspace(-_REACH, _REACH, count)

@@ -171,7 +171,7 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         return inlier - np.log(self.w) - self.log_clutter
 
     def widest(self) -> float:
-        # widened so, the point farthest from least squares is half an sd away
+        # Widened so, the point farthest from least squares is half an sd away
         z, _ = self.reweighted(None, 1.0)
         return max(1.0, 4.0 * float(np.max((self.y - self.directions @ z) ** 2 / self.vg)))
 
@@ -179,7 +179,7 @@ class LinearClutter(AlongLines, Reweighted, Sequential):
         self, z: Float[np.ndarray, "dim"] | None, widening: float
     ) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim dim"]]:
         vg = widening * np.asarray(self.vg)
-        # the normal equations of weighted least squares, with the prior as a further observation
+        # The normal equations of weighted least squares, with the prior as a further observation
         share = (np.ones(self.num_sites) if z is None else sp.expit(self.log_odds(z, vg))) / vg
         white = np.linalg.inv(np.asarray(self.prior_root))
         prior_precision = white.T @ white

@@ -133,7 +133,7 @@ class LinearSites(AlongLines):
         mean, variance = np.einsum("kd,kd->k", a, means), np.einsum("kd,kde,ke->k", a, covs, a)
         log_z, centre, spread = self._on_nodes(index, (mean, variance), (mean, np.sqrt(variance)))
         for _ in range(_PASSES - 1):
-            # a spread that rounds to zero would put all nodes of the next pass on one point
+            # A spread that rounds to zero would put all nodes of the next pass on one point
             width = np.sqrt(np.maximum(spread, 1e-12 * variance))
             log_z, centre, spread = self._on_nodes(index, (mean, variance), (centre, width))
         slope, bend = (centre - mean) / variance, (1.0 - spread / variance) / variance
@@ -155,7 +155,7 @@ class LinearSites(AlongLines):
         (mean, variance), (centre, width) = cavity, at
         nodes, log_weights = _hermite()
         s = centre[:, None] + width[:, None] * nodes
-        # the nodes' own N(centre, width^2) divided out, the cavity put in
+        # The nodes' own N(centre, width^2) divided out, the cavity put in
         log_ratio = 0.5 * nodes**2 + np.log(width / np.sqrt(variance))[:, None]
         log_ratio = log_ratio - 0.5 * (s - mean[:, None]) ** 2 / variance[:, None] + log_weights
         log_terms = self._along(index, s) + log_ratio
@@ -188,7 +188,9 @@ def _along(
     index: Int[jax.Array, "k"],
     s: Float[jax.Array, "k nodes"],
 ) -> Float[jax.Array, "k nodes"]:
-    def of_site(row: jax.Array, y: jax.Array) -> jax.Array:
+    def of_site(
+        row: Float[jax.Array, "nodes"], y: Shaped[jax.Array, "*datum"]
+    ) -> Float[jax.Array, "nodes"]:
         return jax.vmap(lambda one: jnp.asarray(log_site(one, y)))(row)
 
     return jax.vmap(of_site)(s, data[index])

@@ -147,7 +147,7 @@ def from_log_density(
     names = [block.name for block in layout.blocks]
     with x64():
         with explained("log_density", names):
-            # on shapes alone, so that a fault is said before anything is compiled
+            # On shapes alone, so that a fault is said before anything is compiled
             traced = trace(
                 lambda params: scalar(log_density(params), "log_density"), layout.structs()
             )

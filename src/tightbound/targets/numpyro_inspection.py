@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Shaped
 
 from .._types import Array, PyTree
 from ..results import TargetError
@@ -67,7 +68,7 @@ def inspect(program: Program) -> Inspection:
     Raises:
         TargetError: for a site that cannot become coordinates of R^d, by name.
     """
-    # filled while the trace runs, because a traced function can only return arrays
+    # Filled while the trace runs, because a traced function can only return arrays
     found: list[Classified] = []
     subsampled: dict[str, int] = {}
 
@@ -95,7 +96,7 @@ def inspect(program: Program) -> Inspection:
     )
 
 
-def refuse_nan(name: str, data: Array | float) -> None:
+def refuse_nan(name: str, data: Shaped[Array, "..."] | float) -> None:
     """Raise a TargetError that names the site when its data contain NaN."""
     if has_nan(data):
         where = np.argwhere(np.isnan(data))
@@ -120,10 +121,8 @@ def _checked(site: Site, data: dict[int, Array]) -> bool:
     `data` has the arrays behind the tracers that stand for the model's arguments, by the id of the
     tracer.
     """
-    value, support = (
-        data.get(id(site["value"]), site["value"]),
-        getattr(site["fn"], "support", None),
-    )
+    value = data.get(id(site["value"]), site["value"])
+    support = getattr(site["fn"], "support", None)
     if (
         support is None
         or hasattr(site["fn"], "_mask")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpyro.distributions import Distribution
     from numpyro.primitives import CondIndepStackFrame
 else:
-    # names for the annotations alone
+    # Names for the annotations alone
     Distribution = CondIndepStackFrame = object
 
 _CHUNK = 64  # draws of a posterior predictive that are computed together: bounds its memory

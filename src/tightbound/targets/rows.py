@@ -37,7 +37,7 @@ _CHUNK = 64  # draws whose likelihoods are computed together: bounds the memory
 class IndependentRows(AbstractNamedTarget, Rows, Observed, Sequential):
     """log p(z) = log_prior(values) + log|J| + scale * sum over rows of log_likelihood(values, row).
 
-    By `tb.from_rows`.
+    Made by `tb.from_rows`.
 
     Attributes:
         data: a pytree of arrays whose leading axis is the rows. They are traced under jit, so that
@@ -316,7 +316,7 @@ def _called(name: str) -> str:
 
 
 def _as_array(leaf: object) -> Shaped[Array, "..."]:
-    # one of many data sets in a compiled program: checked where it is known
+    # One of many data sets in a compiled program: checked where it is known
     if isinstance(leaf, jax.core.Tracer):
         return leaf
     if np.ma.isMaskedArray(leaf) and np.ma.is_masked(leaf):
@@ -335,7 +335,7 @@ def _as_array(leaf: object) -> Shaped[Array, "..."]:
 
 
 def _check_leaf(name: str, leaf: Shaped[Array, "..."]) -> None:
-    # what is traced keeps the precision that its program has
+    # What is traced keeps the precision that its program has
     if not (
         leaf.dtype == bool
         or np.issubdtype(leaf.dtype, np.integer)

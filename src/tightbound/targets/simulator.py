@@ -30,7 +30,7 @@ from .simulator_checks import (
 from .support import Support
 from .tracing import explained, host_unless_traced, scalar
 
-# stored simulations: with fewer nothing can be held out to check on
+# Stored simulations: with fewer nothing can be held out to check on
 _LEAST = 100
 
 
@@ -184,7 +184,7 @@ def from_simulator(
             raise TargetError(
                 f"from_simulator: `{name}` must be a function, got {type(given).__name__}."
             )
-    # the user's functions run under JAX's own rules of promotion, whatever the caller has set
+    # The user's functions run under JAX's own rules of promotion, whatever the caller has set
     with x64(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         params, x = looks(draw_prior, simulate)
         layout, circular = layout_of_params(params, support, "draw_prior")
@@ -237,10 +237,8 @@ def from_simulations(
                 f"from_simulations: {int(good.sum())} of {len(good)} simulations are finite, too"
                 f" few to learn from and to check on; {_LEAST} are the least, thousands are usual."
             )
-        params, x = (
-            {k: v[good] for k, v in params.items()},
-            jax.tree.map(lambda leaf: leaf[good], x),
-        )
+        params = {k: v[good] for k, v in params.items()}
+        x = jax.tree.map(lambda leaf: leaf[good], x)
         layout, circular = layout_of_params(params, support, "params")
         z = np.asarray(jax.vmap(lambda p: _wrapped(layout.unconstrain(p), circular))(params))
     return StoredSimulations(layout=layout, circular=circular, z=z, x=x)
@@ -272,6 +270,7 @@ def has_density(target: AbstractTarget) -> bool:
 
 
 __all__ = [
+    "AbstractSimulated",
     "SimulatedModel",
     "SimulatorPosterior",
     "StoredSimulations",

@@ -52,7 +52,7 @@ def looks(draw_prior: PriorDraw, simulate: Simulate) -> tuple[PyTree, PyTree]:
                 " several values."
             )
     x = _mapped("simulate", simulate, keys, params)
-    # other keys at the same parameters: what does not change then has no noise
+    # Other keys at the same parameters: what does not change then has no noise
     again = _mapped("simulate", simulate, others, params)
     if [a.shape for a in jax.tree.leaves(x)] != [a.shape for a in jax.tree.leaves(again)]:
         raise TargetError(
@@ -147,7 +147,7 @@ def columns(tree: PyTree, argument: str) -> PyTree:
     Raises:
         TargetError: they cannot be that, as a list of arrays of different lengths cannot.
     """
-    # a list is one array written out, and not a container of arrays
+    # A list is one array written out, and not a container of arrays
     try:
         leaves = jax.tree.map(
             lambda leaf: np.asarray(leaf, np.float64), tree, is_leaf=lambda t: isinstance(t, list)

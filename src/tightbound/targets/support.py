@@ -129,10 +129,8 @@ def holds(constraint: Constraint | None, value: Float[np.ndarray, "..."]) -> boo
     if constraint is None:
         return True
     # NumPyro's own check lets values on a boundary pass, where the bijection is not finite.
-    low, high = (
-        getattr(constraint, "lower_bound", -np.inf),
-        getattr(constraint, "upper_bound", np.inf),
-    )
+    low = getattr(constraint, "lower_bound", -np.inf)
+    high = getattr(constraint, "upper_bound", np.inf)
     if not (np.all(np.less(low, value)) and np.all(np.less(value, high))):
         return False
     if type(constraint).__name__ == "_Simplex" and not np.all(value > 0):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import AbstractValue, Tracer
 from jax.extend.core import Jaxpr
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from .._numerics import to_host, x64
 from .._types import PyTree
@@ -28,7 +28,7 @@ from .support import known
 P = ParamSpec("P")
 ReturnT = TypeVar("ReturnT")
 
-# what JAX raises where a function asks a parameter for its number
+# What JAX raises where a function asks a parameter for its number
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -55,7 +55,7 @@ def host_unless_traced(method: Callable[P, ReturnT]) -> Callable[P, ReturnT]:
             return method(*args, **kwargs)
         with x64():
             out = method(*args, **kwargs)
-        # traced after all: called with known numbers inside a jit
+        # Traced after all: called with known numbers inside a jit
         return out if _has_tracer(out) else to_host(out)
 
     return wrapper
@@ -98,7 +98,7 @@ def _held_by(thing: object) -> Iterator[object]:
     elif isinstance(thing, types.FunctionType):
         yield from (thing.__defaults__, thing.__kwdefaults__)
         for cell in thing.__closure__ or ():
-            # a cell is empty while the name that it stands for is not assigned
+            # A cell is empty while the name that it stands for is not assigned
             with contextlib.suppress(ValueError):
                 yield cell.cell_contents
     if callable(thing):
@@ -156,7 +156,7 @@ def rounds(jaxpr: Jaxpr, depends: list[bool]) -> bool:
         if wide and _is_narrow(eqn.outvars[0].aval):
             return True
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
-            # a call has the inputs of its equation; a loop or a branch may not, and counts as
+            # A call has the inputs of its equation; a loop or a branch may not, and counts as
             # moving throughout
             if rounds(sub, inputs if len(sub.invars) == len(inputs) else [True] * len(sub.invars)):
                 return True
@@ -298,12 +298,12 @@ def mend_numpy_constants() -> None:
         from jax._src.dtypes import canonicalize_dtype, register_canonicalize_value_handler
         from jax._src.literals import TypedNdArray
     except ImportError:
-        # a JAX with other internals: tests/targets/test_tracing.py says whether it needs the remedy
+        # A JAX with other internals: tests/targets/test_tracing.py says whether it needs the remedy
         return
 
     remembered: dict[tuple[int, np.dtype], tuple[weakref.ref, weakref.ref]] = {}
 
-    def canonical(array: np.ndarray) -> TypedNdArray:
+    def canonical(array: Shaped[np.ndarray, "..."]) -> TypedNdArray:
         dtype = np.dtype(canonicalize_dtype(array.dtype))
         key = (id(array), dtype)
         if key in remembered:

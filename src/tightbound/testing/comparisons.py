@@ -17,6 +17,9 @@ ALLOWED = 4.0
 A new key fails a correct part about once in 10,000 numbers.
 """
 
+LEAST_P = 1e-4
+"""p-value below which draws do not follow their law: a correct part has one in 10,000 numbers."""
+
 _ROUNDING = 1e-9  # added to a standard error, which is zero where every sample is the same
 
 

@@ -34,7 +34,7 @@ def check_conditional(
         draws: from which the comparisons are made.
     """
     name, key = type(q).__name__, as_key(key)
-    # the same points at each x: draws at the first of them
+    # The same points at each x: draws at the first of them
     probes, densities = np.empty((0, q.dim)), []
     for i, x in enumerate(xs):
         member, k = q.at(x), jr.fold_in(key, i)

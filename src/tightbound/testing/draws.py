@@ -11,9 +11,7 @@ from .._numerics import as_key, scoped, to_device, to_host
 from .._types import Array, Key
 from ..families.empirical import Empirical
 from ..results import PairingError
-from .comparisons import close, refuses
-
-_LEAST_P = 1e-4  # as in the battery of families
+from .comparisons import LEAST_P, close, refuses
 
 
 @scoped
@@ -36,7 +34,7 @@ def check_empirical(q: Empirical, key: Key, *, draws: int = 4000) -> None:
         assert np.all(np.isnan(log_q)), f"{name}: `draw` tells a log density that is not known."
     single = np.asarray(q.sample(jr.fold_in(key, 1), shape=(draws,)))
     p = scipy.stats.chisquare(_counts(held, single, name)).pvalue
-    assert p > _LEAST_P, f"{name}: `sample` prefers some of the draws (p-value {p:.1e})."
+    assert p > LEAST_P, f"{name}: `sample` prefers some of the draws (p-value {p:.1e})."
     moments = {"mean": held.mean(0), "sd": held.std(0), "cov": np.cov(held.T, bias=True)}
     for field, truth in moments.items():
         close(

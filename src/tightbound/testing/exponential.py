@@ -14,7 +14,7 @@ from .._numerics import as_key, scoped, to_device
 from .._types import Array, Key, PyTree
 from ..families.exponential.base import AbstractExponentialFamily
 from ..families.exponential.product import Product
-from .comparisons import close, mean_is
+from .comparisons import LEAST_P, close, mean_is
 from .families import check_gradients
 
 # Draws and nodes in one number, so that one compiled program serves both; odd, as a rule that has
@@ -23,7 +23,6 @@ _DRAWS = 4001
 _NODES = _DRAWS  # on the line: mass and entropy to 1e-6 where a density has a pole (a beta of 0.8)
 _NODES_OF_A_FACTOR = 161  # of a product of two continuous factors, which has the square of them
 _MOST_COUNTS = 400  # of a Poisson, whose values have no end: rates of some hundreds are not reached
-_LEAST_P = 1e-4  # as in the battery of families
 
 _Rule: TypeAlias = tuple[Float[np.ndarray, "nodes dim"], Float[np.ndarray, "nodes"]]
 """Points and weights that integrate over the support."""
@@ -143,7 +142,7 @@ def _check_truth(
             else _uniform(z, points, mass)
         )
         p = scipy.stats.kstest(seen, "uniform").pvalue
-        assert p > _LEAST_P, f"{name}: the draws do not follow the density (KS p-value {p:.1e})."
+        assert p > LEAST_P, f"{name}: the draws do not follow the density (KS p-value {p:.1e})."
 
 
 def _check_mass(

@@ -13,13 +13,9 @@ from jaxtyping import Float
 from .._numerics import as_key, scoped, to_device, to_host
 from .._types import Array, Key
 from ..families.base import AbstractFamily
-from .comparisons import close, mean_is, means_agree, refuses, rows
+from .comparisons import LEAST_P, close, mean_is, means_agree, refuses, rows
 
 _Axes: TypeAlias = list[Float[np.ndarray, "nodes"]]
-
-# p-value below which draws do not follow the density: a new key fails a correct family about once
-# in 10,000 coordinates.
-_LEAST_P = 1e-4
 
 
 @scoped
@@ -42,7 +38,7 @@ def check_family(q: AbstractFamily, key: Key, *, draws: int = 4000) -> None:
     )
     independent = independent_draws(q, jr.fold_in(key, 1), draws)
     if q.dim <= 2:
-        # half of them: families that stratify pair the others with these
+        # Half of them: families that stratify pair the others with these
         check_quadrature(q, name, {"draw": z[: draws // 2], "sample": independent})
     _check_stein(q, name, independent)
     entropy = q.entropy()
@@ -112,7 +108,7 @@ def check_quadrature(
         distribution = np.cumsum(marginal) - 0.5 * marginal
         for method, z in samples.items():
             p = scipy.stats.kstest(np.interp(z[:, i], axis, distribution), "uniform").pvalue
-            assert p > _LEAST_P, (
+            assert p > LEAST_P, (
                 f"{name}: `{method}` does not follow the density in coordinate {i} (KS p-value"
                 f" {p:.1e})."
             )

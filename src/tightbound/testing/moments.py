@@ -15,7 +15,7 @@ from ..targets.batched import batched
 from .comparisons import close, refuses
 
 _NODES = 81  # per axis of the rule that is the truth: to 1e-10 for kernels as wide as q, or wider
-# of the difference quotients of an estimator's own value: its cube root of the rounding error
+# Of the difference quotients of an estimator's own value: its cube root of the rounding error
 _STEP = 1e-5
 _STEP_ERROR = 1e-7
 

@@ -95,7 +95,7 @@ def _neighbours(q: Gaussian) -> dict[str, Gaussian]:
     members = (
         q.moved(q.mean + 0.7 * q.sd),
         q.moved(q.mean, 1.4),
-        # not narrower: the second moment of the weights must exist
+        # Not narrower: the second moment of the weights must exist
         q.moved(q.mean, 0.9),
         Gaussian(q.mean, Diagonal(np.log(q.sd))),
     )
@@ -168,10 +168,8 @@ def check_order(
         batches: independent losses that each comparison is made from.
     """
     posterior = Gaussian.from_root(np.zeros(2), np.array([[1.0, 0.0], [0.5, 0.9]]))
-    target, q = (
-        to_device(GaussianTarget(posterior, -2.0)),
-        posterior.moved(np.array([0.3, -0.3]), 1.2),
-    )
+    target = to_device(GaussianTarget(posterior, -2.0))
+    q = posterior.moved(np.array([0.3, -0.3]), 1.2)
     names, bounds = [], []
     for sign, objectives in ((-1.0, lower), (1.0, upper)):
         for objective in objectives:

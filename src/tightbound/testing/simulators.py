@@ -12,16 +12,14 @@ from jaxtyping import Float
 from .._numerics import as_key, scoped
 from .._types import Array, Key, PyTree
 from ..targets.base import Simulator
-from .comparisons import close
-
-_LEAST_P = 1e-4  # of one test: a new key fails a correct simulator about once in 10,000
+from .comparisons import LEAST_P, close
 
 
 @runtime_checkable
 class _Law(Protocol):
     """A distribution of SciPy's: its distribution function is what is needed."""
 
-    def cdf(self, x: np.ndarray) -> np.ndarray: ...
+    def cdf(self, x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]: ...
 
 
 @scoped
@@ -55,11 +53,11 @@ def check_simulator(
         assert inside, f"{name}: {target.coordinate_names[i]} is an angle outside [-pi, pi]."
     for parameter, law in prior.items():
         p = scipy.stats.kstest(np.asarray(values[parameter]), law.cdf).pvalue
-        assert p > _LEAST_P, f"{name}: {parameter!r} does not follow its prior (p-value {p:.1e})."
+        assert p > LEAST_P, f"{name}: {parameter!r} does not follow its prior (p-value {p:.1e})."
     noise = np.asarray(jax.vmap(residual)(values, x)).reshape(draws, -1)
     for i, column in enumerate(noise.T):
         p = scipy.stats.kstest(column, "norm").pvalue
-        assert p > _LEAST_P, f"{name}: number {i} of the data is off its law (p-value {p:.1e})."
+        assert p > LEAST_P, f"{name}: number {i} of the data is off its law (p-value {p:.1e})."
     _check_stored(target, name, z)
 
 

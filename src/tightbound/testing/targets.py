@@ -127,7 +127,7 @@ def _check_gradient(
     name: str,
 ) -> None:
     """Against central differences of `many`, the log density of a batch of points."""
-    # near the cube root of the rounding error of a double, where rounding and curvature balance
+    # Near the cube root of the rounding error of a double, where rounding and curvature balance
     step = 1e-5 * (1 + np.abs(np.asarray(z)))
     ends = np.asarray(
         many(jnp.concatenate([z[None] + np.diag(step), z[None] - np.diag(step)]))

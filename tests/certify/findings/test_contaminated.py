@@ -1,6 +1,6 @@
 """Findings of contaminated data.
 
-V / vg, the cap of the annealed loop, and the modes of the posterior.
+v / vg, the cap of the annealed loop, and the modes of the posterior.
 """
 
 import dataclasses

@@ -34,7 +34,7 @@ def test_converged_measures_the_natural_gradient_in_sds():
 def test_converged_measures_the_pull_on_each_sd(sd, verdict):
     """q = N(0, sd^2) for a standard normal.
 
-    D ELBO / d log sd = 1 - sd^2, though no mean wants to move.
+    d ELBO / d log sd = 1 - sd^2, though no mean wants to move.
     """
     finding = tb.check(Pair(gaussian(sd=sd, dim=2), STANDARD_2), key=2)["converged"]
     assert finding.verdict is verdict

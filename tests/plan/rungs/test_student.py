@@ -23,10 +23,9 @@ def weighted(q, log_density, draws=4000):
 
 
 def test_it_recovers_a_t_from_the_gaussian_of_its_covariance():
-    """A start.
+    """The t found is a start: draws of a Gaussian hardly reach its tails, so 1 / df is low.
 
-    Draws of a Gaussian hardly reach the tails, so 1 / df is low (0.149 +- 0.018 over 20 keys; scale
-    1.013 +- 0.018).
+    0.149 +- 0.018 over 20 keys; the scale is 1.013 +- 0.018.
     """
     loc, root, df = (
         np.array([1.0, -2.0, 0.5]),

@@ -20,11 +20,15 @@ from ...results import MissingExtraError
 class ConditionalDistribution(Protocol):
     """What this head asks of a FlowJAX distribution."""
 
-    def log_prob(self, x: Array, condition: Array | None = None) -> Array:
+    def log_prob(
+        self, x: Float[Array, "dim"], condition: Float[Array, "eta"] | None = None
+    ) -> Float[Array, ""]:
         """Log density at one point, given the condition."""
         ...
 
-    def sample(self, key: jax.Array, *, condition: Array | None = None) -> Array:
+    def sample(
+        self, key: jax.Array, *, condition: Float[Array, "eta"] | None = None
+    ) -> Float[Array, "dim"]:
         """One draw, given the condition."""
         ...
 

@@ -10,12 +10,21 @@ from ...families.empirical import Empirical
 from ...search.chain_statistics import ess_bulk, ess_mean, ess_tail, rhat
 from ...targets.base import AbstractTarget
 from ..draws import FreshDraws
-from ..finding import About, Case, Finding, FindingDetail, Rival, Stage, Verdict, register
+from ..finding import (
+    NAMED,
+    About,
+    Case,
+    Finding,
+    FindingDetail,
+    Rival,
+    Stage,
+    Verdict,
+    register,
+)
 from ..standards import Standards
 from .optima import OptimaDetail, cost_of_searches, optima
 
 _SOURCE = "Vehtari et al. 2021, section 4"
-_NAMED = 5  # values that a finding points at
 # A draw is inside a mode's Gaussian up to so many sds of the squared distance beyond its mean, dim.
 _INSIDE = 4.0
 
@@ -25,7 +34,7 @@ class RhatDetail(FindingDetail):
     """R-hat of every value."""
 
     names: tuple[str, ...]
-    rhat: Float[np.ndarray, " p"]
+    rhat: Float[np.ndarray, "p"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +42,8 @@ class EssDetail(FindingDetail):
     """Effective sample sizes of every value, for its location and for its tails."""
 
     names: tuple[str, ...]
-    bulk: Float[np.ndarray, " p"]
-    tail: Float[np.ndarray, " p"]
+    bulk: Float[np.ndarray, "p"]
+    tail: Float[np.ndarray, "p"]
 
 
 @register("rhat", place=10, of="chains", ability=AbstractTarget)
@@ -68,7 +77,7 @@ def mixing(case: Case) -> Finding:
         verdict,
         why,
         _SOURCE,
-        tuple(names[j] for j in np.argsort(-values)[:_NAMED] if values[j] >= standards.rhat),
+        tuple(names[j] for j in np.argsort(-values)[:NAMED] if values[j] >= standards.rhat),
         RhatDetail(names, values),
         About.SEARCH,
     )
@@ -81,7 +90,7 @@ def effective(case: Case) -> Finding:
     bulk, tail = np.nan_to_num(ess_bulk(x)), np.nan_to_num(ess_tail(x))
     least = np.minimum(bulk, tail)
     worst = int(np.argmin(least))
-    # two halves of each chain
+    # Two halves of each chain
     value, enough = float(least[worst]), 2.0 * standards.ess_per_chain * x.shape[0]
     verdict = (
         Verdict.PASS
@@ -118,7 +127,7 @@ def effective(case: Case) -> Finding:
 def divergences(case: Case) -> Finding:
     """Trajectories whose energy ran away.
 
-    Regions that the sampler could not enter, so that it may be biased.
+    They met regions that the sampler could not enter, so that it may be biased.
     """
     # "chains" are what this finding is registered for, and those of Empirical are the only ones
     statistics = cast(Empirical, case.q).statistics
@@ -149,7 +158,7 @@ def _columns(case: Case) -> tuple[tuple[str, ...], Float[np.ndarray, "chains n p
     coordinates = case.sample.target.coordinate_names
     names, x = (*coordinates, *names), np.concatenate([z, x], axis=1)
     moves = np.ptp(x, axis=0) > 0
-    # a coordinate that never moves is a finding, a constant value is not
+    # A coordinate that never moves is a finding, a constant value is not
     moves[: len(coordinates)] = True
     kept = tuple(name for name, moving in zip(names, moves, strict=True) if moving)
     chains, draws, _ = np.shape(cast(Empirical, case.q).draws)
@@ -158,9 +167,9 @@ def _columns(case: Case) -> tuple[tuple[str, ...], Float[np.ndarray, "chains n p
 
 @register("optima", place=200, of="chains", stage=Stage.SEARCH, cost=cost_of_searches)
 def unvisited(case: Case) -> Finding:
-    """The rivals that the searches find, without those that the chains have visited enough.
+    """The rivals of the searches that the chains have visited too seldom for their evidence.
 
-    About as often as their evidence asks. Chains that all started in one mode of two agree
+    Chains that all started in one mode of two agree
     perfectly: only the searches can tell.
     """
     finding = optima(case)

@@ -12,6 +12,9 @@ from ...targets.sites import Contaminated
 from ..finding import About, Case, Finding, FindingDetail, Verdict, register
 
 _SHOWN = 4  # modes whose places a sentence lists
+# Variances of q, in units of the noise's, above which points no longer make its width: a single
+# certain inlier would bring it down to 1.
+_WIDE = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,10 @@ def width(case: Case) -> Finding:
     The analytic gradient is overconfident by about .35 of it, and its loop cuts it to 1: that cap
     is a caution.
     """
-    # the ability that the finding is registered for
+    # The ability that the finding is registered for
     kernels, q = cast(Contaminated, case.sample.target).kernels(), case.q
     gaussian = q.covariance_structure != "none"
-    # a Gaussian knows its covariance to the digits that tell whether it is at the cap
+    # A Gaussian knows its covariance to the digits that tell whether it is at the cap
     cov = (
         np.asarray(cast(Gaussian, q).cov)
         if gaussian
@@ -56,7 +59,7 @@ def width(case: Case) -> Finding:
         )
     else:
         why = f"The largest variance of q is {ratio:.3g} times that of the noise."
-        why += " It is dominated by the prior and the background." if ratio > 5 else ""
+        why += " It is dominated by the prior and the background." if ratio > _WIDE else ""
     return Finding(
         "width",
         ratio,

@@ -36,8 +36,8 @@ class _Wide(NamedTuple):
     """Draws of the wider law in whitened coordinates, its log density and the target's."""
 
     u: Float[np.ndarray, "n dim"]
-    log_wide: Float[np.ndarray, " n"]
-    log_p: Float[np.ndarray, " n"]
+    log_wide: Float[np.ndarray, "n"]
+    log_p: Float[np.ndarray, "n"]
 
 
 def _cost(dim: int, effort: Effort) -> int:
@@ -60,17 +60,15 @@ def coverage(case: Case) -> Finding:
     white, dim = Whitening.of(draws.z[draws.finite]), draws.z.shape[1]
     if white.root.ndim == 1:
         return _finding(0.0, 0.0, nothing, standards)
-    scales, rng = (
-        np.sqrt(1.0 + np.array(_WIDTHS) * np.sqrt(2.0 / dim)),
-        host_rng(case.key, "coverage"),
-    )
+    scales = np.sqrt(1.0 + np.array(_WIDTHS) * np.sqrt(2.0 / dim))
+    rng = host_rng(case.key, "coverage")
     wide = _wide_draws(case, white, scales, rng, effort.wide_draws)
     found = _share(case, white, wide)
     if found.verdict is Verdict.PASS and found.value > standards.coverage:  # too few to tell
         more = _wide_draws(case, white, scales, rng, effort.more_wide_draws)
         both = (np.concatenate(pair) for pair in zip(wide, more, strict=True))
         looked = _share(case, white, _Wide(*both))
-        # one heavy draw can leave the second look with nothing to say
+        # One heavy draw can leave the second look with nothing to say
         found = looked if _says_something(looked) else found
     return found
 
@@ -82,7 +80,7 @@ def _says_something(finding: Finding) -> bool:
 def _wide_draws(
     case: Case,
     white: Whitening,
-    scales: Float[np.ndarray, " laws"],
+    scales: Float[np.ndarray, "laws"],
     rng: np.random.Generator,
     count: int,
 ) -> _Wide:
@@ -136,7 +134,7 @@ def _is_missing(share: float, error: float, standards: Standards) -> bool:
 
 
 def _weighted_share(
-    weights: Float[np.ndarray, " n"], outside: Bool[np.ndarray, " n"]
+    weights: Float[np.ndarray, "n"], outside: Bool[np.ndarray, "n"]
 ) -> tuple[float, float]:
     """The weight of the draws outside, and its standard error."""
     share = float(weights[outside].sum())
@@ -144,8 +142,8 @@ def _weighted_share(
 
 
 def _log_mixture(
-    u: Float[np.ndarray, "n dim"], scales: Float[np.ndarray, " laws"]
-) -> Float[np.ndarray, " n"]:
+    u: Float[np.ndarray, "n dim"], scales: Float[np.ndarray, "laws"]
+) -> Float[np.ndarray, "n"]:
     """Log density of the equal mixture of N(0, s^2 I)."""
     squares, dim = np.sum(u**2, axis=1), u.shape[1]
     each = (
@@ -165,7 +163,7 @@ def _finding(
     missing, detail = _is_missing(share, error, standards), FindingDetail()
     if evidence is not None:
         value, stderr = evidence
-        # where nothing is missing, q's own bounds are the better ones
+        # Where nothing is missing, q's own bounds are the better ones
         seen = value + standards.errors * stderr if missing else -np.inf
         detail = CoverageDetail(log_evidence=value, log_evidence_stderr=stderr, seen=seen)
     return Finding(

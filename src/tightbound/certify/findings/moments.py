@@ -7,12 +7,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..draws import FreshDraws, MomentTable
-from ..finding import SEVERITY, About, Case, Finding, FindingDetail, Verdict, register
+from ..finding import NAMED, SEVERITY, About, Case, Finding, FindingDetail, Verdict, register
 from ..psis import khat_error, khat_of, khat_threshold
 from ..standards import Standards
 
 _TOGETHER = 64  # columns whose tails are fitted at a time: their copies are sorted in the cache
-_NAMED = 5  # values that a finding points at
 # Dimensions above which the correlation of q's draws is not to be had from some thousand of them.
 _MANY = 500
 
@@ -28,9 +27,9 @@ class MomentsDetail(FindingDetail):
     """
 
     names: tuple[str, ...]
-    shift: Float[np.ndarray, " p"]
-    log_sd_ratio: Float[np.ndarray, " p"]
-    order: Int[np.ndarray, " p"]
+    shift: Float[np.ndarray, "p"]
+    log_sd_ratio: Float[np.ndarray, "p"]
+    order: Int[np.ndarray, "p"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ParameterKhatDetail(FindingDetail):
     """k-hat of every value; -inf where it was not looked at."""
 
     names: tuple[str, ...]
-    khat: Float[np.ndarray, " p"]
+    khat: Float[np.ndarray, "p"]
 
 
 @register("converged", place=20)
@@ -167,9 +166,9 @@ def _worst_table(
 
 @register("moments", place=50)
 def moments(case: Case) -> Finding:
-    """How much the importance weights would correct q's own means and sds, beyond their error.
+    """How far the weights would correct q's own means and sds, beyond their error.
 
-    Means in posterior sds, sds relatively.
+    Means are in posterior sds, sds relative.
     """
     return _worst_table(case, _moments)
 
@@ -178,7 +177,7 @@ def _moments(case: Case, table: MomentTable, x: Float[np.ndarray, "n p"]) -> Fin
     standards = case.standards
     shift = np.maximum(np.abs(table.shift) - standards.errors * table.shift_stderr, 0.0)
     ratio = np.maximum(np.abs(table.log_sd_ratio) - standards.errors * table.log_sd_stderr, 0.0)
-    # one size for both: a correction of an sd counts as that of a mean at its own limit
+    # One size for both: a correction of an sd counts as that of a mean at its own limit
     size = np.maximum(shift, ratio * (standards.mean / standards.sd))
     worst = int(np.argmax(size))
     verdict = Verdict.PASS if size[worst] <= standards.mean else Verdict.CAUTION
@@ -202,23 +201,20 @@ def _moments(case: Case, table: MomentTable, x: Float[np.ndarray, "n p"]) -> Fin
         verdict,
         why,
         "docs/certificate.md, moments",
-        tuple(table.names[j] for j in order[:_NAMED] if size[j] > standards.mean),
+        tuple(table.names[j] for j in order[:NAMED] if size[j] > standards.mean),
         MomentsDetail(table.names, table.shift, table.log_sd_ratio, order),
     )
 
 
 @register("noise", place=60)
 def noise(case: Case) -> Finding:
-    """The largest Monte Carlo error of a corrected mean, in posterior sds.
-
-    Among values whose correction is used.
-    """
+    """The largest Monte Carlo error, in posterior sds, of a corrected mean that is used."""
     return _worst_table(case, _noise)
 
 
 def _noise(case: Case, table: MomentTable, x: Float[np.ndarray, "n p"]) -> Finding:
     limit = case.standards.noise
-    used = np.where(table.believed, table.shift_stderr, 0.0)
+    used = np.where(table.believed(case.standards), table.shift_stderr, 0.0)
     worst = int(np.argmax(used))
     verdict = Verdict.PASS if used[worst] <= limit else Verdict.CAUTION
     name = table.names[worst]
@@ -246,7 +242,7 @@ def parameter_khat(case: Case) -> Finding:
 
 
 def _parameter_khat(case: Case, table: MomentTable, x: Float[np.ndarray, "n p"]) -> Finding:
-    # where q is nearly exact the products are rounding-sized: their tail shape says nothing that
+    # Where q is nearly exact the products are rounding-sized: their tail shape says nothing that
     # matters
     looked_at = np.flatnonzero(table.mean_stderr > case.standards.matters * table.corrected_sd)
     excess = (case.sample.smoothed.weights - 1.0 / len(x))[:, None]
@@ -275,8 +271,8 @@ def _parameter_khat(case: Case, table: MomentTable, x: Float[np.ndarray, "n p"])
 def tails(case: Case) -> Finding:
     """Whether each sd rests on many draws: k-hat of weight times squared deviation.
 
-    Of values with long tails, among those that the summary prints. A law without a variance (or
-    with one that a sample does not show) has quantiles that can be trusted, and no sd.
+    Looks at values with long tails, among those that the summary prints. A law without a variance
+    (or with one that a sample does not show) has quantiles that can be trusted, and no sd.
     """
     table, x = case.sample.tables[-1]
     threshold = khat_threshold(len(x), case.standards)
@@ -303,16 +299,16 @@ def tails(case: Case) -> Finding:
         verdict,
         why,
         "Vehtari et al. 2024, section 3.3",
-        tuple(table.names[j] for j in np.argsort(-k)[:_NAMED] if k[j] >= threshold),
+        tuple(table.names[j] for j in np.argsort(-k)[:NAMED] if k[j] >= threshold),
         about=About.TAILS,
     )
 
 
 def _khat_of_columns(
-    looked_at: Int[np.ndarray, " some"],
+    looked_at: Int[np.ndarray, "some"],
     shape: tuple[int, ...],
-    products: Callable[[Int[np.ndarray, " part"]], Float[np.ndarray, "n part"]],
-) -> Float[np.ndarray, " p"]:
+    products: Callable[[Int[np.ndarray, "part"]], Float[np.ndarray, "n part"]],
+) -> Float[np.ndarray, "p"]:
     """k-hat of some columns of an array `[n, p]`, -inf of the others."""
     k = np.full(shape[1], -np.inf)
     for part in np.array_split(looked_at, max(1, len(looked_at) // _TOGETHER)):
@@ -322,7 +318,7 @@ def _khat_of_columns(
 
 
 def _judged(
-    k: Float[np.ndarray, " p"], count: int, standards: Standards
+    k: Float[np.ndarray, "p"], count: int, standards: Standards
 ) -> tuple[int, float, Verdict]:
     """The worst of many noisy shapes, its error, and whether it exceeds the threshold by that."""
     worst = int(np.argmax(k))

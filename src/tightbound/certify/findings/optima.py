@@ -132,9 +132,9 @@ def _finding(
 def _of_many_dimensions(
     paths: list[Path], white: Whitening, names: tuple[str, ...], standards: Standards
 ) -> Finding:
-    """Without curvatures (d x d): an end far from q's own that is as high is another optimum.
+    """The finding without curvatures (d x d): an end far off and about as high is another optimum.
 
-    Or nearly as high: in a Gaussian posterior a point at whitened distance r is r^2 / 2 nats lower,
+    In a Gaussian posterior a point at whitened distance r from q's own end is r^2 / 2 nats lower,
     so no end can be both.
     """
     home, rivals = paths[0], []
@@ -172,9 +172,9 @@ def _starts(
 
 
 def _distinct(paths: list[Path], standards: Standards) -> list[Float[np.ndarray, "dim"]]:
-    """Distinct ends, highest log density first.
+    """Distinct ends, those of searches that converged first, of these the highest first.
 
-    Without the end that the search from q's mean (the first) reaches nearby.
+    The end of the search from q's mean (the first) comes before all, unless it is nearby.
     """
     if not paths:
         return []
@@ -194,10 +194,10 @@ def _local_rivals(
     rng: np.random.Generator,
     least: float,
 ) -> list[LocalGaussian]:
-    """The Gaussian at each end, refitted where it is not worth `least` nats but might be.
+    """The Gaussian at each end; refitted where its ELBO is below `least` nats but might not be.
 
-    That is where Laplace's evidence is. On a bent ridge the curvature at its end makes a Gaussian
-    that leaves the ridge, and looks like nothing.
+    It might where Laplace's evidence is above. On a bent ridge the curvature at its end makes a
+    Gaussian that leaves the ridge, and looks like nothing.
     """
     if not ends:
         return []
@@ -237,7 +237,7 @@ def _broad_rival(case: Case, white: Whitening) -> list[LocalGaussian]:
     Searches up the density end where a scale collapses to zero, if it can; that end is no place for
     q, and hides the rest.
     """
-    # the finding is registered for targets with a density
+    # The finding is registered for targets with a density
     found = broad_start(cast(Density, case.sample.target), case.key)
     if found is None:
         return []

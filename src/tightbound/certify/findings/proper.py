@@ -18,7 +18,7 @@ _NEAR = 3
 _MOST_AXES = 50  # coordinates that are looked along, the widest first
 _MOST_DIRECTIONS = 3  # principal directions of q, the widest first
 _PRINCIPAL_UP_TO = 300  # dimensions in which these can be had from some thousand draws
-# times the narrowest sd: principal directions worth a look
+# Times the narrowest sd: principal directions worth a look
 _BLOWN_UP = 1e4
 _TAKES_PART = 0.3  # of the largest loading of a direction: coordinates that are named
 
@@ -61,7 +61,7 @@ def _improper_direction(
     )
     if not np.any(gains > -fall):
         return None
-    # one parameter, where one explains it
+    # One parameter, where one explains it
     along_axis = np.where(np.array(reach) == len(_DISTANCES), gains, -np.inf)
     return directions[int(np.argmax(along_axis if np.any(along_axis > -fall) else gains))]
 
@@ -111,13 +111,13 @@ def _rays(
     return centre, np.concatenate([np.stack(directions), -np.stack(directions)]), reach * 2
 
 
-def _gain(base: float, values: Float[np.ndarray, " known"], slowest: float) -> float:
+def _gain(base: float, values: Float[np.ndarray, "known"], slowest: float) -> float:
     """What the log density gains at the end of a ray that does not fall off, in nats.
 
     -inf for one that does.
     """
     known = int(np.cumprod(np.isfinite(values)).sum())  # beyond the first overflow nothing is known
-    # at the edge of its support, declared or not
+    # At the edge of its support, declared or not
     ends = known < len(values) and values[known] == -np.inf
     if ends or known < 2 or not np.isfinite(base):
         return -np.inf

@@ -57,7 +57,7 @@ def stein(case: Case) -> Finding:
     null = np.einsum("bi,bi->b", signs @ kernel, signs) / pairs
     p_value = float((1 + np.sum(null >= statistic)) / (1 + len(null)))
     value = float(np.sqrt(max(statistic, 0.0)))
-    # of U, where it is not degenerate
+    # Of U, where it is not degenerate
     spread = 2.0 * kernel.sum(axis=1).std() / (count - 1) / np.sqrt(count)
     stderr = float(spread / (2.0 * value)) if value > 0 else np.nan
     return _finding(value, stderr, p_value, "", case.standards)

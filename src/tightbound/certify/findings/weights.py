@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ..._numerics import logmeanexp
+from ...targets.base import KnowsPrecision
 from ..draws import FreshDraws
 from ..finding import About, Case, EvidenceDetail, Finding, FindingDetail, Stage, Verdict, register
 from ..psis import khat_threshold
@@ -30,7 +31,7 @@ class KhatDetail(FindingDetail):
 def finite(case: Case) -> Finding:
     """Whether the log density was finite at every draw of q.
 
-    Where not, in which parameters those draws stand out.
+    If not, in which parameters those draws stand out.
     """
     draws = case.sample
     bad = ~draws.finite
@@ -60,11 +61,8 @@ def finite(case: Case) -> Finding:
     )
 
 
-def _where_bad(draws: FreshDraws, bad: Bool[np.ndarray, " n"]) -> tuple[str, ...]:
-    """At most three coordinates in which the bad draws differ most from all, beyond chance.
-
-    In mean or in spread.
-    """
+def _where_bad(draws: FreshDraws, bad: Bool[np.ndarray, "n"]) -> tuple[str, ...]:
+    """At most three coordinates in whose mean or spread the bad draws stand out beyond chance."""
     z, count = draws.z, bad.sum()
     u = (z - z.mean(axis=0)) / (z.std(axis=0) + 1e-300)
     kurtosis = np.maximum(np.mean(u**4, axis=0) - 1.0, 1e-3)
@@ -167,8 +165,8 @@ def evidence(case: Case) -> Finding:
 @register("precision", place=210, of="chains", stage=Stage.SEARCH)
 def precision(case: Case) -> Finding:
     """Whether the log density computes in float64: rounding hides the way to the optimum."""
-    # only targets made of a user's function know of it: the library's own compute in float64
-    narrow = bool(getattr(case.sample.target, "returns_float32", False))
+    target = case.sample.target
+    narrow = isinstance(target, KnowsPrecision) and target.returns_float32
     why = (
         "The log density returns float32 values: about seven digits, which limits every number"
         " here. Remove casts to float32."

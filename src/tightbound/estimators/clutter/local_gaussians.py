@@ -18,10 +18,10 @@ from ...targets.base import AbstractTarget
 from ...targets.sites import Contaminated, Kernels
 from ..base import AbstractMomentEstimator, Moments
 
-# points whose intermediates stay in the second-level cache: a third of the time at a million points
+# Points whose intermediates stay in the second-level cache: a third of the time at a million points
 _CHUNK = 16_384
-# below it a point is no inlier, and its exponential would overflow when squared
-_LEAST_LOG_ODDS = -300.0
+# Below it a point is no inlier, and its exponential would overflow when squared
+LEAST_LOG_ODDS = -300.0
 
 PerPoint: TypeAlias = Float[np.ndarray, "rows"]
 Coordinates: TypeAlias = Float[np.ndarray, "dim rows"]
@@ -110,7 +110,7 @@ def _line_chunk(
     r *= 0.5 * h / wide**2
     odds = r - k.own_logits[part]  # of being background, E
     odds += 0.5 * np.log(widening)
-    np.minimum(odds, -_LEAST_LOG_ODDS, out=odds)
+    np.minimum(odds, -LEAST_LOG_ODDS, out=odds)
     np.exp(odds, out=odds)
     t = odds + 1.0
     rest = t + r
@@ -230,7 +230,7 @@ def _completed(
     h = widening * (k.scales[part] if k.common_scale is None else k.common_scale)
     u = vectors.T @ (k.points[part] - mean).T / (s + h)
     background = 0.5 * h * _dot(u, u) - k.own_logits[part] + 0.5 * k.dim * np.log(widening)
-    odds = np.exp(np.minimum(background, -_LEAST_LOG_ODDS))
+    odds = np.exp(np.minimum(background, -LEAST_LOG_ODDS))
     p = 1.0 / (1.0 + odds)
     other = odds * p
     loose = 1.0 + other * (s / h)  # s times the diagonal of P
@@ -385,6 +385,7 @@ def _dot(a: Coordinates, b: Coordinates) -> PerPoint:
 
 
 __all__ = [
+    "LEAST_LOG_ODDS",
     "AbstractSiteMoments",
     "LineSums",
     "LocalGaussians",

@@ -14,7 +14,7 @@ from ..base import Moments
 from .local_gaussians import AbstractSiteMoments, SiteSums, white_moments
 
 _CHUNK = 4_096  # points whose intermediates stay in the second-level cache
-# sd of the log odds below which Stein's quotient loses its digits and the derivative is used
+# Sd of the log odds below which Stein's quotient loses its digits and the derivative is used
 _SMALL = 1e-5
 
 

@@ -1,11 +1,11 @@
 """Softplus as a sum of exponentials: a closed-form ELBO for any width of q, in any dimension."""
 
 import functools
+from collections.abc import Callable
 from typing import TypeAlias
 
 import equinox as eqx
 import numpy as np
-import scipy.interpolate as si
 from jaxtyping import Float
 
 from ..._types import Key, Scalar, Validated
@@ -23,6 +23,7 @@ _TABLE = np.arange(-12.0, 20.01, 0.1)
 _GRID = 300  # distances at which the fit is made
 _CHUNK = 4_096  # numbers a row of intermediates, which stay in the second-level cache
 
+Coefficients: TypeAlias = Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n terms"]]
 Terms: TypeAlias = Float[np.ndarray, "rows terms"]
 Design: TypeAlias = tuple[Kernels, Terms, Terms, float]
 """The kernels, coefficients A_k, rates b_k, and the bound on the error of the ELBO in nats."""
@@ -143,11 +144,13 @@ def _rates(a: Float[np.ndarray, "*rows"] | Scalar, terms: int) -> Terms:
 
 
 @functools.lru_cache(maxsize=8)
-def _table(terms: int) -> tuple[si.CubicSpline, Float[np.ndarray, "knots"]]:
+def _table(terms: int) -> tuple[Coefficients, Float[np.ndarray, "knots"]]:
     """A spline over a of the coefficients, and the largest error around each knot.
 
     Measured at the knots and half-way between them.
     """
+    import scipy.interpolate as si  # a tenth of a second of import that few fits need
+
     rows = [_fitted(a, terms) for a in _TABLE]
     spline = si.CubicSpline(_TABLE, np.stack(rows))
     middle = _TABLE[:-1] + 0.5 * np.diff(_TABLE)

@@ -163,11 +163,6 @@ class AbstractExponentialFamily(AbstractFamily):
         return settled(_mapped(to_device(self, self.dtype), "_partition"))
 
     @scoped
-    def expected_log_base(self) -> Float[Array, "*plate"]:
-        """E_q[log h(z)], nats."""
-        return settled(_mapped(to_device(self, self.dtype), "_base"))
-
-    @scoped
     def statistics(self, z: Float[Array, "dim"]) -> PyTree:
         """t(z) at one flat point, with the plate's axes in front."""
         q = to_device(self, self.dtype)
@@ -207,9 +202,6 @@ class AbstractExponentialFamily(AbstractFamily):
 
     def _partition(self) -> Float[Array, ""]:
         return self._log_partition(self._natural())
-
-    def _base(self) -> Float[Array, ""]:
-        return self._expected_log_base(self._mean())
 
     def _entropy(self) -> Float[Array, ""]:
         eta = self._natural()

@@ -8,7 +8,7 @@ import jax.random as jr
 import jax.scipy.special as jsp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float, Int, Real
 
 from ..._types import Array, Validated
 from .base import AbstractExponentialFamily, StatisticsType, Support
@@ -102,7 +102,9 @@ class DiscreteMarkovChain(AbstractExponentialFamily):
         last, *keys = jr.split(key, self.unary.shape[0])
         end = jr.categorical(last, forward[-1])
 
-        def back(state: Array, given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        def back(
+            state: Int[Array, ""], given: tuple[Array, Array, Array]
+        ) -> tuple[Int[Array, ""], Int[Array, ""]]:
             k, alpha, pair = given
             state = jr.categorical(k, alpha + pair[:, state])
             return state, state
@@ -118,7 +120,9 @@ def _forward(
 ) -> Float[jax.Array, "steps k"]:
     """log alpha: the log sum over all paths that end in state k at time t."""
 
-    def step(alpha: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(
+        alpha: Float[Array, "k"], given: tuple[Array, Array]
+    ) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
         potential, transition = given
         alpha = potential + jsp.logsumexp(alpha[:, None] + transition, axis=0)
         return alpha, alpha

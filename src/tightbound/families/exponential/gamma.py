@@ -247,4 +247,12 @@ def smallest_log(dtype: np.dtype) -> float:
     return -700.0 if dtype == np.float64 else -80.0
 
 
-__all__ = ["Exponential", "Gamma", "InverseGamma", "LogAndInverse", "LogAndValue", "Value"]
+__all__ = [
+    "Exponential",
+    "Gamma",
+    "InverseGamma",
+    "LogAndInverse",
+    "LogAndValue",
+    "Value",
+    "smallest_log",
+]

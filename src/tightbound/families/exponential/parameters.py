@@ -21,7 +21,7 @@ def plated(
     """
     arrays = {field: as_floating(value) for field, (value, _) in fields.items()}
     if not all(eqx.is_array_like(array) and hasattr(array, "shape") for array in arrays.values()):
-        # a tree of something else, on its way through a transformation
+        # A tree of something else, on its way through a transformation
         return list(arrays.values())
     ranks = {field: rank for field, (_, rank) in fields.items()}
     for field, array in arrays.items():

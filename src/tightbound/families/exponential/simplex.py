@@ -96,7 +96,7 @@ class Beta(AbstractExponentialFamily):
         log_odds = jr.loggamma(first, self.a, dtype=dtype) - jr.loggamma(
             second, self.b, dtype=dtype
         )
-        # neither 0 nor 1 exactly: both would have an infinite statistic
+        # Neither 0 nor 1 exactly: both would have an infinite statistic
         return jnp.clip(
             jax.nn.sigmoid(log_odds), jnp.finfo(dtype).tiny, 1.0 - jnp.finfo(dtype).epsneg
         )

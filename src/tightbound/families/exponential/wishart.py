@@ -295,7 +295,7 @@ def df_of(mean_log_det: Float[Array, ""], mean: Float[Array, "d d"]) -> Float[ja
         df = dim - 1 + jnp.exp(u)
         return dim * jnp.log(0.5 * df) - jnp.sum(jsp.digamma(0.5 * (df - index))) - gap
 
-    # for large df the left side is d (d + 1) / (2 df): the start
+    # For large df the left side is d (d + 1) / (2 df): the start
     return dim - 1 + jnp.exp(falling_root(excess, jnp.log(0.5 * dim * (dim + 1) / gap)))
 
 

@@ -52,7 +52,9 @@ def regression(target: Reweighted, key: Key, starts: int | None) -> Beginning:
 
 
 def _polisher(dim: int, width: float) -> AbstractEstimator:
-    """How moments of a contaminated posterior are computed: on nodes where they are few.
+    """The estimator of a contaminated posterior's moments.
+
+    Quadrature in one and two dimensions, a design above.
 
     `width`: of the widest q, in variances of a kernel.
     """

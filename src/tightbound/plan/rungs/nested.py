@@ -17,7 +17,7 @@ def nested(attempt: Attempt, climber: Climber, *, again: bool = False) -> Attemp
     gaussian = attempt.gaussian
     if gaussian is None:
         return attempt
-    for i, solver in enumerate(_solvers(gaussian, attempt.told)):
+    for i, solver in enumerate(_solvers(gaussian, attempt.explained)):
         left, second_thought = climber.left(), i > 0 or again
         room = climber.has_room(policy.NESTED_COST * gaussian.dim)
         if attempt.settled or left is None or (second_thought and not room):
@@ -26,7 +26,7 @@ def nested(attempt: Attempt, climber: Climber, *, again: bool = False) -> Attemp
     return attempt
 
 
-def _solvers(gaussian: Gaussian, told: Explained | None) -> list[AbstractSolver]:
+def _solvers(gaussian: Gaussian, found: Explained | None) -> list[AbstractSolver]:
     """One coordinate, then two together where they explain more; none where neither explains much.
 
     Two come first in up to 30 dimensions where one explains little; in up to 8, each alone comes
@@ -34,16 +34,16 @@ def _solvers(gaussian: Gaussian, told: Explained | None) -> list[AbstractSolver]
     """
     if gaussian.dim == 2:
         return [NestedPair(), Nested()]
-    if told is None:
+    if found is None:
         return [Nested()]
-    if told.both < policy.HOPELESS:
+    if found.both < policy.HOPELESS:
         return []
-    one: list[AbstractSolver] = [Nested(told.first)]
-    if told.second is None or told.both < told.one + policy.LITTLE_MORE:
+    one: list[AbstractSolver] = [Nested(found.first)]
+    if found.second is None or found.both < found.one + policy.LITTLE_MORE:
         return one
-    both = NestedPair((min(told.first, told.second), max(told.first, told.second)))
+    both = NestedPair((min(found.first, found.second), max(found.first, found.second)))
     if gaussian.dim <= policy.SMALL:
-        return [*one, Nested(told.second), both]
-    much_more = told.both > told.one + policy.MUCH_MORE
-    at_once = gaussian.dim <= policy.LARGE and told.one < policy.PROMISING and much_more
+        return [*one, Nested(found.second), both]
+    much_more = found.both > found.one + policy.MUCH_MORE
+    at_once = gaussian.dim <= policy.LARGE and found.one < policy.PROMISING and much_more
     return [both, *one] if at_once else [*one, both]

@@ -44,9 +44,9 @@ def gaussian(target: Density, key: Key, starts: int | None) -> Beginning:
 
 
 def many_rows(target: Rows, key: Key, starts: int | None) -> Beginning:
-    """A sample of the rows, where gradients of all rows are what the time goes into.
+    """A fit to a sample of the rows, where gradients of all rows are what the time goes into.
 
-    A few of those correct what the sample finds.
+    It is corrected by a few gradients of all rows.
     """
     if target.num_rows < policy.MANY_ROWS or target.dim > policy.FULL_RANK_UP_TO:
         return gaussian(target, key, starts)

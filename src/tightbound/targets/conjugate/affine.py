@@ -24,9 +24,9 @@ from ...families.exponential.simplex import Beta, Dirichlet
 FamilyClass: TypeAlias = Callable[..., AbstractExponentialFamily]
 """A class of families, as a maker of members from its standard parameters."""
 
-# spread of anchors on a log scale: closer ones cancel digits, wider ones overflow
+# Spread of anchors on a log scale: closer ones cancel digits, wider ones overflow
 _LEAST, _MOST = 0.3, 1.5
-# coordinates beyond which no multivariate normal is tried: it has d (d + 3) / 2 + 1 anchors, and
+# Coordinates beyond which no multivariate normal is tried: it has d (d + 3) / 2 + 1 anchors, and
 # each term is tabulated at all of them
 _MOST_COORDINATES = 60
 
@@ -96,10 +96,8 @@ def _of_positive(
 
 def _of_beta(q: Beta) -> Float[np.ndarray, "J *value"]:
     a, b = np.asarray(q.a), np.asarray(q.b)
-    log_odds, spread = (
-        np.log(a) - np.log(b),
-        np.clip(1.0 / np.sqrt(a) + 1.0 / np.sqrt(b), _LEAST, _MOST),
-    )
+    log_odds = np.log(a) - np.log(b)
+    spread = np.clip(1.0 / np.sqrt(a) + 1.0 / np.sqrt(b), _LEAST, _MOST)
     return np.stack([1.0 / (1.0 + np.exp(-log_odds - step * spread)) for step in (-1.0, 0.0, 1.0)])
 
 
@@ -111,7 +109,7 @@ def _of_dirichlet(q: Dirichlet) -> Float[np.ndarray, "J *value"]:
     return raw / raw.sum(axis=-1, keepdims=True)
 
 
-# by the name of the class: `features` needs as many points as the family has statistics, plus one
+# By the name of the class: `features` needs as many points as the family has statistics, plus one
 _POINTS: dict[str, Callable[..., np.ndarray]] = {
     "Normal": _of_normal,
     "MultivariateNormal": _of_vector,

@@ -158,7 +158,7 @@ class AbstractCollapsedTarget(AbstractConjugateTarget, Density):
 @scoped
 def judged(target: AbstractTarget, q: Product) -> Transported:
     """The shown factors of a product, on the unconstrained scale of `target`'s layout."""
-    # conjugate models and NumPyro models, which products approximate, both have a layout
+    # Conjugate models and NumPyro models, which products approximate, both have a layout
     layout = cast(AbstractConjugateTarget, target).layout
     names = {block.name.split(".")[0] for block in layout.blocks}
     shown = {name: f for name, f in q.factors.items() if name in names}
@@ -186,7 +186,7 @@ def layout_of(q: Product) -> Layout:
             parts = {f"{name}.{part}": (event[part], support[part]) for part in sorted(event)}
             tree[name] = dict.fromkeys(event, 0)
         else:
-            # a value without parts; only hidden factors have no support
+            # A value without parts; only hidden factors have no support
             parts = {name: (cast(tuple[int, ...], event), cast(str, support))}
             tree[name] = 0
         blocks += [

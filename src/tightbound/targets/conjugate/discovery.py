@@ -29,9 +29,9 @@ Factors: TypeAlias = dict[str, AbstractExponentialFamily]
 """By site: a member of its family."""
 
 _AFFINE = 1e-8  # relative error of an affine prediction that counts as rounding
-# of one site's log probability at all anchors of the sites that it depends on
+# Of one site's log probability at all anchors of the sites that it depends on
 _MOST_NUMBERS = 20_000_000
-# elements of a term times members of a factor, when it is found out which depends on which
+# Elements of a term times members of a factor, when it is found out which depends on which
 _MOST_PAIRS = 20_000_000
 
 
@@ -159,7 +159,7 @@ def _reason_against(target: AbstractNumPyroTarget, factors: Factors, name: str) 
             actual = np.asarray(_term(target, index, {**base, name: point}))
             size = np.sum(np.abs(weights * table), axis=0) + 1.0
             if not np.all(np.abs(predicted - actual) <= _AFFINE * size):
-                # a class of named tuples, of which the type is only that it can be called
+                # A class of named tuples, of which the type is only that it can be called
                 fields = ", ".join(cast(PyTree, factor.statistics_type)._fields)
                 return (
                     f"log p of {_named(site, name)} is not affine in the statistics ({fields}) of"
@@ -278,12 +278,10 @@ def tabulated(target: AbstractNumPyroTarget, factors: Factors) -> FoundModel:
                 f" statistics together ({size:,})",
             )
         table = _at_anchors(target, index, base, {name: anchors[name] for name in members})
-        # one member of each: the elements add up
+        # One member of each: the elements add up
         if all(np.all(member == member[0]) for member in members.values()):
-            table, members = (
-                table.sum(axis=-1, keepdims=True),
-                {name: member[:1] for name, member in members.items()},
-            )
+            table = table.sum(axis=-1, keepdims=True)
+            members = {name: member[:1] for name, member in members.items()}
         terms.append(Term(table, tuple(members.values()), tuple(members), site))
     return FoundModel(
         family=Product(local=(), **factors),

@@ -121,7 +121,7 @@ class FactorAnalysis(AbstractCollapsedTarget):
         loadings = np.zeros((self.y.shape[1], directions))
         kept = min(directions, len(sizes))
         loadings[:, :kept] = (axes[:kept] * sizes[:kept, None]).T / np.sqrt(len(self.y))
-        # a column of zeros, where there are fewer components than directions, would never move
+        # A column of zeros, where there are fewer components than directions, would never move
         loadings += (
             1e-3
             * np.abs(loadings).max()
@@ -130,7 +130,7 @@ class FactorAnalysis(AbstractCollapsedTarget):
         spread = float(np.var(self.y, axis=0).mean()) + 1e-300
         scale = np.eye(directions) * (10.0 / spread)
         x = np.zeros((len(self.y), directions))
-        # loadings and scores both: with either at zero nothing moves
+        # Loadings and scores both: with either at zero nothing moves
         x[:, :kept] = scores[:, :kept] * np.sqrt(len(self.y))
         start = self.family.with_factor("W", MultivariateNormal(loadings, scale))
         return start.with_factor("x", MultivariateNormal(x, 10.0 * np.eye(directions)))

@@ -114,7 +114,7 @@ def from_expected_log_joint(
             " member for each row."
         )
     data = jax.tree.map(_array, data)
-    # called once on shapes alone, so that a fault of the function is said here and not in a fit
+    # Called once on shapes alone, so that a fault of the function is said here and not in a fit
     with explained("expected_log_joint", list(q.factors)):
         moments = {name: to_device(factor.mean_parameters) for name, factor in q.factors.items()}
         jax.eval_shape(

@@ -89,11 +89,8 @@ class GaussianMixture(AbstractCollapsedTarget):
     def expected_log_joint(
         self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
     ) -> Float[Array, ""]:
-        x, components, weights = (
-            self.x if rows is None else rows,
-            moments["components"],
-            moments["weights"],
-        )
+        x = self.x if rows is None else rows
+        components, weights = moments["components"], moments["weights"]
         prior = self.weight_prior.expected_log_prob(
             weights
         ) + self.component_prior.expected_log_prob(components)
@@ -153,7 +150,7 @@ def _spread_out(
     Each is drawn with probabilities proportional to squared distances from those before it.
     """
     rng = host_rng(key, "mixture start")
-    # in sds of the columns, so that the distances do not depend on their units
+    # In sds of the columns, so that the distances do not depend on their units
     u = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-300)
     chosen = [int(rng.integers(len(u)))]
     nearest = np.sum((u - u[chosen[0]]) ** 2, axis=1)

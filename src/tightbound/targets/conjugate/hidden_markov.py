@@ -90,7 +90,7 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         self, moments: PyTree, rows: PyTree = None, scale: Scalar = 1.0
     ) -> Float[Array, ""]:
         symbols, chain = self.symbols if rows is None else rows, moments["chain"]
-        # a last column of zeros, which the index -1 of a time without a symbol reads
+        # A last column of zeros, which the index -1 of a time without a symbol reads
         emission = jnp.concatenate([moments["emission"].log, jnp.zeros((self.states, 1))], axis=1)
         of_symbols = jnp.sum(chain.marginals * jnp.moveaxis(emission[:, symbols], 0, -1))
         of_chain = jnp.sum(chain.marginals[:, 0].sum(axis=0) * moments["initial"].log)
@@ -106,7 +106,7 @@ class HiddenMarkovModel(AbstractCollapsedTarget):
         """Emissions that differ from state to state at random, and chains that tend to stay."""
         rng, count = host_rng(key, "emissions"), self.states
         steps, vocabulary = self.symbols.shape[1], self.emission_prior.concentration.shape[1]
-        # a tenth of a uniform law added: a symbol that a state cannot emit would stay impossible
+        # A tenth of a uniform law added: a symbol that a state cannot emit would stay impossible
         emission = np.log(rng.dirichlet(np.ones(vocabulary), count) + 0.1 / vocabulary)
         unary = np.concatenate([emission, np.zeros((count, 1))], axis=1)[:, self.symbols]
         stay = np.where(np.eye(count, dtype=bool), 1.0, 0.0)

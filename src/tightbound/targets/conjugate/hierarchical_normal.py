@@ -68,7 +68,7 @@ class HierarchicalNormal(AbstractCollapsedTarget):
         self.tau_prior = Gamma(1e-2, 1e-2) if tau is None else tau
         self.family = Product(
             theta=broadcast(Normal(self.y.mean(), 1.0 / spread), (count,)),
-            mu=Normal(self.y.mean(), 1.0 / spread),
+            mu=Normal(np.asarray(self.y.mean()), 1.0 / spread),
             lam=Gamma(1.0, spread),
             tau=Gamma(1.0, spread),
         )

@@ -48,7 +48,9 @@ class NormalSample(AbstractCollapsedTarget):
         self.precision_prior = Gamma(1e-3, 1e-3) if precision is None else precision
         # 1e-300: constant data have no variance, and a rate must be positive
         spread = float(np.var(self.x)) + 1e-300
-        self.family = Product(mu=Normal(self.x.mean(), 1.0 / spread), tau=Gamma(1.0, spread))
+        self.family = Product(
+            mu=Normal(np.asarray(self.x.mean()), 1.0 / spread), tau=Gamma(1.0, spread)
+        )
         self.layout = layout_of(self.family)
 
     @property

@@ -113,10 +113,8 @@ class LatentDirichletAllocation(AbstractConjugateTarget):
     ) -> Float[Array, ""]:
         data = self.data_rows if rows is None else rows
         topics, proportions, z = moments["topics"], moments["proportions"], moments["z"]
-        present, of_word = (
-            data["present"][..., None],
-            jnp.moveaxis(topics.log[:, data["words"]], 0, -1),
-        )
+        present = data["present"][..., None]
+        of_word = jnp.moveaxis(topics.log[:, data["words"]], 0, -1)
         # A place without a word counts -log K for a uniform assignment, whose entropy is log K: it
         # adds nothing to the ELBO, and leaves every row the same length.
         log_joint = present * (of_word + proportions.log[:, None, :]) - (1.0 - present) * math.log(
@@ -135,7 +133,7 @@ class LatentDirichletAllocation(AbstractConjugateTarget):
             np.bincount(self.words.ravel(), self.present.ravel(), vocabulary) / self.present.sum()
         )
         weights = rng.gamma(1.0, 1.0, (self.topics, vocabulary)) * (frequency + 1e-3 / vocabulary)
-        # each topic starts with an equal share of all words, as counts beside its prior
+        # Each topic starts with an equal share of all words, as counts beside its prior
         weights *= self.present.sum() / self.topics / weights.sum(axis=1, keepdims=True)
         concentration = np.asarray(self.topic_prior.concentration) + weights
         log_mean = np.log(concentration / concentration.sum(axis=1, keepdims=True))
@@ -164,7 +162,7 @@ def _padded(
     """The words of each document in a row of their own, and which places hold a word."""
     order = np.argsort(document, kind="stable")
     lengths = np.bincount(document, minlength=documents)
-    # the place of each token within its own document
+    # The place of each token within its own document
     place = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     words, present = (
         np.zeros((documents, max(int(lengths.max()), 1)), kind) for kind in (np.int64, np.float64)

@@ -66,7 +66,7 @@ def gamma_poisson(
     """
     y = np.asarray([3, 5, 2, 4, 6, 1, 3, 4] if y is None else y)
     shape_n, rate_n = shape + y.sum(), rate + len(y)
-    # taken on the host: what does not depend on parameters need not be compiled
+    # Taken on the host: what does not depend on parameters need not be compiled
     log_prior_norm = shape * math.log(rate) - gammaln(shape)
 
     def log_prior(params):

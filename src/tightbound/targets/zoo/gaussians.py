@@ -24,7 +24,7 @@ def gaussian(dim: int = 2, *, condition: float = 1.0, seed: int = 0) -> Known:
     rng = np.random.default_rng(seed)
     mean = rng.standard_normal(dim)
     axes = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
-    # of the principal axes: roots of the eigenvalues, hence the fourth roots of the condition
+    # Of the principal axes: roots of the eigenvalues, hence the fourth roots of the condition
     sds = np.geomspace(condition**-0.25, condition**0.25, dim)
     cov = (axes * sds**2) @ axes.T
     whiten = (axes / sds).T

@@ -78,7 +78,7 @@ def moments_on_grid(
         variances: name -> conditional variance at each node, `[m, ...]`; zero where a name is
             missing.
     """
-    # less the largest: a log density that is known up to a constant may overflow
+    # Less the largest: a log density that is known up to a constant may overflow
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     mean = {name: np.tensordot(weight, x, 1) for name, x in means.items()}

@@ -9,9 +9,9 @@ from scipy.special import expit, logsumexp
 from ..rows import from_rows
 from .known import LOG_2PI, Known, moments_on_grid, normal
 
-# of the grid, in posterior sds: the trapezoid rule is then exact to rounding
+# Of the grid, in posterior sds: the trapezoid rule is then exact to rounding
 _REACH, _STEP = 10.0, 0.1
-# the log posterior is concave, and a handful of steps reach its mode; more of them change nothing
+# The log posterior is concave, and a handful of steps reach its mode; more of them change nothing
 _NEWTON_STEPS = 30
 
 

@@ -17,7 +17,7 @@ STANDARD_ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 """Their standard errors, points."""
 
 _PRIOR_SD, _PRIOR_SCALE = 5.0, 5.0  # of mu and of tau, points
-# the integrand falls off as tau on the left and tau^-8 on the right
+# The integrand falls off as tau on the left and tau^-8 on the right
 _LOG_TAU = np.arange(-40.0, 25.0, 0.02)
 
 

@@ -88,7 +88,7 @@ def ring(*, radius: float = 4.0, width: float = 0.5) -> Known:
         width: w, the sd of |x| about r, for w far below r.
     """
     spread = 2 * radius * width
-    # where t = |x|^2 is cut off, in its own sds below its mean
+    # Where t = |x|^2 is cut off, in its own sds below its mean
     edge = radius**2 / spread
     density_at_edge = math.exp(-0.5 * edge**2 - 0.5 * LOG_2PI)
     variance = 0.5 * (radius**2 + spread * density_at_edge / ndtr(edge))

@@ -1,4 +1,4 @@
-"""The rungs of bent Gaussians: skewed coordinates, then heavy tails, each from the Gaussian."""
+"""The rungs of warped Gaussians: skewed coordinates, then heavy tails, each from the Gaussian."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ _FAMILIES: dict[str, Callable[[Gaussian], AbstractFamily]] = {
 }
 
 
-def bent(attempt: Attempt, climber: Climber) -> Attempt:
+def warped(attempt: Attempt, climber: Climber) -> Attempt:
     """A warped Gaussian and a t, while nothing is settled and there is room to judge one more."""
     for name, around in _FAMILIES.items():
         left, gaussian = climber.left(), attempt.gaussian
