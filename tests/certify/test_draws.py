@@ -36,7 +36,7 @@ def test_corrected_moments_are_those_of_the_target():
     table = moment_table(("z",), z[:, None], w)
     assert table.corrected_mean[0] == pytest.approx(0.3, abs=4 * table.mean_stderr[0])
     assert np.log(table.corrected_sd[0] / 1.2) == pytest.approx(0.0, abs=4 * table.log_sd_stderr[0])
-    assert table.believed[0]
+    assert table.believed()[0]
 
 
 def test_standard_errors_match_the_spread_over_replicates():
