@@ -174,6 +174,7 @@ def test_two_checkouts_are_compared_by_ratios_within_a_pair(script):
         "cold fit": "1.500 (1.000–2.000)",
         "warm fit": "1.000 (1.000–1.000)",
         "import": "1.000 (1.000–1.000)",
+        "process": "1.398 (1.000–1.571)",
         "evaluations": "1.500",
         "verdicts of base": "pass, pass",
         "verdicts of head": "pass, pass",

@@ -1,6 +1,7 @@
 """The Student-t rung: where a Gaussian's weights show heavy tails and nothing else."""
 
 import numpy as np
+import scipy.optimize
 import scipy.special
 from jaxtyping import Float
 
@@ -67,11 +68,9 @@ def heavy_tailed_start(
         shape = np.log1p(squared * np.exp(-2.0 * log_c) / df)
         return dim * log_c - constant + 0.5 * (df + dim) * float(weights @ shape)
 
-    from scipy.optimize import minimize  # a tenth of a second of import that few fits need
-
     # A little narrower than q, five degrees of freedom.
     start = np.array([-0.1, np.log(5.0)])
-    log_c, log_df = minimize(loss, start, method="Nelder-Mead").x
+    log_c, log_df = scipy.optimize.minimize(loss, start, method="Nelder-Mead").x
     if log_df > np.log(policy.ALMOST_GAUSSIAN):
         return None
     return StudentT.around(
