@@ -45,8 +45,11 @@ test-slow: setup ## run the tests that are marked slow: ten minutes
 
 check: setup ## lint, types, architecture and the unit tests that are quick: under four minutes
 	@$(MAKE) --no-print-directory lint types
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -q -m 'not slow' tests/test_architecture.py tests/test_complete.py \
-	  tests/test_duplicates.py tests/test_homes.py tests/test_numerics.py tests/test_loop.py tests/families tests/objectives tests/search tests/targets
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -q -m 'not slow' \
+	  tests/test_architecture.py tests/test_complete.py tests/test_constants.py tests/test_duplicates.py \
+	  tests/test_homes.py tests/test_loop.py tests/test_map.py tests/test_numerics.py tests/test_signatures.py \
+	  tests/families tests/objectives tests/search tests/targets \
+	  --ignore tests/search/test_conjugate_form.py --ignore tests/targets/test_numpyro_model.py # the longest
 
 lint: setup ## check style and formatting
 	@$(BIN)/ruff check .
