@@ -178,6 +178,7 @@ class Elsewhere(AbstractFamily):
     def dim(self):
         return 1
 
+    # What is abstract, and not asked of it: the divergence reads its density on the host alone.
     def _sample(self, key, x=None):
         raise NotImplementedError
 

@@ -211,7 +211,14 @@ def check(
     started, meter = time.perf_counter(), Meter(fitted.target, allowance)
     with host_algebra():
         reserve = 0 if allowance is None else cost_of_findings(fitted)
-        sample = fresh_sample(fitted, key, draws + draws % 2, allowance=allowance, reserve=reserve)
+        sample = fresh_sample(
+            fitted,
+            key,
+            draws + draws % 2,
+            allowance=allowance,
+            reserve=reserve,
+            standards=standards,
+        )
         found = judge(fitted.q, sample, key, standards=standards, allowance=meter.left)
         certificate = certify(
             fitted.q,

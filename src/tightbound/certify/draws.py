@@ -309,6 +309,7 @@ def fresh_sample(
     extend: bool = True,
     allowance: int | None = None,
     reserve: int = 0,
+    standards: Standards = STANDARDS,
 ) -> FreshDraws:
     """The draws that the findings and the summaries share.
 
@@ -320,6 +321,7 @@ def fresh_sample(
         allowance: most gradients that may be used, 200 excepted; None: no limit.
         reserve: gradients of the allowance that are kept for the findings, where enough is left to
             make draws of: a few draws less harm a verdict less than a mode that is not looked for.
+        standards: beyond what k-hat more draws would not help.
     """
     fitted = viewed(fitted)
     own_key, most = check_key(key), EFFORT.most_numbers // fitted.q.dim // 2 * 2
@@ -334,7 +336,7 @@ def fresh_sample(
         spare = spare if spare >= EFFORT.worthwhile_draws else allowance // 2
         draws = min(draws, spare // 2 * 2)
     sample = fresh_draws(fitted, own_key, max(EFFORT.least_draws, min(draws, most)))
-    if extend and wants_more(sample):
+    if extend and wants_more(sample, standards):
         return dataclasses.replace(fresh_draws(fitted, own_key, more), evaluations=draws + more)
     return sample
 

@@ -234,6 +234,7 @@ class FactorParameters(AbstractWeakDerivative[Product]):
 @functools.singledispatch
 def _sd(q: Gaussian | Normal) -> Float[Array, "dim"]:
     """Standard deviations of the coordinates."""
+    # Not reached: derivatives that ask for sds are those of the families registered below.
     raise NotImplementedError(f"{type(q).__name__} has no sds here.")
 
 
